@@ -1,0 +1,64 @@
+"""StepInputs: the tensors of one step, complete at construction and padded to the step's rung.
+
+Written by `engine/inputs.py` alone.  Tokens are packed: first one for each decode span, then the prefill spans one
+after the other, then padding that belongs to no sequence.  Beside the tensors stand host integers that the plan
+knew; an op may read those, never a tensor's value.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["DecodeInputs", "PrefillInputs", "StepInputs"]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeInputs:
+    """The sequences that advance by one token: tokens [0, N) of the step.
+
+    A read slot of -1 starts from the zero state; a write slot of -1 marks a padding row, which touches nothing.
+    """
+
+    num_sequences: int  # N, real ones
+    max_context: int  # host: the longest context of them, 0 if there are none
+    page_table: Tensor  # [N, max_pages] int32, unused entries 0
+    context_lens: Tensor  # [N] int32: tokens to attend to, the new one included
+    read_slots: Tensor  # [N] int32
+    write_slots: Tensor  # [N] int32
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillInputs:
+    """The sequences that advance by several tokens: tokens [N, N + sum of lengths) of the step.
+
+    `chunks` lists the blocks of the chunked rule in the order of tokens: a chunk never straddles sequences, and
+    chunk boundaries are counted from the start of the span.
+    """
+
+    num_sequences: int
+    lengths: tuple[int, ...]  # host
+    contexts: tuple[int, ...]  # host: tokens of the sequence once this step is done
+    num_chunks: int
+    chunk_length: int
+    cu_seqlens: Tensor  # [Np + 1] int32, absolute token offsets: cu_seqlens[0] is the number of decode tokens
+    context_lens: Tensor  # [Np] int32
+    page_table: Tensor  # [Np, max_pages] int32
+    read_slots: Tensor  # [Np] int32
+    write_slots: Tensor  # [Np] int32
+    chunks: Tensor  # [num_chunks, 4] int32: sequence, first token (absolute), tokens in it, index within its sequence
+    cu_chunks: Tensor  # [Np + 1] int32: chunks before each sequence
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    num_tokens: int  # real tokens; token_ids has the rung's length
+    token_ids: Tensor  # [T] int32
+    positions: Tensor  # [T] int32
+    kv_index: Tensor  # [T] int64: page * page_size + offset where the token's key and value go, -1 for padding
+    decode: DecodeInputs
+    prefill: PrefillInputs
+    logit_rows: Tensor  # [R] int32: rows of the hidden states whose logits are wanted
+
+    @property
+    def num_decodes(self) -> int:
+        return self.decode.num_sequences

@@ -1,0 +1,1 @@
+"""ModelConfig: strict reading of a checkpoint's config.json."""

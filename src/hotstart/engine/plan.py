@@ -1,0 +1,84 @@
+"""What one step does, as plain integers (no torch here): logged, replayed and compared as they are.
+
+The scheduler writes a `StepPlan`; `inputs` turns it into tensors; the runner answers with a `StepResult`.
+"""
+
+from dataclasses import dataclass
+
+from hotstart.request import PositionLogprobs
+
+__all__ = ["IN_FLIGHT", "NO_SLOT", "Sampling", "Span", "SpanResult", "StateCopy", "StepPlan", "StepResult"]
+
+IN_FLIGHT = -1  # a token id: what the previous span of the sequence samples; it is read on the device
+NO_SLOT = -1  # as read slot: start from the zero state
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a span's last position becomes a token.  `seed` and `position` alone decide the draw, so neighbours cannot."""
+
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    position: int  # number of tokens before the one sampled
+    banned_ids: tuple[int, ...] = ()  # end and stop tokens while min_tokens is not reached
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A sequence's part of a step: positions [start, start + length)."""
+
+    sequence_id: int
+    start: int
+    length: int
+    token_ids: tuple[int, ...]  # length of them; IN_FLIGHT only as the single token of a decode span
+    pages: tuple[int, ...]  # all pages of positions [0, start + length), in order
+    read_slot: int  # NO_SLOT iff start == 0
+    write_slot: int
+    sampling: Sampling | None = None  # None: the prompt goes on in a later step
+    prompt_logprobs: int | None = None  # alternatives wanted at each position of this span
+    next_prompt_id: int | None = None  # the token after the span, where prompt_logprobs needs it
+
+
+@dataclass(frozen=True, slots=True)
+class StateCopy:
+    """Copy one slot's conv and recurrent states of all layers to another, before the step's spans run."""
+
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """Spans of length 1 come first, so that every op splits its tokens at one index."""
+
+    step_id: int
+    spans: tuple[Span, ...]
+    copies: tuple[StateCopy, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(span.length for span in self.spans)
+
+    @property
+    def num_decodes(self) -> int:
+        return sum(span.length == 1 for span in self.spans)
+
+
+@dataclass(frozen=True, slots=True)
+class SpanResult:
+    token_id: int | None  # None iff the span does not sample
+    logprobs: PositionLogprobs | None = None
+    prompt_logprobs: tuple[
+        PositionLogprobs, ...
+    ] = ()  # of positions start + 1 ... start + length (those in the prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One entry for each span of the plan, in its order."""
+
+    step_id: int
+    spans: tuple[SpanResult, ...]

@@ -1,0 +1,91 @@
+"""Ops: the table of functions that layers call, one table for each backend.
+
+Which table a model gets comes from configuration, never from where a tensor lives: the same layer code
+runs on the CPU, on a GPU, and on meta tensors under either table.  Every function takes plain tensors; step data
+arrives as `StepInputs`' parts, which this package only reads (structurally: see the protocols below).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["AttentionDims", "GdnDims", "GdnWeights", "Ops"]
+
+
+@dataclass(frozen=True, slots=True)
+class GdnDims:
+    """Sizes of one Gated DeltaNet mixer.  A row of the packed projection is q | k | v | z | b | a | padding."""
+
+    num_key_heads: int  # H
+    num_value_heads: int  # HV, a multiple of H; value head j reads key head j // (HV / H)
+    key_dim: int  # K
+    value_dim: int  # V
+    conv_width: int
+    eps: float  # of the gated norm
+
+    @property
+    def conv_channels(self) -> int:  # C = q | k | v
+        return 2 * self.num_key_heads * self.key_dim + self.num_value_heads * self.value_dim
+
+    @property
+    def z_offset(self) -> int:
+        return self.conv_channels
+
+    @property
+    def b_offset(self) -> int:
+        return self.z_offset + self.num_value_heads * self.value_dim
+
+    @property
+    def a_offset(self) -> int:
+        return self.b_offset + self.num_value_heads
+
+    @property
+    def packed_width(self) -> int:
+        """Row length of the packed projection, padded so that every row is 16-byte aligned in every dtype."""
+        return -(-(self.a_offset + self.num_value_heads) // 64) * 64
+
+
+@dataclass(frozen=True, slots=True)
+class GdnWeights:
+    conv: Tensor  # [C, conv_width], model dtype
+    A_log: Tensor  # [HV] float32
+    dt_bias: Tensor  # [HV] float32
+    norm: Tensor  # [V] float32, plain (not 1 + w)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionDims:
+    """Sizes of one gated attention layer.  A row of the packed projection is (q, gate) by head | k | v."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rotary_dim: int
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ops:
+    """Shapes: T tokens of the rung, D hidden, I intermediate.  Zero-centred norms multiply by 1 + weight."""
+
+    name: str
+    # (x [T, D], weight [D], eps) -> [T, D]
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
+    # (x [T, D], residual [T, D], weight [D], eps) -> [T, D]; residual becomes x + residual in place
+    add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    # (x [T, 2 I]: gate | up) -> silu(gate) * up [T, I]
+    silu_mul: Callable[[Tensor], Tensor]
+    # (packed [T, *], q_norm [D], k_norm [D], rope [positions, rotary_dim]: cos | sin float32, keys, values, step, dims)
+    # -> queries [T, H, D], gates [T, H * D]; writes normed and rotated keys, and values, at step.kv_index
+    attention_prepare: Callable[..., tuple[Tensor, Tensor]]
+    # (queries [T, H, D], keys, values, step, dims) -> [T, H * D]
+    paged_attention: Callable[..., Tensor]
+    # (x [T, N], gate [T, N]) -> x * sigmoid(gate)
+    sigmoid_mul: Callable[[Tensor, Tensor], Tensor]
+    # (packed [T, packed_width], weights, conv, state, decode: DecodeInputs, dims, out [T, HV * V]): fills rows [0, N)
+    gdn_decode: Callable[..., None]
+    # (packed, weights, conv, state, prefill: PrefillInputs, dims, out): fills the rows of the prefill spans
+    gdn_prefill: Callable[..., None]
+    # (x [T, D], router_logits [T, E], gate_up [E, 2 I, D], down [E, D, I], top_k, renormalise, num_tokens) -> [T, D]
+    moe: Callable[..., Tensor]
