@@ -15,7 +15,7 @@ NO_SLOT = -1  # as read slot: start from the zero state
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How a span's last position becomes a token.  `seed` and `position` alone decide the draw, so neighbours cannot."""
+    """How a span's last position becomes a token.  `seed` and `position` alone decide the draw, no neighbour can."""
 
     temperature: float
     top_k: int
