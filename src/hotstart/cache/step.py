@@ -21,6 +21,9 @@ class DecodeInputs:
 
     num_sequences: int  # N, real ones
     max_context: int  # host: the longest context of them, 0 if there are none
+    contexts: tuple[int, ...]  # host: context_lens
+    reads: tuple[int, ...]  # host: read_slots
+    writes: tuple[int, ...]  # host: write_slots
     page_table: Tensor  # [N, max_pages] int32, unused entries 0
     context_lens: Tensor  # [N] int32: tokens to attend to, the new one included
     read_slots: Tensor  # [N] int32
@@ -38,6 +41,8 @@ class PrefillInputs:
     num_sequences: int
     lengths: tuple[int, ...]  # host
     contexts: tuple[int, ...]  # host: tokens of the sequence once this step is done
+    reads: tuple[int, ...]  # host: read_slots
+    writes: tuple[int, ...]  # host: write_slots
     num_chunks: int
     chunk_length: int
     cu_seqlens: Tensor  # [Np + 1] int32, absolute token offsets: cu_seqlens[0] is the number of decode tokens
