@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from hotstart.errors import HotstartError, InvalidSamplingParams
 
@@ -112,8 +113,7 @@ class PositionLogprobs:
     top_logprobs: tuple[float, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """What one step did for one request.  Every request ends with an event that has a finish reason."""
 
     request_id: str
@@ -123,3 +123,4 @@ class TokenEvent:
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None  # the token that ended it, which is in token_ids too
     error: HotstartError | None = None
+    num_cached_tokens: int = 0  # of the prompt: what the prefix cache spared this request

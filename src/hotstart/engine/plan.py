@@ -1,9 +1,11 @@
 """What one step does, as plain integers (no torch here): logged, replayed and compared as they are.
 
 The scheduler writes a `StepPlan`; `inputs` turns it into tensors; the runner answers with a `StepResult`.
+What exists once for each sequence and step is a named tuple: it is made in a third of a frozen dataclass's time.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hotstart.request import PositionLogprobs
 
@@ -13,8 +15,7 @@ IN_FLIGHT = -1  # a token id: what the previous span of the sequence samples; it
 NO_SLOT = -1  # as read slot: start from the zero state
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
+class Sampling(NamedTuple):
     """How a span's last position becomes a token.  `seed` and `position` alone decide the draw, no neighbour can."""
 
     temperature: float
@@ -26,8 +27,7 @@ class Sampling:
     logprobs: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """A sequence's part of a step: positions [start, start + length)."""
 
     sequence_id: int
@@ -67,8 +67,7 @@ class StepPlan:
         return sum(span.length == 1 for span in self.spans)
 
 
-@dataclass(frozen=True, slots=True)
-class SpanResult:
+class SpanResult(NamedTuple):
     token_id: int | None  # None iff the span does not sample
     logprobs: PositionLogprobs | None = None
     prompt_logprobs: tuple[
