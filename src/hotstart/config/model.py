@@ -37,13 +37,16 @@ _IMPLEMENTED: dict[str, tuple[object, ...]] = {
     "use_sliding_window": (False,),
 }
 # Fields that change nothing in text inference; reading them is optional, knowing them is not.
-_HARMLESS = frozenset(
-    """architectures transformers_version _name_or_path name_or_path auto_map id2label label2id problem_type
-    return_dict is_encoder_decoder chunk_size_feed_forward output_attentions output_hidden_states use_cache
-    initializer_range attention_dropout output_router_logits router_aux_loss_coef sliding_window max_window_layers
-    bos_token_id pad_token_id mtp_num_hidden_layers mtp_use_dedicated_embeddings language_model_only
-    vision_config image_token_id video_token_id vision_start_token_id vision_end_token_id""".split()
-)
+# fmt: off
+_HARMLESS = frozenset([
+    "architectures", "transformers_version", "_name_or_path", "name_or_path", "auto_map", "id2label", "label2id",
+    "problem_type", "return_dict", "is_encoder_decoder", "chunk_size_feed_forward", "output_attentions",
+    "output_hidden_states", "use_cache", "initializer_range", "attention_dropout", "output_router_logits",
+    "router_aux_loss_coef", "sliding_window", "max_window_layers", "bos_token_id", "pad_token_id",
+    "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "language_model_only", "vision_config",
+    "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id",
+])
+# fmt: on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +187,8 @@ def _read(fields: Fields, outer: Fields, generation: Fields, architecture: str, 
     eos = {i for f in (fields, outer, generation) for i in f.integers("eos_token_id")}
     if outside := sorted(i for i in eos if i >= vocab_size):
         raise ConfigError(f"eos_token_id {outside} is outside the vocabulary of {vocab_size}; correct the config files")
+    # The published files name it at either level.
+    tied = [f.boolean("tie_word_embeddings", default=False) for f in (fields, outer)]
     config = ModelConfig(
         architecture=architecture,
         model_type=model_type,
@@ -193,8 +198,7 @@ def _read(fields: Fields, outer: Fields, generation: Fields, architecture: str, 
         layer_types=_read_layer_types(fields, num_layers),
         max_position_embeddings=max_positions,
         rms_norm_eps=fields.number("rms_norm_eps", default=1e-6),
-        # The published files name it at either level.
-        tie_word_embeddings=any([f.boolean("tie_word_embeddings", default=False) for f in (fields, outer)]),
+        tie_word_embeddings=any(tied),
         dtype=next((dtype for dtype in dtypes if dtype), None),
         eos_token_ids=tuple(sorted(eos)),
         num_attention_heads=fields.integer("num_attention_heads"),
