@@ -50,7 +50,12 @@ NO_TORCH = [
     "cache/prefix.py",
 ]
 # Process edges, where any failure must still give a request its answer or a start-up phase its name.
-MAY_CATCH_EVERYTHING = {"engine/engine.py", "engine/startup.py", "kernels/launch.py"}
+MAY_CATCH_EVERYTHING = {
+    "engine/engine.py",
+    "engine/startup.py",
+    "kernels/launch.py",
+    "text/tokenizer.py",  # the tokenizers library raises Exception itself for a corrupt file
+}
 
 STEP_TYPES = {"StepInputs", "DecodeInputs", "PrefillInputs", "CacheTensors"}
 STEP_NAMES = {"step", "decode", "prefill", "cache"}
