@@ -39,6 +39,7 @@ class PrefillInputs:
     """
 
     num_sequences: int
+    first_token: int  # host: cu_seqlens[0]
     lengths: tuple[int, ...]  # host
     contexts: tuple[int, ...]  # host: tokens of the sequence once this step is done
     reads: tuple[int, ...]  # host: read_slots

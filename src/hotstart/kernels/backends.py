@@ -1,0 +1,27 @@
+"""ops_for: the table of ops of a backend."""
+
+from typing import Literal
+
+from hotstart.kernels import activation, attention, gdn, moe, norm
+from hotstart.kernels.ops import Ops
+
+__all__ = ["Backend", "ops_for"]
+
+Backend = Literal["torch", "triton"]
+
+_TORCH = Ops(
+    name="torch",
+    rms_norm=norm.rms_norm,
+    add_rms_norm=norm.add_rms_norm,
+    silu_mul=activation.silu_mul,
+    attention_prepare=attention.attention_prepare,
+    paged_attention=attention.paged_attention,
+    sigmoid_mul=activation.sigmoid_mul,
+    gdn_decode=gdn.gdn_decode,
+    gdn_prefill=gdn.gdn_prefill,
+    moe=moe.moe,
+)
+
+
+def ops_for(backend: Backend) -> Ops:
+    return {"torch": _TORCH}[backend]

@@ -1,0 +1,102 @@
+"""From logits to tokens and log-probabilities, on the device, for R rows at once.
+
+A row's token is the inverse of its cumulative distribution (over the kept tokens, in the order of ids) at a uniform
+number that a 64-bit mix makes of the row's seed and position: no generator state, and no neighbour, can change it.
+The mix is the finaliser of SplitMix64, Steele, Lea & Flood 2014, doi:10.1145/2714064.2660195.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["SamplingRows", "TokenLogprobs", "sample", "token_logprobs", "uniform"]
+
+_GAMMA = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed integer
+_MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
+_MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingRows:
+    """How each of R rows is sampled, with host facts about all of them.
+
+    A temperature of 0 is greedy; top_k 0 means all tokens.  `banned` lists pairs (row, token id) that must not come.
+    """
+
+    temperature: Tensor  # [R] float32
+    top_k: Tensor  # [R] int64
+    top_p: Tensor  # [R] float32
+    seed: Tensor  # [R] int64
+    position: Tensor  # [R] int64: number of tokens before the one sampled
+    banned: Tensor  # [B, 2] int64
+    all_greedy: bool  # host
+    restricted: bool  # host: some row has a top_k or a top_p
+    num_banned: int  # host: B
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log-probabilities of R given tokens, their ranks (1 is likeliest), and the n likeliest tokens of each row."""
+
+    logprob: Tensor  # [R] float32
+    rank: Tensor  # [R] int64
+    top_ids: Tensor  # [R, n] int64
+    top_logprobs: Tensor  # [R, n] float32
+
+
+def _mix(x: Tensor) -> Tensor:
+    for shift, factor in ((30, _MIX_1), (27, _MIX_2)):
+        x = (x ^ _shift_right(x, shift)) * factor
+    return x ^ _shift_right(x, 31)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical, where torch's own is arithmetic."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def uniform(seed: Tensor, position: Tensor) -> Tensor:
+    """A number in [0, 1) for each (seed, position), [R] float64."""
+    mixed = _mix(_mix(seed + _GAMMA) + (position + 1) * _GAMMA)
+    # 52 bits: the product with any total then rounds to less than that total.
+    return _shift_right(mixed, 12).double() * 2.0**-52
+
+
+def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
+    """One token id for each row, [R] int64.  logits: [R, vocab]."""
+    if rows.num_banned:
+        logits = logits.index_put((rows.banned[:, 0], rows.banned[:, 1]), logits.new_tensor(float("-inf")))
+    greedy = logits.argmax(-1)
+    if rows.all_greedy:
+        return greedy
+    hot = rows.temperature > 0
+    scaled = logits.float() / torch.where(hot, rows.temperature, 1.0)[:, None]
+    probs = scaled.softmax(-1)
+    if rows.restricted:
+        probs = probs * _kept(probs, rows)
+    total = probs.cumsum(-1, dtype=torch.float64)
+    target = uniform(rows.seed, rows.position)[:, None] * total[:, -1:]
+    drawn = torch.searchsorted(total, target, right=True).squeeze(-1)
+    return torch.where(hot, drawn, greedy)
+
+
+def _kept(probs: Tensor, rows: SamplingRows) -> Tensor:
+    """Which tokens top-k, then top-p, leave [R, vocab] bool; among equals the lower id comes first."""
+    order = probs.argsort(dim=-1, descending=True, stable=True)
+    ranked = probs.gather(-1, order)
+    place = torch.arange(probs.shape[-1], device=probs.device)
+    in_top_k = place < torch.where(rows.top_k > 0, rows.top_k, probs.shape[-1])[:, None]
+    ranked = (ranked * in_top_k).double()
+    before = ranked.cumsum(-1) - ranked
+    kept = in_top_k & (before < rows.top_p[:, None].double() * ranked.sum(-1, keepdim=True))
+    return torch.zeros_like(kept).scatter_(-1, order, kept)
+
+
+def token_logprobs(logits: Tensor, token_ids: Tensor, top_n: int) -> TokenLogprobs:
+    """Of the raw logits [R, vocab]: before temperature, bans and cuts.  token_ids: [R]."""
+    logprobs = logits.float().log_softmax(-1)
+    chosen = logprobs.gather(-1, token_ids.long()[:, None])
+    rank = (logprobs > chosen).sum(-1) + 1
+    top_logprobs, top_ids = logprobs.topk(top_n, dim=-1)
+    return TokenLogprobs(chosen.squeeze(-1), rank, top_ids, top_logprobs)

@@ -1,0 +1,49 @@
+"""Every op runs on meta tensors: none reads a value on the host or sizes a tensor by data."""
+
+import dataclasses
+
+import torch
+from steps import Row, make_step
+from test_gdn import make_dims, make_inputs
+
+from hotstart.kernels.backends import ops_for
+from hotstart.kernels.ops import AttentionDims
+
+
+def to_meta(thing):
+    if isinstance(thing, torch.Tensor):
+        return thing.to("meta")
+    if dataclasses.is_dataclass(thing):
+        return dataclasses.replace(
+            thing, **{f.name: to_meta(getattr(thing, f.name)) for f in dataclasses.fields(thing)}
+        )
+    return thing
+
+
+def test_ops_run_on_meta_tensors():
+    ops = ops_for("torch")
+    step = make_step(
+        [Row(1, start=4, read=1, write=1, pages=(1, 2)), Row(1, read=-1, write=3, pages=(5,))],
+        [Row(70, write=2, pages=tuple(range(6, 26))), Row(3, start=4, read=4, write=4, pages=(3, 4))],
+        padding=2,
+    )
+    T = step.num_tokens + 2
+    gdn = make_dims()
+    packed, weights, conv, state = (to_meta(x) for x in make_inputs(gdn, T, 6))
+    step = to_meta(step)
+    out = torch.empty(T, gdn.num_value_heads * gdn.value_dim, device="meta")
+    ops.gdn_decode(packed, weights, conv, state, step.decode, gdn, out)
+    ops.gdn_prefill(packed, weights, conv, state, step.prefill, gdn, out)
+
+    dims = AttentionDims(num_heads=6, num_kv_heads=2, head_dim=16, rotary_dim=4, eps=1e-6)
+    norm, rope = torch.empty(16, device="meta"), torch.empty(99, 4, device="meta")
+    keys, values = torch.empty(2, 30, 4, 2, 16, device="meta")
+    packed = torch.empty(T, 16 * 16, device="meta")
+    queries, gate = ops.attention_prepare(packed, norm, norm, rope, keys, values, step, dims)
+    assert ops.sigmoid_mul(ops.paged_attention(queries, keys, values, step, dims), gate).shape == (T, 96)
+
+    x, residual, weight = (torch.empty(*s, device="meta") for s in ((T, 64), (T, 64), (64,)))
+    assert ops.add_rms_norm(ops.rms_norm(x, weight, 1e-6), residual, weight, 1e-6).shape == (T, 64)
+    assert ops.silu_mul(x).shape == (T, 32)
+    experts = torch.empty(4, 32, 64, device="meta"), torch.empty(4, 64, 16, device="meta")
+    assert ops.moe(x, torch.empty(T, 4, device="meta"), *experts, 2, True, step.num_tokens).shape == (T, 64)

@@ -1,0 +1,90 @@
+"""Sampling: exact distributions, draws that no neighbour can change, ranks."""
+
+import torch
+
+from hotstart.kernels.sampling import SamplingRows, sample, token_logprobs, uniform
+
+
+def make_rows(rows):
+    """rows: one dict each, of temperature, top_k, top_p, seed, position, banned."""
+    full = [{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0, "position": 0, "banned": ()} | r for r in rows]
+
+    def column(name, dtype):
+        return torch.tensor([r[name] for r in full], dtype=dtype)
+
+    banned = [(i, token) for i, r in enumerate(full) for token in r["banned"]]
+    return SamplingRows(
+        temperature=column("temperature", torch.float32),
+        top_k=column("top_k", torch.int64),
+        top_p=column("top_p", torch.float32),
+        seed=column("seed", torch.int64),
+        position=column("position", torch.int64),
+        banned=torch.tensor(banned, dtype=torch.int64).view(-1, 2),
+        all_greedy=all(r["temperature"] == 0 for r in full),
+        restricted=any(r["top_k"] > 0 or r["top_p"] < 1 for r in full),
+        num_banned=len(banned),
+    )
+
+
+def test_draws_follow_the_exact_distribution():
+    n = 20_000
+    logits = torch.tensor([2.0, -1.0, 0.5, 0.5, 1.0, -3.0, 0.0])
+    settings = [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.7}, {"top_k": 4, "top_p": 0.8, "temperature": 2.0}]
+    for setting in settings:
+        tokens = sample(logits.expand(n, -1), make_rows([setting | {"seed": 7, "position": i} for i in range(n)]))
+        probs = (logits.double() / setting.get("temperature", 1.0)).softmax(-1)
+        order = probs.argsort(descending=True, stable=True)
+        kept = order[: setting.get("top_k", 7)]
+        ranked = probs[kept] / probs[kept].sum()
+        kept = kept[(ranked.cumsum(0) - ranked) < setting.get("top_p", 1.0)]
+        exact = torch.zeros_like(probs).scatter(0, kept, probs[kept] / probs[kept].sum())
+        seen = torch.bincount(tokens, minlength=7) / n
+        assert not seen[exact == 0].any(), setting
+        spread = (exact * (1 - exact) / n).sqrt()
+        assert ((seen - exact).abs() <= 4.5 * spread + 1e-9).all(), (setting, seen, exact)
+
+
+def test_a_row_does_not_know_its_neighbours():
+    r = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 97, generator=r)
+    rows = [
+        {"seed": 1, "position": 3},
+        {"temperature": 0.0, "banned": (5, 6)},
+        {"seed": -(2**63), "position": 1, "top_p": 0.9},
+        {"seed": 2**63 - 1, "top_k": 5},
+        {"seed": 1, "position": 4, "temperature": 0.3, "banned": (int(logits[4].argmax()),)},
+        {"temperature": 0.0},
+    ]
+    together = sample(logits, make_rows(rows))
+    alone = torch.cat([sample(logits[i : i + 1], make_rows(rows[i : i + 1])) for i in range(6)])
+    assert torch.equal(together, alone)
+    assert torch.equal(sample(logits.flip(0), make_rows(rows[::-1])).flip(0), together)
+    assert together[5] == logits[5].argmax() and together[4] != logits[4].argmax()
+
+
+def test_uniform_is_uniform():
+    numbers = torch.cat([uniform(torch.arange(1000), torch.tensor(p)) for p in range(50)])
+    assert numbers.min() >= 0 and numbers.max() < 1
+    counts = torch.histc(numbers.float(), 100, 0, 1)
+    assert ((counts - 500).abs() < 5 * 500**0.5).all()
+    by_seed = numbers.view(50, 1000)
+    assert abs(torch.corrcoef(by_seed)[0, 1:].mean()) < 0.02 and abs(torch.corrcoef(by_seed.T)[0, 1:].mean()) < 0.05
+
+
+def test_cuts_keep_ties_in_the_order_of_ids():
+    logits = torch.zeros(1, 8).expand(500, -1)
+    rows = [{"seed": i} for i in range(500)]
+    assert set(sample(logits, make_rows([r | {"top_k": 3} for r in rows])).tolist()) == {0, 1, 2}
+    assert set(sample(logits, make_rows([r | {"top_p": 0.25} for r in rows])).tolist()) == {0, 1}
+    assert set(sample(logits, make_rows([r | {"top_p": 1e-9} for r in rows])).tolist()) == {0}
+    assert set(sample(logits, make_rows([r | {"top_k": 100} for r in rows])).tolist()) == set(range(8))
+
+
+def test_logprobs_are_of_the_raw_logits():
+    logits = torch.tensor([[1.0, 3.0, 3.0, -2.0], [0.0, 1.0, 2.0, 3.0]])
+    found = token_logprobs(logits, torch.tensor([2, 0]), 2)
+    exact = logits.double().log_softmax(-1)
+    torch.testing.assert_close(found.logprob.double(), exact[[0, 1], [2, 0]], rtol=1e-6, atol=1e-6)
+    assert found.rank.tolist() == [1, 4] and found.top_ids[1].tolist() == [3, 2]
+    torch.testing.assert_close(found.top_logprobs.double(), exact.topk(2).values, rtol=1e-6, atol=1e-6)
+    assert token_logprobs(logits, torch.tensor([2, 0]), 0).top_ids.shape == (2, 0)
