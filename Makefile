@@ -1,0 +1,70 @@
+# Two commands are enough: `make demo` and `make test`.  Both make what they need first.
+#
+#   make demo TORCH=torch==2.13.0 TORCH_INDEX=https://download.pytorch.org/whl/cu130     with another build of PyTorch
+
+PYTHON       ?= python3
+VENV         ?= .venv
+TORCH        ?=
+TORCH_INDEX  ?=
+PYTEST       ?=
+
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+RUN := $(VENV)/bin/python
+
+.PHONY: help install dev demo test test-gpu check fmt bench constraints clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.core  ## a virtual environment with hotstart and the CPU build of PyTorch
+dev: $(VENV)/.dev  ## the same, with what the tests need
+
+demo: install  ## start the engine on the shipped checkpoint and show that the first request costs no more than a later one
+	$(RUN) examples/demo.py
+
+test: dev  ## all tests that need no GPU
+	$(RUN) -m pytest $(PYTEST)
+
+test-gpu: dev  ## the tests that need a GPU
+	$(RUN) -m pytest -m gpu $(PYTEST)
+
+check: dev  ## format, lint, types, and the rules of the package
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest -q tests/unit/test_architecture.py
+
+fmt: dev  ## mend format and lint
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+bench: dev  ## speed against transformers
+	$(RUN) -m bench
+
+constraints: dev  ## write down the versions that are installed here
+	$(RUN) tools/freeze.py constraints.txt
+
+clean:  ## remove the virtual environment
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("hotstart needs Python 3.11 or newer: make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+# A wish for another torch is looked at each time; without one, the stamps decide.
+ifneq ($(TORCH)$(TORCH_INDEX),)
+.PHONY: $(VENV)/.torch
+endif
+$(VENV)/.torch: constraints.txt tools/install_torch.py | $(VENV)/bin/python
+	$(RUN) tools/install_torch.py constraints.txt $(VENV)/constraints.txt --torch '$(TORCH)' --index '$(TORCH_INDEX)'
+	@touch $@
+
+$(VENV)/.core: pyproject.toml $(VENV)/.torch
+	@echo "hotstart and the libraries it needs (Triton is the largest, about 190 MB)"
+	$(PIP) install --quiet --constraint $(VENV)/constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(VENV)/.core
+	$(PIP) install --quiet --constraint $(VENV)/constraints.txt --editable '.[dev]'
+	@touch $@
