@@ -1,5 +1,6 @@
 """ops_for: the table of ops of a backend."""
 
+from dataclasses import replace
 from typing import Literal
 
 from hotstart.kernels import activation, attention, gdn, moe, norm
@@ -11,8 +12,8 @@ Backend = Literal["torch", "triton"]
 
 _TORCH = Ops(
     name="torch",
-    rms_norm=norm.rms_norm,
-    add_rms_norm=norm.add_rms_norm,
+    rms_norm=norm.rms_norm_torch,
+    add_rms_norm=norm.add_rms_norm_torch,
     silu_mul=activation.silu_mul,
     attention_prepare=attention.attention_prepare,
     paged_attention=attention.paged_attention,
@@ -21,7 +22,9 @@ _TORCH = Ops(
     gdn_prefill=gdn.gdn_prefill,
     moe=moe.moe,
 )
+# Kernels where we have them; the rest of the table follows with the GPU engine.
+_TRITON = replace(_TORCH, name="triton", rms_norm=norm.rms_norm, add_rms_norm=norm.add_rms_norm)
 
 
 def ops_for(backend: Backend) -> Ops:
-    return {"torch": _TORCH}[backend]
+    return {"torch": _TORCH, "triton": _TRITON}[backend]

@@ -1,19 +1,170 @@
-"""RMS norm, zero-centred: y = x / rms(x) * (1 + w) in float32, alone or after a residual add.
+"""RMS norms in fp32: plain, with the residual added, and gated.
 
-Source: Zhang & Sennrich 2019, arXiv:1910.07467; the 1 + w form is Qwen3-Next's.
+    rms_norm        y = x / rms(x) * (1 + w)
+    add_rms_norm    r = x + r;  y = r / rms(r) * (1 + w)
+    gated_rms_norm  y = x / rms(x) * w * silu(z), per head        (w is plain here)
+
+rms(x) = sqrt(mean(x^2) + eps).  Source: Zhang & Sennrich 2019, arXiv:1910.07467; the 1 + w form is Qwen3-Next's.
 """
 
+import torch
 import torch.nn.functional as F
+import triton
+import triton.language as tl
 from torch import Tensor
 
-__all__ = ["add_rms_norm", "rms_norm"]
+from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
+from hotstart.kernels.ops import GdnDims
+
+__all__ = [
+    "add_rms_norm",
+    "add_rms_norm_torch",
+    "gated_rms_norm",
+    "gated_rms_norm_torch",
+    "rms_norm",
+    "rms_norm_torch",
+]
+
+
+def rms_norm_torch(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x: [T, D], weight: [D] -> [T, D]."""
+    return F.rms_norm(x.float(), x.shape[-1:], 1 + weight.float(), eps).to(x.dtype)
+
+
+def add_rms_norm_torch(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """The norm of x + residual, which replaces `residual`; both are rounded to their dtype before the norm."""
+    residual.add_(x)
+    return rms_norm_torch(residual, weight, eps)
+
+
+def gated_rms_norm_torch(x: Tensor, packed: Tensor, weight: Tensor, dims: GdnDims) -> Tensor:
+    """x: [T, HV, V], packed: [T, packed_width] with z, weight: [V] -> [T, HV * V] in packed's dtype."""
+    T, HV, V = x.shape
+    z = packed[:, dims.z_offset : dims.b_offset].float().view(T, HV, V)
+    y = F.rms_norm(x.float(), (V,), weight.float(), dims.eps) * F.silu(z)
+    return y.to(packed.dtype).view(T, HV * V)
+
+
+@kernel
+def _rms_norm_kernel(x_ptr, weight_ptr, y_ptr, eps: tl.float32, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    i_t = tl.program_id(0).to(tl.int64)
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    b_x = tl.load(x_ptr + i_t * D + o_d, mask=m_d, other=0).to(tl.float32)
+    b_w = tl.load(weight_ptr + o_d, mask=m_d, other=0).to(tl.float32)
+    b_y = b_x * tl.rsqrt(tl.sum(b_x * b_x, axis=0) / D + eps) * (1 + b_w)
+    tl.store(y_ptr + i_t * D + o_d, b_y.to(y_ptr.dtype.element_ty), mask=m_d)
+
+
+@kernel
+def _add_rms_norm_kernel(
+    x_ptr, residual_ptr, weight_ptr, y_ptr, eps: tl.float32, D: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    i_t = tl.program_id(0).to(tl.int64)
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    b_x = tl.load(x_ptr + i_t * D + o_d, mask=m_d, other=0).to(tl.float32)
+    b_r = tl.load(residual_ptr + i_t * D + o_d, mask=m_d, other=0).to(tl.float32)
+    b_w = tl.load(weight_ptr + o_d, mask=m_d, other=0).to(tl.float32)
+    # The norm sees what the next layer will read: the sum after rounding.
+    b_s = (b_x + b_r).to(residual_ptr.dtype.element_ty)
+    tl.store(residual_ptr + i_t * D + o_d, b_s, mask=m_d)
+    b_s = b_s.to(tl.float32)
+    b_y = b_s * tl.rsqrt(tl.sum(b_s * b_s, axis=0) / D + eps) * (1 + b_w)
+    tl.store(y_ptr + i_t * D + o_d, b_y.to(y_ptr.dtype.element_ty), mask=m_d)
+
+
+@kernel
+def _gated_rms_norm_kernel(
+    x_ptr,  # [T, HV, V]
+    packed_ptr,  # [T, ROW]
+    weight_ptr,  # [V]
+    y_ptr,  # [T, HV, V]
+    eps: tl.float32,
+    HV: tl.constexpr,
+    V: tl.constexpr,
+    ROW: tl.constexpr,
+    Z_OFFSET: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    i_p = tl.program_id(0).to(tl.int64)
+    i_t, i_h = i_p // HV, i_p % HV
+    o_v = tl.arange(0, BLOCK_V)
+    m_v = o_v < V
+    b_x = tl.load(x_ptr + i_p * V + o_v, mask=m_v, other=0).to(tl.float32)
+    b_z = tl.load(packed_ptr + i_t * ROW + Z_OFFSET + i_h * V + o_v, mask=m_v, other=0).to(tl.float32)
+    b_w = tl.load(weight_ptr + o_v, mask=m_v, other=0).to(tl.float32)
+    b_y = b_x * tl.rsqrt(tl.sum(b_x * b_x, axis=0) / V + eps) * b_w * b_z * tl.sigmoid(b_z)
+    tl.store(y_ptr + i_p * V + o_v, b_y.to(y_ptr.dtype.element_ty), mask=m_v)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x: [T, D]; weight: [D]."""
-    return F.rms_norm(x.float(), weight.shape, weight.float() + 1, eps).to(x.dtype)
+    """x: [T, D], weight: [D] -> [T, D]."""
+    T, D = x.shape
+    y = torch.empty_like(x)
+    _launch_rms_norm((T,), x, weight, y, eps, D=D, BLOCK_D=triton.next_power_of_2(D), num_warps=_num_warps(D))
+    return y
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Normalise x + residual; `residual` becomes the sum, in place.  x, residual: [T, D]; weight: [D]."""
-    return rms_norm(residual.add_(x), weight, eps)
+    """The norm of x + residual, which replaces `residual`.  x, residual: [T, D], weight: [D] -> [T, D]."""
+    T, D = x.shape
+    assert residual.shape == x.shape, (residual.shape, x.shape)
+    y = torch.empty_like(x)
+    _launch_add_rms_norm(
+        (T,), x, residual, weight, y, eps, D=D, BLOCK_D=triton.next_power_of_2(D), num_warps=_num_warps(D)
+    )
+    return y
+
+
+def gated_rms_norm(x: Tensor, packed: Tensor, weight: Tensor, dims: GdnDims) -> Tensor:
+    """x: [T, HV, V], packed: [T, packed_width] with z, weight: [V] -> [T, HV * V] in packed's dtype."""
+    T, HV, V = x.shape
+    assert packed.shape == (T, dims.packed_width), (packed.shape, x.shape)
+    y = packed.new_empty(T, HV * V)
+    _launch_gated_rms_norm(
+        (T * HV,),
+        x,
+        packed,
+        weight,
+        y,
+        dims.eps,
+        HV=HV,
+        V=V,
+        ROW=dims.packed_width,
+        Z_OFFSET=dims.z_offset,
+        BLOCK_V=triton.next_power_of_2(V),
+        num_warps=1,
+    )
+    return y
+
+
+def _num_warps(D: int) -> int:
+    """Eight values for each thread and load, within what one row can use."""
+    return int(min(16, max(1, triton.next_power_of_2(D) // 512)))
+
+
+def _warm_rms_norm(space: LaunchSpace) -> None:
+    for dtype in space.activation_dtypes:
+        rms_norm(space.tokens(space.hidden_size, dtype), space.weight(space.hidden_size, dtype=dtype), space.eps)
+
+
+def _warm_add_rms_norm(space: LaunchSpace) -> None:
+    for dtype in space.activation_dtypes:
+        x, residual = (space.tokens(space.hidden_size, dtype) for _ in range(2))
+        add_rms_norm(x, residual, space.weight(space.hidden_size, dtype=dtype), space.eps)
+
+
+def _warm_gated_rms_norm(space: LaunchSpace) -> None:
+    if space.gdn is None:
+        return
+    dims = space.gdn
+    for dtype in space.activation_dtypes:
+        x = space.empty(space.num_tokens, dims.num_value_heads, dims.value_dim, dtype=torch.float32)
+        weight = space.weight(dims.value_dim, dtype=torch.float32)
+        gated_rms_norm(x, space.tokens(dims.packed_width, dtype), weight, dims)
+
+
+_launch_rms_norm = Launcher(_rms_norm_kernel, warmup=_warm_rms_norm)
+_launch_add_rms_norm = Launcher(_add_rms_norm_kernel, warmup=_warm_add_rms_norm)
+_launch_gated_rms_norm = Launcher(_gated_rms_norm_kernel, warmup=_warm_gated_rms_norm)

@@ -1,0 +1,173 @@
+"""A Triton driver without a GPU: compiles for any NVIDIA architecture, launches nothing.
+
+    with dry.gpu("rtx5090"):        # or "sm_120", or "sm_120:99KiB"
+        warm_up(space)              # real keys, real compiler and assembler, real shared-memory limits
+
+What is real: Triton's specialisation and keys, its compiler, ptxas, the shared memory of each binary against the
+limit of the GPU, the autotuner's control flow.  What is not: launches (nothing runs), times (invented, always the
+same), bytes.  Tensors under the stub are CPU tensors.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton.testing
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from hotstart.errors import ConfigError
+
+__all__ = ["GPUS", "Gpu", "gpu", "parse_gpu"]
+
+KIB = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """What the compiler and the limits depend on."""
+
+    name: str
+    arch: int  # 90 for sm_90
+    shared_bytes: int  # the most that one program may ask for
+    multiprocessors: int = 128
+
+
+# The opt-in limit of a block: CUDA C programming guide, table of compute capabilities.
+_SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
+_MULTIPROCESSORS = {
+    "rtx5090": (120, 170),
+    "rtx4090": (89, 128),
+    "rtx3090": (86, 82),
+    "a100": (80, 108),
+    "l40s": (89, 142),
+    "h100": (90, 132),
+    "h200": (90, 132),
+    "b200": (100, 148),
+}
+GPUS = {name: Gpu(name, arch, _SHARED_KIB[arch] * KIB, count) for name, (arch, count) in _MULTIPROCESSORS.items()}
+
+
+def parse_gpu(text: str) -> Gpu:
+    """`rtx5090`, `sm_120`, or `sm_120:99KiB` for a part with another limit."""
+    if text.lower() in GPUS:
+        return GPUS[text.lower()]
+    match = re.fullmatch(r"sm_(\d+)(?::(\d+)KiB)?", text)
+    if not match or int(match[1]) not in _SHARED_KIB:
+        names = ", ".join(GPUS)
+        arches = ", ".join(f"sm_{arch}" for arch in _SHARED_KIB)
+        raise ConfigError(f"unknown GPU {text!r}; name one of {names}, or {arches}, or a limit as in sm_120:99KiB")
+    arch = int(match[1])
+    return Gpu(text, arch, int(match[2] or _SHARED_KIB[arch]) * KIB)
+
+
+@contextmanager
+def gpu(name: str) -> Iterator[Gpu]:
+    """Let Triton believe that this GPU is here."""
+    stand_in = parse_gpu(name)
+    before, do_bench = driver._active, triton.testing.do_bench
+    triton.testing.do_bench = _do_bench
+    driver.set_active(DryDriver(stand_in))
+    try:
+        yield stand_in
+    finally:
+        triton.testing.do_bench = do_bench
+        driver._active = before
+
+
+_devices = itertools.count(1_000)
+
+
+class _Utils:
+    """What Triton asks of a device."""
+
+    def __init__(self, stand_in: Gpu) -> None:
+        self.stand_in = stand_in
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {
+            "max_shared_mem": self.stand_in.shared_bytes,
+            "max_num_regs": 65536,
+            "multiprocessor_count": self.stand_in.multiprocessors,
+            "warpSize": 32,
+            "sm_clock_rate": 1_500_000,
+            "mem_clock_rate": 1_500_000,
+            "mem_bus_width": 512,
+        }
+
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[object, object, int, int, int]:
+        """Module, function, registers, spills, most threads: the last three are known on a device only."""
+        assert binary, f"{name} has no binary"
+        return name, name, 0, 0, 1024
+
+    def unload_module(self, module: object) -> None:
+        """Triton 3.9 unloads what it drops."""
+
+
+class DryDriver:
+    """Stands in for triton.backends.nvidia.driver.CudaDriver.  Each one is a device of its own in Triton's caches."""
+
+    def __init__(self, stand_in: Gpu) -> None:
+        self.stand_in = stand_in
+        self.utils = _Utils(stand_in)
+        self.device = next(_devices)
+
+    @staticmethod
+    def is_active() -> bool:
+        return True
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:
+        return _launch_nothing
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.stand_in.arch, 32)
+
+    def get_device_capability(self, device: int | None = None) -> tuple[int, int]:
+        return divmod(self.stand_in.arch, 10)
+
+    def get_current_device(self) -> int:
+        return self.device
+
+    def set_current_device(self, device: int) -> None:
+        assert device == self.device, f"this stub has one device, {self.device}"
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_device_interface(self) -> Any:
+        return torch.cpu
+
+    def map_python_to_cpp_type(self, kind: str) -> str:
+        return kind
+
+    def get_benchmarker(self) -> Callable[..., Sequence[float]]:
+        # Looked up when called, so that a watch that wraps it later is asked too.
+        return lambda *args, **keywords: triton.testing.do_bench(*args, **keywords)
+
+    def get_empty_cache_for_benchmark(self) -> torch.Tensor:
+        return torch.empty(0)
+
+    def clear_cache(self, cache: torch.Tensor) -> None:
+        """There is none."""
+
+    def assemble_tensormap_to_arg(self, tensormaps_info: Any, args: Any) -> Any:
+        return args
+
+
+def _launch_nothing(*args: Any, **keywords: Any) -> None:
+    """A launch on a GPU that is not here."""
+
+
+def _do_bench(
+    kernel_call: Callable[[], object], *args: Any, quantiles: Sequence[float] | None = None, **keywords: Any
+) -> list[float] | float:
+    """Compile and launch once; all configurations tie, and the autotuner takes the first that fits."""
+    kernel_call()
+    return [1.0 for _ in quantiles] if quantiles else 1.0

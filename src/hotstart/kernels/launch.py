@@ -1,0 +1,402 @@
+"""The heart: kernels whose binaries can be counted, and a warm-up that calls what serving calls.
+
+    @kernel             every parameter is a pointer, a tl.constexpr, or an annotated scalar
+    Launcher            launches it; knows the key of each launch, and the warm-up that reaches all of them
+    LaunchSpace         all that can change a binary: dims, dtypes, page size; written once by start-up
+    warm_up(space)      enumerate on meta tensors and compile, then load and launch each binary on small real tensors
+    seal(), Watch       from then on a compile, a tuning run, a load or growth of memory is an event (see watch.py)
+
+A key is made of dtypes, constexprs and options alone: scalars are never specialised, tensors are dense and aligned.
+So no token count, no view and no slot number can make a binary that the warm-up did not see.
+"""
+
+import inspect
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton import knobs
+from triton.runtime import driver
+
+from hotstart import log
+from hotstart.errors import StartupError, WarmupError
+from hotstart.kernels.key import LaunchKey, options_in_words, pointer_type, type_name
+from hotstart.kernels.ops import AttentionDims, GdnDims, Step
+from hotstart.kernels.watch import LateEvent, MemoryWatch, Watch
+
+__all__ = [
+    "LAUNCHERS",
+    "Binary",
+    "Kernel",
+    "LateEvent",
+    "LaunchKey",
+    "LaunchSpace",
+    "Launcher",
+    "MemoryWatch",
+    "Recording",
+    "WarmupReport",
+    "Watch",
+    "kernel",
+    "recording",
+    "seal",
+    "warm_up",
+]
+
+ALIGNMENT = 16  # bytes; Triton compiles a second binary for a pointer that is off it
+# Triton changes its default in 3.10; the same source must give the same numbers before and after.
+_FP_FUSION = True
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Kernel:
+    """A Triton function whose parameters obey the rules: what launches vary comes first, constexprs last."""
+
+    name: str
+    jit: Any
+    parameters: tuple[str, ...]  # pointers and scalars, in order
+    scalar_types: tuple[str | None, ...]  # for each of them: None for a pointer
+    constexprs: tuple[str, ...]
+
+
+def kernel(function: Callable[..., None]) -> Kernel:
+    """Compile `function` with Triton, after checking that no argument's value can choose a binary by accident.
+
+    A pointer is named `*_ptr`; a scalar is annotated (`eps: tl.float32`) and is put into `do_not_specialize`, because
+    either alone still makes binaries for the values 1 and multiples of 16.  Anything else is a TypeError.
+    """
+    name = function.__name__
+    types: dict[str, str | None] = {}
+    constexprs: list[str] = []
+    for parameter in inspect.signature(function).parameters.values():
+        annotation = parameter.annotation
+        if parameter.default is not parameter.empty or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+            raise TypeError(f"{name}: {parameter} must be a plain parameter without a default")
+        if annotation is tl.constexpr:
+            constexprs.append(parameter.name)
+            continue
+        if constexprs:
+            raise TypeError(f"{name}: {parameter.name} stands after a constexpr; constexprs come last")
+        if isinstance(annotation, tl.dtype):
+            types[parameter.name] = type_name(annotation.name)
+        elif annotation is parameter.empty and parameter.name.endswith("_ptr"):
+            types[parameter.name] = None
+        else:
+            raise TypeError(
+                f"{name}: {parameter.name} is none of: a pointer named *_ptr without annotation, a tl.constexpr, "
+                "a scalar annotated with a Triton type (tl.int32, tl.float32)"
+            )
+    scalars = [n for n, scalar_type in types.items() if scalar_type is not None]
+    jit = triton.jit(function, do_not_specialize=scalars)
+    return Kernel(name, jit, tuple(types), tuple(types.values()), tuple(constexprs))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchSpace:
+    """All that can change a binary.  A warm-up makes its tensors here and passes them to the op that layers call.
+
+    `step(device)` builds a real step by the code that serving uses: several decode and several prefill sequences,
+    slots below `num_slots`, pages below `num_pages`, `num_tokens` rows.  Never one token: PyTorch reports other
+    strides there.
+    """
+
+    hidden_size: int
+    eps: float
+    activation_dtypes: tuple[torch.dtype, ...]
+    step: Callable[[torch.device], Step]
+    num_tokens: int
+    num_slots: int
+    num_pages: int = 0
+    page_size: int = 16
+    gdn: GdnDims | None = None
+    state_dtype: torch.dtype = torch.float32
+    attention: AttentionDims | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("meta"))
+
+    def __post_init__(self) -> None:
+        assert self.num_tokens > 1, "a warm-up with one token sees strides that serving does not have"
+
+    def on(self, device: torch.device) -> "LaunchSpace":
+        return replace(self, device=device)
+
+    def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Zeros where there is memory: a warm-up's content must not be able to fault."""
+        return torch.zeros(shape, dtype=dtype, device=self.device)
+
+    def tokens(self, width: int, dtype: torch.dtype) -> Tensor:
+        return self.empty(self.num_tokens, width, dtype=dtype)
+
+    def weight(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        return self.empty(*shape, dtype=dtype)
+
+    def slots(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        return self.empty(self.num_slots, *shape, dtype=dtype)
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """What a launch needs once its binary is on the device."""
+
+    run: Callable[..., None]
+    function: object
+    metadata: object
+    constexprs: tuple[object, ...]
+
+
+@dataclass(slots=True)
+class Recording:
+    """The launches seen while `recording()` is active, meta ones too: how often each key was asked for."""
+
+    counts: dict[LaunchKey, int] = field(default_factory=dict)
+    binaries: dict[LaunchKey, Any] = field(default_factory=dict)
+    last: LaunchKey | None = None
+
+    def note(self, key: LaunchKey) -> None:
+        self.counts[key] = self.counts.get(key, 0) + 1
+        self.last = key
+
+
+LAUNCHERS: list["Launcher"] = []
+_recordings: list[Recording] = []
+
+
+@contextmanager
+def recording() -> Iterator[Recording]:
+    record = Recording()
+    _recordings.append(record)
+    try:
+        yield record
+    finally:
+        _recordings.remove(record)
+
+
+def _active_driver() -> Any:
+    try:
+        return driver.active
+    except RuntimeError as cause:
+        raise StartupError(
+            "Triton finds no GPU here; run under hotstart.kernels.dry.gpu(NAME) to compile for one, "
+            "or choose --kernel-backend torch"
+        ) from cause
+
+
+class Launcher:
+    """Launches one kernel, and registers the warm-up that reaches every binary it can need.
+
+    `launch(grid, *pointers_and_scalars, **constexprs_and_options)`, arguments in the kernel's order.  Tensors are
+    dense (C order) and 16-byte aligned, so strides follow from the dims that are passed as constexprs.  With meta
+    tensors the binary is compiled for the active target, and nothing is launched.
+    """
+
+    __slots__ = ("_loaded", "_pointers", "kernel", "known", "warmup")
+
+    def __init__(self, kernel: Kernel, *, warmup: Callable[[LaunchSpace], None]) -> None:
+        if not isinstance(kernel, Kernel) or not callable(warmup):
+            raise TypeError(f"Launcher needs a function decorated with @kernel and its warm-up, got {kernel}, {warmup}")
+        self.kernel = kernel
+        self.warmup = warmup
+        self.known: set[LaunchKey] = set()
+        self._pointers = tuple(i for i, kind in enumerate(kernel.scalar_types) if kind is None)
+        self._loaded: dict[tuple[object, ...], _Loaded] = {}
+        LAUNCHERS.append(self)
+
+    def __call__(self, grid: tuple[int, ...], *args: Any, **constexprs: Any) -> None:
+        device = args[self._pointers[0]].device
+        values = list(args)
+        signature: list[object] = []
+        for i in self._pointers:
+            tensor = args[i]
+            address = tensor.data_ptr()
+            assert tensor.device == device, f"{self._name(i)} is on {tensor.device}, the first tensor on {device}"
+            assert not address % ALIGNMENT, f"{self._name(i)} at {address:#x} is not {ALIGNMENT}-byte aligned"
+            assert tensor.is_contiguous(), f"{self._name(i)} is not dense: {tuple(tensor.shape)}, {tensor.stride()}"
+            values[i] = address
+            signature.append(tensor.dtype)
+        if _recordings:
+            key = self.key(args, constexprs)
+            for record in _recordings:
+                record.note(key)
+        if device.type == "meta":
+            self._compile(args, constexprs)
+        elif knobs.runtime.interpret:
+            self._interpret(grid, args, constexprs)
+        elif 0 not in grid:
+            self._launch(grid, args, values, (device, *signature, *constexprs.items()), constexprs)
+
+    def _launch(
+        self,
+        grid: tuple[int, ...],
+        args: tuple[Any, ...],
+        values: list[Any],
+        signature: tuple[object, ...],
+        constexprs: dict[str, Any],
+    ) -> None:
+        """The path of serving: Triton's own binding and key are skipped, since ours is complete."""
+        active = _active_driver()
+        index = active.get_current_device()
+        loaded = self._loaded.get((index, *signature))
+        hook = knobs.runtime.launch_enter_hook
+        if loaded is None or getattr(hook, "calls", hook):  # profilers get their hooks by Triton's own path
+            self._first_launch(grid, args, (index, *signature), constexprs)
+            return
+        x, y, z = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
+        stream = active.get_current_stream(index)
+        loaded.run(x, y, z, stream, loaded.function, loaded.metadata, None, None, None, *values, *loaded.constexprs)
+
+    def _first_launch(
+        self,
+        grid: tuple[int, ...],
+        args: tuple[Any, ...],
+        signature: tuple[object, ...],
+        constexprs: dict[str, Any],
+    ) -> None:
+        assert all(extent <= 65535 for extent in grid[1:]), f"{self.kernel.name}: grid {grid} is over 65535 on y or z"
+        active = _active_driver()
+        device, expected = args[self._pointers[0]].device, active.get_active_torch_device()
+        assert device == expected, f"{self.kernel.name}: tensors are on {device}, the active device is {expected}"
+        compiled = self.kernel.jit.run(*args, grid=grid, warmup=False, enable_fp_fusion=_FP_FUSION, **constexprs)
+        assert compiled is not None, f"{self.kernel.name}: a hook of another library prevented the compile"
+        tail = tuple(constexprs[name] for name in self.kernel.constexprs)
+        self._loaded[signature] = _Loaded(compiled.run, compiled.function, compiled.packed_metadata, tail)
+        self.known.add(self.key(args, constexprs))
+
+    def _compile(self, args: tuple[Any, ...], constexprs: dict[str, Any]) -> None:
+        if knobs.runtime.interpret:
+            return
+        _active_driver()
+        key = self.key(args, constexprs)
+        compiled = self.kernel.jit.run(*args, grid=(1,), warmup=True, enable_fp_fusion=_FP_FUSION, **constexprs)
+        self.known.add(key)
+        for record in _recordings:
+            record.binaries.setdefault(key, compiled)
+
+    def _interpret(self, grid: tuple[int, ...], args: tuple[Any, ...], constexprs: dict[str, Any]) -> None:
+        if 0 not in grid:
+            self.kernel.jit.run(*args, grid=grid, warmup=False, **constexprs)
+
+    def key(self, args: tuple[Any, ...], constexprs: dict[str, Any]) -> LaunchKey:
+        """The key of a launch with these arguments."""
+        kernel = self.kernel
+        assert len(args) == len(kernel.parameters), f"{kernel.name} takes {kernel.parameters}, got {len(args)} values"
+        missing = set(kernel.constexprs) - set(constexprs)
+        assert not missing, f"{kernel.name}: constexprs {sorted(missing)} are missing"
+        variable = [
+            (name, scalar_type or pointer_type(value.dtype))
+            for name, scalar_type, value in zip(kernel.parameters, kernel.scalar_types, args, strict=True)
+        ]
+        fixed = [(name, str(constexprs[name])) for name in kernel.constexprs]
+        return LaunchKey(kernel.name, (*variable, *fixed, *options_in_words(constexprs)))
+
+    def _name(self, position: int) -> str:
+        return f"{self.kernel.name}: {self.kernel.parameters[position]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    key: LaunchKey
+    compile_s: float  # 0 if it was compiled before
+    shared_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class WarmupReport:
+    target: str
+    binaries: tuple[Binary, ...]
+    compile_s: float  # enumerate and compile, wall time
+    launch_s: float  # load and launch
+
+    @property
+    def keys(self) -> frozenset[LaunchKey]:
+        return frozenset(binary.key for binary in self.binaries)
+
+
+class _TimedPool(ThreadPoolExecutor):
+    """Compiles in parallel, and remembers how long each binary took."""
+
+    def __init__(self, workers: int, record: Recording) -> None:
+        super().__init__(workers, thread_name_prefix="hotstart-compile")
+        self.record = record
+        self.seconds: dict[LaunchKey, float] = {}
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Future[Any]:
+        key = self.record.last
+        assert key is not None, "a compile without a launch"
+
+        def timed() -> Any:
+            start = time.perf_counter()
+            result = function(*args, **keywords)
+            self.seconds[key] = time.perf_counter() - start
+            return result
+
+        return super().submit(timed)
+
+
+def warm_up(space: LaunchSpace, *, workers: int | None = None) -> WarmupReport:
+    """Compile, load and launch every binary that the registered kernels can need; then nothing is left to do late.
+
+    First on meta tensors, compiling for the active target in parallel (finished binaries come from Triton's cache on
+    disk); then the same calls on small real tensors, which must ask for the same keys.  A failure is a WarmupError
+    that names the kernel, the key and the cause.
+    """
+    workers = workers or max(1, (os.cpu_count() or 2) - 1)
+    active = _active_driver()
+    target = active.get_current_target()
+    warmups = list(dict.fromkeys(launcher.warmup for launcher in LAUNCHERS))
+    start = time.perf_counter()
+    # Errors are raised below, by key, and not by whichever compile fails first.
+    with (
+        recording() as planned,
+        _TimedPool(workers, planned) as pool,
+        triton.AsyncCompileMode(pool, ignore_errors=True),
+    ):
+        for warmup in warmups:
+            _call(warmup, space.on(torch.device("meta")), planned)
+        compiled = {key: _finish(key, binary) for key, binary in planned.binaries.items()}
+    compile_s = time.perf_counter() - start
+    device = active.get_active_torch_device()
+    with recording() as launched:
+        for warmup in warmups:
+            _call(warmup, space.on(device), launched)
+    for key in planned.counts.keys() ^ launched.counts.keys():
+        there, missing = ("meta", "real") if key in planned.counts else ("real", "meta")
+        raise WarmupError(f"{key} is launched on {there} tensors only; the warm-up must not differ on {missing} ones")
+    launch_s = time.perf_counter() - start - compile_s
+    binaries = tuple(
+        Binary(key, pool.seconds.get(key, 0.0), binary.metadata.shared) for key, binary in compiled.items()
+    )
+    report = WarmupReport(f"sm_{target.arch}", binaries, compile_s, launch_s)
+    log.info("kernels warmed", target=report.target, binaries=len(binaries), compile_s=compile_s, launch_s=launch_s)
+    return report
+
+
+def _call(warmup: Callable[[LaunchSpace], None], space: LaunchSpace, record: Recording) -> None:
+    record.last = None
+    try:
+        warmup(space)
+        if space.device.type == "cuda":
+            torch.cuda.synchronize()  # a fault shows here, not in a later kernel's turn
+    except Exception as cause:
+        where = record.last or f"{warmup.__module__}.{warmup.__qualname__}, before its first launch"
+        raise WarmupError(f"warm-up failed at {where} on {space.device}: {type(cause).__name__}: {cause}") from cause
+
+
+def _finish(key: LaunchKey, binary: Any) -> Any:
+    """Wait for a compile."""
+    try:
+        return binary.result() if hasattr(binary, "result") else binary
+    except Exception as cause:
+        raise WarmupError(f"cannot compile {key}: {type(cause).__name__}: {cause}") from cause
+
+
+def seal(mode: str = "warn", memory: tuple[MemoryWatch, ...] = ()) -> Watch:
+    """Watch this process from now on: see `Watch`."""
+    watch = Watch(mode, memory, known=lambda: {key for launcher in LAUNCHERS for key in launcher.known})
+    watch.seal()
+    return watch
