@@ -45,24 +45,24 @@ def is_held_out(example: Example) -> bool:
 
 
 def draw(num_examples: int, seed: int, tasks: Sequence[str] = TASKS) -> list[Example]:
-    """Held-out examples, tasks in turn, sizes drawn uniformly."""
+    """Held-out examples, no two alike, tasks in turn, sizes drawn uniformly (the smallest sizes have few examples)."""
     rng = random.Random(seed)
-    examples: list[Example] = []
+    examples: dict[str, Example] = {}
     while len(examples) < num_examples:
         task = tasks[len(examples) % len(tasks)]
         example = make_example(task, rng.randint(1, MAX_SIZE[task]), rng)
         if is_held_out(example):
-            examples.append(example)
-    return examples
+            examples.setdefault(example.prompt, example)
+    return list(examples.values())
 
 
 def score(examples: Sequence[Example], replies: Sequence[str]) -> dict[str, float]:
     """Share of replies that equal the answer exactly, by task and over `all`."""
-    hits: dict[str, list[bool]] = {}
-    for example, reply in zip(examples, replies, strict=True):
-        for name in (example.task, "all"):
-            hits.setdefault(name, []).append(reply == example.answer)
-    return {name: sum(found) / len(found) for name, found in hits.items()}
+    right = [(example.task, reply == example.answer) for example, reply in zip(examples, replies, strict=True)]
+    by_task = {task: [hit for name, hit in right if name == task] for task, _ in right}
+    return {task: sum(hits) / len(hits) for task, hits in by_task.items()} | {
+        "all": sum(h for _, h in right) / len(right)
+    }
 
 
 def _recall(size: int, rng: random.Random) -> tuple[str, str]:
