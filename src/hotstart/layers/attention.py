@@ -1,0 +1,51 @@
+"""Gated attention: queries carry a gate that scales the attention's output, element by element."""
+
+import torch
+from torch import Tensor
+
+from hotstart.cache.step import StepInputs
+from hotstart.cache.tensors import CacheTensors
+from hotstart.config.model import ModelConfig
+from hotstart.kernels.ops import AttentionDims, Ops
+from hotstart.layers.fused import Fused, by_rows
+from hotstart.layers.linear import Layer, Linear, meta_parameter
+from hotstart.layers.rotary import RotaryTable
+
+__all__ = ["GatedAttention"]
+
+
+class GatedAttention(Layer):
+    def __init__(self, config: ModelConfig, index: int, rotary: RotaryTable, ops: Ops, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.index = index
+        self.ops = ops
+        self.dims = dims = AttentionDims(
+            num_heads=config.num_attention_heads,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            rotary_dim=config.rope.rotary_dim,
+            eps=config.rms_norm_eps,
+        )
+        width, kv_width = dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
+        # By head its query rows, then its gate rows; then all keys, then all values.
+        self.widths = {"q_proj.weight": 2 * width, "k_proj.weight": kv_width, "v_proj.weight": kv_width}
+        self.qkv_proj = Linear(config.hidden_size, sum(self.widths.values()), dtype)
+        self.o_proj = Linear(width, config.hidden_size, dtype)
+        self.q_norm_weight = meta_parameter(dims.head_dim, dtype=dtype)
+        self.k_norm_weight = meta_parameter(dims.head_dim, dtype=dtype)
+        self.rotary = rotary
+
+    def fused(self) -> list[Fused]:
+        return [
+            Fused(self.qkv_proj.weight, (by_rows(self.qkv_proj.weight, self.widths),)),
+            Fused(self.q_norm_weight, (by_rows(self.q_norm_weight, {"q_norm.weight": self.dims.head_dim}),)),
+            Fused(self.k_norm_weight, (by_rows(self.k_norm_weight, {"k_norm.weight": self.dims.head_dim}),)),
+        ]
+
+    def forward(self, x: Tensor, step: StepInputs, cache: CacheTensors) -> Tensor:  # [T, D] -> [T, D]
+        keys, values = cache.kv(self.index)
+        q, gate = self.ops.attention_prepare(
+            self.qkv_proj(x), self.q_norm_weight, self.k_norm_weight, self.rotary.table, keys, values, step, self.dims
+        )
+        o = self.ops.paged_attention(q, keys, values, step, self.dims)  # [T, H * D]
+        return self.o_proj(self.ops.sigmoid_mul(o, gate))

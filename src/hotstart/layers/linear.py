@@ -1,0 +1,33 @@
+"""Linear: a matrix and its product.  Weights are made on the meta device; `models/weights.py` gives them memory."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Layer", "Linear", "meta_parameter"]
+
+
+class Layer(nn.Module):
+    """A module whose call gives a tensor, and a type checker knows it."""
+
+    if TYPE_CHECKING:
+        __call__: Callable[..., Tensor]
+
+
+def meta_parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
+    """A weight that has shape and dtype, and no memory yet."""
+    return nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), requires_grad=False)
+
+
+class Linear(Layer):
+    """x @ weight.T, no bias."""
+
+    def __init__(self, in_features: int, out_features: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = meta_parameter(out_features, in_features, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:  # [T, in] -> [T, out]
+        return F.linear(x, self.weight)

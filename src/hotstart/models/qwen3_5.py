@@ -1,0 +1,88 @@
+"""Qwen3.5, dense and with experts, text part: three Gated DeltaNet layers, then one of gated attention, and again."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hotstart.cache.layout import CacheLayout, TensorSpec
+from hotstart.cache.step import StepInputs
+from hotstart.cache.tensors import CacheTensors
+from hotstart.config.model import ModelConfig
+from hotstart.kernels.ops import Ops
+from hotstart.layers.attention import GatedAttention
+from hotstart.layers.embedding import Embedding
+from hotstart.layers.gated_delta_net import GatedDeltaNet, gdn_dims
+from hotstart.layers.linear import Layer, Linear
+from hotstart.layers.mlp import MLP
+from hotstart.layers.moe import SparseMoE
+from hotstart.layers.norm import AddRMSNorm
+from hotstart.layers.rotary import RotaryTable
+
+__all__ = ["DecoderLayer", "Qwen35"]
+
+
+class DecoderLayer(Layer):
+    """A mixer of tokens, then a feed-forward; the residual stream runs beside them and is changed in place."""
+
+    def __init__(self, config: ModelConfig, index: int, rotary: RotaryTable, ops: Ops, dtype: torch.dtype) -> None:
+        super().__init__()
+        D, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = AddRMSNorm(D, eps, ops, dtype)
+        self.post_attention_layernorm = AddRMSNorm(D, eps, ops, dtype)
+        self.has_attention = config.layer_types[index] == "full_attention"
+        if self.has_attention:
+            self.self_attn = GatedAttention(config, index, rotary, ops, dtype)
+        else:
+            self.linear_attn = GatedDeltaNet(config, index, ops, dtype)
+        if config.moe_layers[index]:
+            self.mlp: SparseMoE | MLP = SparseMoE(config, ops, dtype)
+        else:
+            self.mlp = MLP(D, config.intermediate_size, ops, dtype)
+
+    def forward(self, x: Tensor, residual: Tensor, step: StepInputs, cache: CacheTensors) -> Tensor:
+        mixer = self.self_attn if self.has_attention else self.linear_attn
+        x = mixer(self.input_layernorm(x, residual), step, cache)
+        return self.mlp(self.post_attention_layernorm(x, residual), step)
+
+
+class Qwen35(Layer):
+    """Parameters carry the checkpoint's names, less the prefix `model.` or `model.language_model.`."""
+
+    def __init__(
+        self, config: ModelConfig, ops: Ops, dtype: torch.dtype, state_dtype: torch.dtype, num_positions: int
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.state_dtype = state_dtype
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype)
+        rotary = RotaryTable(config.rope, num_positions)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, index, rotary, ops, dtype) for index in range(config.num_hidden_layers)
+        )
+        self.norm = AddRMSNorm(config.hidden_size, config.rms_norm_eps, ops, dtype)
+        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, dtype)
+
+    def forward(self, step: StepInputs, cache: CacheTensors) -> Tensor:
+        """Hidden states after the last norm, [T, D].  Keys, values and states are written to the cache."""
+        x = self.embed_tokens(step.token_ids)
+        residual = torch.zeros_like(x)
+        for layer in self.layers:
+            x = layer(x, residual, step, cache)
+        return self.norm(x, residual)
+
+    def logits(self, hidden: Tensor) -> Tensor:  # [R, D] -> [R, vocab]
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        return F.linear(hidden, head.weight)
+
+    def layout(self, page_size: int) -> CacheLayout:
+        config, dims = self.config, gdn_dims(self.config)
+        kinds = list(enumerate(config.layer_types))
+        return CacheLayout(
+            page_size=page_size,
+            attention_layers=tuple(i for i, kind in kinds if kind == "full_attention"),
+            gdn_layers=tuple(i for i, kind in kinds if kind == "linear_attention"),
+            kv=TensorSpec((page_size, config.num_key_value_heads, config.head_dim), self.dtype),
+            conv=TensorSpec((dims.conv_width - 1, dims.conv_channels), self.dtype),
+            state=TensorSpec((dims.num_value_heads, dims.value_dim, dims.key_dim), self.state_dtype),
+        )
