@@ -83,7 +83,7 @@ FAMILIES = [
         "next",
         "Qwen3NextForCausalLM",
         _sizes(
-            88, (6, 3), 16, (3, 6, 8, 24), intermediate_size=72, num_hidden_layers=6, mlp_only_layers=[1],
+            88, (6, 3), 16, (3, 6, 16, 24), intermediate_size=72, num_hidden_layers=6, mlp_only_layers=[1],
             full_attention_interval=3, norm_topk_prob=True, **_MOE,
         ),
         shards=2,
@@ -146,16 +146,40 @@ def _fill(model: Any, family: Family) -> None:
             weight.normal_(0.0, 0.2)
         elif "embed_tokens" in name:
             weight.normal_(0.0, 0.07 if family.tied else 1.0)
+        elif name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight", "down_proj")):
+            # Branches weaker than the residual: else rounding errors double with every layer, in any engine.  A tied
+            # model's must outweigh its small embedding, or every token would predict itself.
+            weight.normal_(0.0, (0.16 if family.tied else 0.5) / math.sqrt(weight.shape[-1]))
         elif "conv1d" in name:
             weight.normal_(0.0, 0.5)
         else:
             weight.normal_(0.0, 1.0 / math.sqrt(weight.shape[-1]))
+    for name, layer in model.named_modules():
+        if name.endswith("linear_attn"):
+            _align_keys_with_queries(layer)
     ids = torch.randint(VOCAB, (1, 100))
     text = model.model.language_model if family.nested else model.model
     # The zero-centred norm before the head is the one place that scales tied and untied logits alike.
-    text.norm.weight.add_(1.0).mul_(LOGIT_SPREAD / model(ids).logits.std()).sub_(1.0)
+    scale = LOGIT_SPREAD / model(ids).logits.std()
+    text.norm.weight.add_(1.0).mul_(scale).sub_(1.0)
     for weight in model.parameters():
         weight.copy_(weight.bfloat16())
+
+
+def _align_keys_with_queries(layer: Any) -> None:
+    """As training does: else a state's first readings are near zero, and normalising them magnifies any rounding."""
+    heads, dim = layer.num_k_heads, layer.head_k_dim
+    width = heads * dim
+    conv = layer.conv1d.weight
+    pairs = [(conv[:width], conv[width : 2 * width])]
+    if hasattr(layer, "in_proj_qkv"):
+        rows = layer.in_proj_qkv.weight
+        pairs.append((rows[:width], rows[width : 2 * width]))
+    else:
+        by_head = layer.in_proj_qkvz.weight.view(heads, -1, layer.hidden_size)
+        pairs.append((by_head[:, :dim], by_head[:, dim : 2 * dim]))
+    for query, key in pairs:
+        key.mul_(0.6).add_(query, alpha=0.8)
 
 
 def _shard_bytes(model: Any, family: Family) -> int:

@@ -119,15 +119,15 @@ def _by_our_names(tensors: list[StoredTensor]) -> dict[str, StoredTensor]:
 def _wanted(model: nn.Module) -> list[list[_Spelling]]:
     """For each parameter the spellings of which one fills it."""
     wanted: list[list[_Spelling]] = []
+    claimed: set[int] = set()
     for path, module in model.named_modules():
-        prefix = f"{path}." if path else ""
-        fused = module.fused() if isinstance(module, _Fuses) else []
-        for one in fused:
-            wanted.append([_Spelling({prefix + piece.name: piece for piece in way}) for way in one.spellings])
-        done = {id(one.parameter) for one in fused}
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in done:
-                wanted.append([_Spelling({prefix + name: Piece(name, (parameter.unsqueeze(0),))})])
+        for fused in module.fused() if isinstance(module, _Fuses) else ():
+            ways = [_Spelling({f"{path}.{piece.name}": piece for piece in way}) for way in fused.spellings]
+            wanted.append(ways)
+            claimed.add(id(fused.parameter))
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in claimed:
+            wanted.append([_Spelling({name: Piece(name, (parameter.unsqueeze(0),))})])
     return wanted
 
 

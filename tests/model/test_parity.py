@@ -1,0 +1,75 @@
+"""Logits against transformers: every family, every prompt position, and through 64 decode steps."""
+
+import pytest
+import torch
+import transformers
+from families import FAMILIES, VOCAB
+from stepper import Stepper, load_model
+from torch import Tensor
+
+LENGTHS = [1, 2, 3, 63, 64, 65, 200]
+DECODE_STEPS = 64
+FLOAT32_LIMIT = 2e-4  # largest difference of any logit, where logits spread by 2.5
+BFLOAT16_LIMIT = 1.3  # of transformers' own error
+BFLOAT16_MEDIAN_LIMIT = 1.1  # the same at the median position, where no expert flips
+by_family = pytest.mark.parametrize("family", [family.name for family in FAMILIES])
+
+
+def prompts() -> list[list[int]]:
+    random = torch.Generator().manual_seed(7)
+    return [torch.randint(VOCAB, (length,), generator=random).tolist() for length in LENGTHS]
+
+
+def reference(folder, dtype: torch.dtype, sequences: list[list[int]]) -> list[Tensor]:
+    """transformers' logits at every position of every sequence."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return [model(torch.tensor([tokens])).logits[0].float() for tokens in sequences]
+
+
+def generate(stepper: Stepper) -> list[Tensor]:
+    """Prefill all prompts in one step, then decode greedily; the logits at every position computed."""
+    logits = [[part] for part in stepper.step([len(tokens) for tokens in stepper.tokens])]
+    for _ in range(DECODE_STEPS):
+        for tokens, seen in zip(stepper.tokens, logits, strict=True):
+            tokens.append(int(seen[-1][-1].argmax()))
+        for seen, part in zip(logits, stepper.step([1] * len(logits)), strict=True):
+            seen.append(part)
+    return [torch.cat(seen) for seen in logits]
+
+
+@by_family
+def test_float32_logits_match_transformers(family, checkpoint):
+    stepper = Stepper(load_model(checkpoint(family), torch.float32), prompts())
+    ours = generate(stepper)
+    theirs = reference(checkpoint(family), torch.float32, stepper.tokens)
+    assert 2.0 < torch.cat(theirs).std() < 3.0
+    for length, a, b in zip(LENGTHS, ours, theirs, strict=True):
+        assert a.shape[0] == length + DECODE_STEPS
+        assert (a - b).abs().max() < FLOAT32_LIMIT, f"prompt of {length} tokens"
+        # What we decoded is what they would have: the same token is the likeliest at every step.
+        assert torch.equal(a[length - 1 :].argmax(-1), b[length - 1 :].argmax(-1))
+
+
+def test_bfloat16_is_no_further_from_float32_than_transformers(checkpoint):
+    """One rounding can send a token to another expert, so the total is taken over all families, the median for each."""
+    ours, theirs = [], []  # squared error of each position
+    for family in FAMILIES:
+        folder, tokens = checkpoint(family.name), prompts()
+        exact = torch.cat(reference(folder, torch.float32, tokens))
+        mine = torch.cat(Stepper(load_model(folder, torch.bfloat16), tokens).step(LENGTHS))
+        ours.append((mine - exact).square().mean(-1))
+        theirs.append((torch.cat(reference(folder, torch.bfloat16, tokens)) - exact).square().mean(-1))
+        assert ours[-1].median().sqrt() < BFLOAT16_MEDIAN_LIMIT * theirs[-1].median().sqrt(), family.name
+    assert torch.cat(ours).mean().sqrt() < BFLOAT16_LIMIT * torch.cat(theirs).mean().sqrt()
+
+
+@by_family
+def test_a_prompt_in_pieces_gives_the_same_logits(family, checkpoint):
+    """Cut at chunk boundaries and elsewhere, mixed with decoding sequences, a sequence that rests in between."""
+    model = load_model(checkpoint(family), torch.float32)
+    tokens = [prompts()[i] for i in (5, 6, 3)]
+    whole = Stepper(model, tokens).step([65, 200, 63])
+    pieces = Stepper(model, tokens)
+    parts = [pieces.step(lengths) for lengths in [[64, 128, 1], [0, 1, 2], [1, 71, 60]]]
+    for i, expected in enumerate(whole):
+        assert (torch.cat([part[i] for part in parts]) - expected).abs().max() < FLOAT32_LIMIT
