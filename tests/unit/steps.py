@@ -1,12 +1,14 @@
 """StepInputs made by hand, for tests of ops."""
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from hotstart.cache.step import DecodeInputs, PrefillInputs, StepInputs
 
-__all__ = ["Row", "make_step"]
+__all__ = ["Row", "make_step", "moved"]
 
 
 @dataclass(frozen=True)
@@ -87,3 +89,13 @@ def make_step(
         prefill=prefill,
         logit_rows=ints(list(range(num_tokens))),
     )
+
+
+def moved(thing: Any, device: torch.device | str) -> Any:
+    """The same step, or weights, with its tensors on `device`."""
+    if isinstance(thing, torch.Tensor):
+        return thing.to(device)
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        fields = {f.name: moved(getattr(thing, f.name), device) for f in dataclasses.fields(thing)}
+        return dataclasses.replace(thing, **fields)
+    return thing

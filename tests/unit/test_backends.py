@@ -1,23 +1,11 @@
 """Every op runs on meta tensors: none reads a value on the host or sizes a tensor by data."""
 
-import dataclasses
-
 import torch
-from steps import Row, make_step
+from steps import Row, make_step, moved
 from test_gdn import make_dims, make_inputs
 
 from hotstart.kernels.backends import ops_for
 from hotstart.kernels.ops import AttentionDims
-
-
-def to_meta(thing):
-    if isinstance(thing, torch.Tensor):
-        return thing.to("meta")
-    if dataclasses.is_dataclass(thing):
-        return dataclasses.replace(
-            thing, **{f.name: to_meta(getattr(thing, f.name)) for f in dataclasses.fields(thing)}
-        )
-    return thing
 
 
 def test_ops_run_on_meta_tensors():
@@ -29,8 +17,8 @@ def test_ops_run_on_meta_tensors():
     )
     T = step.num_tokens + 2
     gdn = make_dims()
-    packed, weights, conv, state = (to_meta(x) for x in make_inputs(gdn, T, 6))
-    step = to_meta(step)
+    packed, weights, conv, state = (moved(x, "meta") for x in make_inputs(gdn, T, 6))
+    step = moved(step, "meta")
     out = torch.empty(T, gdn.num_value_heads * gdn.value_dim, device="meta")
     ops.gdn_decode(packed, weights, conv, state, step.decode, gdn, out)
     ops.gdn_prefill(packed, weights, conv, state, step.prefill, gdn, out)

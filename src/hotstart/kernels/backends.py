@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Literal
 
-from hotstart.kernels import activation, attention, gdn, moe, norm
+from hotstart.kernels import activation, attention, gdn, gdn_decode, moe, norm
 from hotstart.kernels.ops import Ops
 
 __all__ = ["Backend", "ops_for"]
@@ -23,7 +23,13 @@ _TORCH = Ops(
     moe=moe.moe,
 )
 # Kernels where we have them; the rest of the table follows with the GPU engine.
-_TRITON = replace(_TORCH, name="triton", rms_norm=norm.rms_norm, add_rms_norm=norm.add_rms_norm)
+_TRITON = replace(
+    _TORCH,
+    name="triton",
+    rms_norm=norm.rms_norm,
+    add_rms_norm=norm.add_rms_norm,
+    gdn_decode=gdn_decode.gdn_decode,
+)
 
 
 def ops_for(backend: Backend) -> Ops:

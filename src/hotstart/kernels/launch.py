@@ -16,20 +16,19 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 from triton import knobs
 from triton.runtime import driver
 
 from hotstart import log
 from hotstart.errors import StartupError, WarmupError
 from hotstart.kernels.key import LaunchKey, options_in_words, pointer_type, type_name
-from hotstart.kernels.ops import AttentionDims, GdnDims, Step
+from hotstart.kernels.space import LaunchSpace
 from hotstart.kernels.watch import LateEvent, MemoryWatch, Watch
 
 __all__ = [
@@ -98,48 +97,6 @@ def kernel(function: Callable[..., None]) -> Kernel:
     return Kernel(name, jit, tuple(types), tuple(types.values()), tuple(constexprs))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LaunchSpace:
-    """All that can change a binary.  A warm-up makes its tensors here and passes them to the op that layers call.
-
-    `step(device)` builds a real step by the code that serving uses: several decode and several prefill sequences,
-    slots below `num_slots`, pages below `num_pages`, `num_tokens` rows.  Never one token: PyTorch reports other
-    strides there.
-    """
-
-    hidden_size: int
-    eps: float
-    activation_dtypes: tuple[torch.dtype, ...]
-    step: Callable[[torch.device], Step]
-    num_tokens: int
-    num_slots: int
-    num_pages: int = 0
-    page_size: int = 16
-    gdn: GdnDims | None = None
-    state_dtype: torch.dtype = torch.float32
-    attention: AttentionDims | None = None
-    device: torch.device = field(default_factory=lambda: torch.device("meta"))
-
-    def __post_init__(self) -> None:
-        assert self.num_tokens > 1, "a warm-up with one token sees strides that serving does not have"
-
-    def on(self, device: torch.device) -> "LaunchSpace":
-        return replace(self, device=device)
-
-    def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """Zeros where there is memory: a warm-up's content must not be able to fault."""
-        return torch.zeros(shape, dtype=dtype, device=self.device)
-
-    def tokens(self, width: int, dtype: torch.dtype) -> Tensor:
-        return self.empty(self.num_tokens, width, dtype=dtype)
-
-    def weight(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        return self.empty(*shape, dtype=dtype)
-
-    def slots(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        return self.empty(self.num_slots, *shape, dtype=dtype)
-
-
 @dataclass(slots=True)
 class _Loaded:
     """What a launch needs once its binary is on the device."""
@@ -150,7 +107,7 @@ class _Loaded:
     constexprs: tuple[object, ...]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Recording:
     """The launches seen while `recording()` is active, meta ones too: how often each key was asked for."""
 

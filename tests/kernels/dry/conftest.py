@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from steps import Row, make_step, moved
 
+from hotstart.cache.step import StepInputs
 from hotstart.kernels import dry
 from hotstart.kernels.launch import LaunchSpace
 from hotstart.kernels.ops import GdnDims
@@ -16,14 +18,22 @@ def sm_120() -> Iterator[dry.Gpu]:
         yield gpu
 
 
+def step_on(device: torch.device) -> StepInputs:
+    """Two decoding rows and a padding one, a prompt that starts and one that goes on."""
+    step = make_step(
+        [Row(1, read=0, write=0), Row(1, read=1, write=2)], [Row(3, write=3), Row(3, read=4, write=4)], padding=1
+    )
+    return moved(step, device)
+
+
 @pytest.fixture
 def space() -> LaunchSpace:
     return LaunchSpace(
         hidden_size=320,
         eps=1e-6,
         activation_dtypes=(torch.bfloat16,),
-        step=lambda device: None,  # type: ignore[arg-type,return-value]  # no kernel here reads the step yet
-        num_tokens=8,
-        num_slots=4,
+        step=step_on,
+        num_tokens=9,
+        num_slots=6,
         gdn=GdnDims(num_key_heads=2, num_value_heads=6, key_dim=64, value_dim=48, conv_width=4, eps=1e-6),
     )

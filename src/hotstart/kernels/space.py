@@ -1,0 +1,65 @@
+"""LaunchSpace: all that can change a binary, written once by start-up and read by every warm-up."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from hotstart.kernels.ops import AttentionDims, GdnDims, GdnWeights, Step
+
+__all__ = ["LaunchSpace"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchSpace:
+    """All that can change a binary.  A warm-up makes its tensors here and passes them to the op that layers call.
+
+    `step(device)` builds a real step by the code that serving uses: several decode and several prefill sequences,
+    slots below `num_slots`, pages below `num_pages`, `num_tokens` rows.  Never one token: PyTorch reports other
+    strides there.
+    """
+
+    hidden_size: int
+    eps: float
+    activation_dtypes: tuple[torch.dtype, ...]
+    step: Callable[[torch.device], Step]
+    num_tokens: int
+    num_slots: int
+    num_pages: int = 0
+    page_size: int = 16
+    gdn: GdnDims | None = None
+    state_dtype: torch.dtype = torch.float32
+    attention: AttentionDims | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("meta"))
+
+    def __post_init__(self) -> None:
+        assert self.num_tokens > 1, "a warm-up with one token sees strides that serving does not have"
+
+    def on(self, device: torch.device) -> "LaunchSpace":
+        return replace(self, device=device)
+
+    def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        """Zeros where there is memory: a warm-up's content must not be able to fault."""
+        return torch.zeros(shape, dtype=dtype, device=self.device)
+
+    def tokens(self, width: int, dtype: torch.dtype) -> Tensor:
+        return self.empty(self.num_tokens, width, dtype=dtype)
+
+    def weight(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        return self.empty(*shape, dtype=dtype)
+
+    def slots(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        return self.empty(self.num_slots, *shape, dtype=dtype)
+
+    def gdn_inputs(self, dims: GdnDims, dtype: torch.dtype) -> tuple[Tensor, GdnWeights, Tensor, Tensor]:
+        """A packed projection, the weights of a mixer, and small pools of its conv and recurrent states."""
+        weights = GdnWeights(
+            conv=self.weight(dims.conv_channels, dims.conv_width, dtype=dtype),
+            A_log=self.weight(dims.num_value_heads, dtype=torch.float32),
+            dt_bias=self.weight(dims.num_value_heads, dtype=torch.float32),
+            norm=self.weight(dims.value_dim, dtype=torch.float32),
+        )
+        conv = self.slots(dims.conv_width - 1, dims.conv_channels, dtype=dtype)
+        state = self.slots(dims.num_value_heads, dims.value_dim, dims.key_dim, dtype=self.state_dtype)
+        return self.tokens(dims.packed_width, dtype), weights, conv, state

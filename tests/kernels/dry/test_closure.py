@@ -1,0 +1,51 @@
+"""After the warm-up, no number of tokens or sequences asks for a binary that was not there."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from steps import Row, make_step
+from test_gdn import make_inputs
+
+from hotstart.kernels import dry
+from hotstart.kernels.gdn_decode import gdn_decode
+from hotstart.kernels.launch import Watch, recording, warm_up
+from hotstart.kernels.norm import add_rms_norm, gated_rms_norm, rms_norm
+
+COUNTS = (1, 2, 3, 16, 17, 64)
+
+
+def serve(space, count):
+    """The ops of a step with `count` sequences of one token."""
+    dims, dtype = space.gdn, space.activation_dtypes[0]
+    step = make_step([Row(1, read=i, write=i) for i in range(count)], [], padding=count % 2)
+    rows = step.token_ids.shape[0]
+    packed, weights, conv, state = make_inputs(dims, rows, count, dtype)
+    out = torch.empty(rows, dims.num_value_heads * dims.value_dim, dtype=dtype)
+    gdn_decode(packed, weights, conv, state.to(space.state_dtype), step.decode, dims, out)
+    gated_rms_norm(torch.empty(rows, dims.num_value_heads, dims.value_dim), packed, weights.norm, dims)
+    x, weight = torch.empty(rows, space.hidden_size, dtype=dtype), torch.empty(space.hidden_size, dtype=dtype)
+    add_rms_norm(rms_norm(x, weight, space.eps), x, weight, space.eps)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_120"])
+def test_no_count_of_tokens_or_sequences_makes_a_new_binary(target, space):
+    with dry.gpu(target), Watch("error") as watch:
+        report = warm_up(space)
+        watch.seal()
+        with recording() as served:
+            for count in COUNTS:
+                serve(space, count)
+                watch.check()
+    assert watch.events == []
+    assert served.counts.keys() == report.keys
+    assert len(watch.compiled) == len(report.binaries)
+
+
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16])
+def test_the_state_dtype_changes_warmed_and_served_keys_together(state_dtype, space):
+    space = replace(space, state_dtype=state_dtype)
+    with dry.gpu("sm_90"), Watch("error") as watch:
+        warm_up(space)
+        watch.seal()
+        serve(space, 3)

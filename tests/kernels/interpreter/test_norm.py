@@ -1,0 +1,42 @@
+"""The norms against their torch forms in float64."""
+
+import pytest
+import torch
+from test_gdn import make_dims
+from tolerances import assert_close
+
+from hotstart.kernels import norm
+
+SHAPES = [(1, 16), (3, 320), (17, 129), (0, 64)]
+SCALES = [0.0, 1e-4, 1.0, 1e4]
+
+
+def rows(*shape, scale=1.0, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_rms_norm(shape, scale):
+    x, weight = rows(*shape, scale=scale), rows(shape[1], seed=1)
+    assert_close(norm.rms_norm(x, weight, 1e-6), norm.rms_norm_torch(x.double(), weight.double(), 1e-6))
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_add_rms_norm_leaves_the_sum_in_the_residual(shape):
+    x, residual, weight = rows(*shape), rows(*shape, seed=1), rows(shape[1], seed=2)
+    wanted_residual = x.double() + residual
+    wanted = norm.rms_norm_torch(wanted_residual, weight.double(), 1e-6)
+    before = x.clone()
+    assert_close(norm.add_rms_norm(x, residual, weight, 1e-6), wanted)
+    assert_close(residual, wanted_residual)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_gated_rms_norm(scale):
+    dims = make_dims(H=2, HV=6, K=24, V=40)
+    x, packed = rows(5, 6, 40, scale=scale), rows(5, dims.packed_width, seed=1) * 3
+    weight = rows(40, seed=2)
+    wanted = norm.gated_rms_norm_torch(x.double(), packed.double(), weight.double(), dims)
+    assert_close(norm.gated_rms_norm(x, packed, weight, dims), wanted)
