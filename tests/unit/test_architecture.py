@@ -42,11 +42,11 @@ NO_TORCH = [
     "log.py",
     "request.py",
     "text/*.py",
+    "engine/limits.py",
     "engine/plan.py",
     "engine/sequence.py",
     "engine/scheduler.py",
-    "cache/pages.py",
-    "cache/slots.py",
+    "cache/pool.py",
     "cache/prefix.py",
 ]
 # Process edges, where any failure must still give a request its answer or a start-up phase its name.

@@ -1,0 +1,98 @@
+"""Sequence: a request's progress.  The scheduler alone writes it.
+
+Steps are planned before earlier ones have come back, so two lengths are kept: `num_computed <= num_planned`.  The
+token that a step in flight samples stands in `tokens` as IN_FLIGHT until its result is applied.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Sampling, Span
+from hotstart.request import PositionLogprobs, Request
+
+__all__ = ["Sequence", "Status"]
+
+
+class Status(Enum):
+    WAITING = auto()  # never ran yet, or was preempted
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    id: int  # counts up: a smaller id has waited longer
+    request: Request
+    seed: int
+    end_ids: frozenset[int]  # a sampled token among these ends the sequence
+    max_length: int  # prompt and answer together
+    tokens: list[int]
+    status: Status = Status.WAITING
+    num_planned: int = 0
+    num_computed: int = 0
+    num_flights: int = 0  # steps in flight that hold a span of it
+    pages: tuple[int, ...] = ()  # immutable, so that the spans of many steps share it
+    slot: int = NO_SLOT
+    prompt_logprobs: list[PositionLogprobs | None] = field(default_factory=lambda: [None])
+    banned_ids: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.banned_ids = tuple(sorted(self.end_ids))
+
+    @property
+    def num_prompt(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_unplanned(self) -> int:
+        return len(self.tokens) - self.num_planned
+
+    @property
+    def is_full(self) -> bool:
+        """Its last token is known or in flight: there is nothing more to plan."""
+        return len(self.tokens) >= self.max_length
+
+    def extend(self, length: int, num_pages: int) -> Span:
+        """Plan the next `length` tokens; a span that reaches the last one samples.  The pages are those it needs."""
+        start, end = self.num_planned, self.num_planned + length
+        tokens = self.tokens
+        span = Span(
+            self.id,
+            start,
+            length,
+            (tokens[start],) if length == 1 else tuple(tokens[start:end]),
+            self.pages if num_pages == len(self.pages) else self.pages[:num_pages],
+            self.slot if start else NO_SLOT,
+            self.slot,
+            self._sampling() if end == len(tokens) else None,
+            *self._prompt_logprobs_wish(start, end),
+        )
+        if span.sampling is not None:
+            tokens.append(IN_FLIGHT)
+        self.num_planned = end
+        self.num_flights += 1
+        return span
+
+    def _sampling(self) -> Sampling:
+        params = self.request.params
+        position = len(self.tokens)
+        banned = self.banned_ids if position - self.num_prompt < params.min_tokens else ()
+        return Sampling(params.temperature, params.top_k, params.top_p, self.seed, position, banned, params.logprobs)
+
+    def _prompt_logprobs_wish(self, start: int, end: int) -> tuple[int | None, int | None]:
+        """How many alternatives the span reports, and the prompt's token after it; nothing is reported twice."""
+        wanted = self.request.params.prompt_logprobs
+        last = self.num_prompt - 1
+        if wanted is None or start >= last or len(self.prompt_logprobs) > min(end, last):
+            return None, None
+        return wanted, self.tokens[end] if end <= last else None
+
+    def collect(self, start: int, found: tuple[PositionLogprobs, ...]) -> None:
+        """Append log-probabilities of positions start + 1 onwards, without those that are known."""
+        self.prompt_logprobs.extend(found[len(self.prompt_logprobs) - start - 1 :])
+
+    def rewind(self) -> None:
+        """Forget what was computed, not what was sampled: pages and slot have gone back to their pools."""
+        assert self.num_flights == 0, f"a step in flight writes the pages of sequence {self.id}"
+        self.num_planned = self.num_computed = 0
+        self.pages, self.slot = (), NO_SLOT
