@@ -11,6 +11,7 @@ __all__ = ["FinishReason", "PositionLogprobs", "Request", "SamplingParams", "Tok
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
+MAX_STOP_TOKEN_IDS = 128
 
 
 class FinishReason(StrEnum):
@@ -74,6 +75,10 @@ class SamplingParams:
         for text in self.stop:
             if not isinstance(text, str) or not text:
                 raise InvalidSamplingParams(f"stop holds {text!r}; every stop string must be a non-empty string")
+        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            raise InvalidSamplingParams(
+                f"{len(self.stop_token_ids)} stop_token_ids, at most {MAX_STOP_TOKEN_IDS} are accepted"
+            )
         for token_id in self.stop_token_ids:
             _check_int("stop_token_ids", token_id, 0, 2**31 - 1)
 

@@ -86,7 +86,11 @@ def fill_random(model: Qwen35, seed: int, allocate: Allocate) -> None:
         kind = name.rpartition(".")[2]
         if kind == "A_log":
             parameter.uniform_(1.0, 16.0, generator=generator).log_()
-        elif kind == "dt_bias" or (kind == "norm_weight" and "linear_attn" in name):
+        elif kind == "dt_bias":
+            # Steps of 0.001 to 0.1, as in trained models: states remember.  Without memory an output is one product
+            # of two random vectors, and the norm after it amplifies rounding a thousandfold.
+            parameter.uniform_(math.log(1e-3), math.log(1e-1), generator=generator)
+        elif kind == "norm_weight" and "linear_attn" in name:
             parameter.fill_(1.0)
         elif parameter.ndim == 1:
             parameter.zero_()

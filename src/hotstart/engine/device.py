@@ -1,0 +1,171 @@
+"""The seam between the engine and the machine: memory, staging, rungs.  Everything that differs by device is here."""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hotstart.engine.meter import Ledger, StepMeter
+from hotstart.kernels.backends import Backend
+from hotstart.kernels.gdn import CPU_CHUNK_LENGTH
+
+__all__ = ["Arena", "CpuDevice", "Device", "Peak", "Staging", "rungs"]
+
+CPU_MEMORY_SHARE = 0.5  # of the machine's memory, where the user names no size
+
+
+class Arena:
+    """Every tensor that outlives a step is allocated here, or entered here once it is: weights, caches, buffers."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._ledger = Ledger()
+
+    def allocate(self, owner: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Zeroed, so that no later request pays for the first touch of its memory."""
+        tensor = torch.zeros(shape, dtype=dtype, device=self._device)
+        self._ledger.add(tensor, owner)
+        return tensor
+
+    def adopt(self, owner: str, tensor: Tensor) -> Tensor:
+        self._ledger.add(tensor, owner)
+        return tensor
+
+    def reserved_bytes(self) -> int:
+        return self._ledger.live_bytes
+
+    def by_owner(self) -> dict[str, int]:
+        return self._ledger.by_owner()
+
+
+class Staging(Protocol):
+    """A host buffer that step data is written into, and its image on the device."""
+
+    host: np.ndarray  # uint8
+
+    def upload(self, num_bytes: int) -> Tensor:
+        """Copy the first bytes to the device; the answer is the whole image, uint8."""
+
+
+@dataclass(slots=True)
+class Peak:
+    """Filled when the measured block ends."""
+
+    num_bytes: int = 0
+
+
+class Device(Protocol):
+    kind: str
+    torch_device: torch.device
+    arena: Arena
+    backend: Backend
+    late_kinds: frozenset[str]  # what can happen late here at all: a counter of another kind could never move
+    flights: int  # steps under way at once: 2 where the host can plan one while the device runs another
+    chunk_length: int  # of the delta rule
+    slab_rows: int  # rows of logits that exist at once
+    default_num_seqs: int
+    default_num_batched_tokens: int
+    default_model_len: int
+
+    def token_rungs(self, limit: int) -> tuple[int, ...]: ...
+    def memory_limit(self, wish: int | None) -> tuple[int, str]: ...
+    def used_bytes(self) -> int: ...
+    def resident_bytes(self) -> int | None: ...
+    def staging(self, num_bytes: int) -> Staging: ...
+    def measure_peak(self) -> AbstractContextManager[Peak]: ...
+
+
+def rungs(limit: int, fine: tuple[int, ...], step: int) -> tuple[int, ...]:
+    """Ascending sizes up to `limit`, which is always the last: some fine ones, then multiples of `step`."""
+    start = (fine[-1] // step + 1) * step
+    return (*(size for size in (*fine, *range(start, limit, step)) if size < limit), limit)
+
+
+class _SharedStaging:
+    """On a CPU the image is the buffer itself."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        self._buffer = buffer
+        self.host = buffer.numpy()
+
+    def upload(self, num_bytes: int) -> Tensor:
+        return self._buffer
+
+
+class CpuDevice:
+    kind = "cpu"
+    backend: Backend = "torch"
+    late_kinds = frozenset({"memory"})
+    flights = 1  # a launch computes at once: there is nothing to overlap
+    chunk_length = CPU_CHUNK_LENGTH
+    slab_rows = 16
+    default_num_seqs = 16
+    default_num_batched_tokens = 512
+    default_model_len = 4096
+
+    def __init__(self, num_threads: int | None = None) -> None:
+        self.torch_device = torch.device("cpu")
+        self.arena = Arena(self.torch_device)
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
+
+    def token_rungs(self, limit: int) -> tuple[int, ...]:
+        """Fine at small sizes, since a row of padding costs as much as a row."""
+        return rungs(limit, (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64), 64)
+
+    def memory_limit(self, wish: int | None) -> tuple[int, str]:
+        """Bytes that this process may take, and where the number comes from."""
+        if wish is not None:
+            return wish, "--cpu-memory"
+        machine, available = _machine_memory()
+        share = int(machine * CPU_MEMORY_SHARE)
+        reachable = available + self.used_bytes()
+        if reachable < share:
+            return reachable, "what the machine has free"
+        return share, f"{CPU_MEMORY_SHARE:.0%} of the machine's {machine / 2**30:.1f} GiB"
+
+    def used_bytes(self) -> int:
+        """What the process holds beside the arena: the interpreter, the libraries, everything not ours."""
+        return max((self.resident_bytes() or 0) - self.arena.reserved_bytes(), 0)
+
+    def resident_bytes(self) -> int | None:
+        statm = Path("/proc/self/statm")
+        if not statm.exists():
+            return None
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def staging(self, num_bytes: int) -> Staging:
+        return _SharedStaging(self.arena.allocate("staging", (num_bytes,), torch.uint8))
+
+    @contextmanager
+    def measure_peak(self) -> Iterator[Peak]:
+        peak = Peak()
+        with StepMeter() as meter:
+            yield peak
+        peak.num_bytes = meter.peak_bytes
+
+
+def _machine_memory() -> tuple[int, int]:
+    """Bytes of the machine, or of the container if that is less; and how many of them are free."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = os.sysconf("SC_PHYS_PAGES") * page
+    available = os.sysconf("SC_AVPHYS_PAGES") * page if "SC_AVPHYS_PAGES" in os.sysconf_names else total
+    info = Path("/proc/meminfo")
+    if info.exists():
+        fields = dict(line.split(":", 1) for line in info.read_text().splitlines())
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    for limit_name, used_name in (
+        ("memory.max", "memory.current"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ):
+        limit, used = Path("/sys/fs/cgroup", limit_name), Path("/sys/fs/cgroup", used_name)
+        if limit.exists() and limit.read_text().strip().isdigit():
+            total = min(total, int(limit.read_text()))
+            available = min(available, total - int(used.read_text()))
+    return total, available

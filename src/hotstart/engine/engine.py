@@ -1,0 +1,164 @@
+"""Engine: add a request, step, abort.  It is built by `startup.start` alone, and is sealed when you get it."""
+
+from collections import deque
+from dataclasses import dataclass
+
+from hotstart import log
+from hotstart.engine.device import Device
+from hotstart.engine.memory import MemoryPlan
+from hotstart.engine.phases import StartupReport
+from hotstart.engine.plan import StepPlan, StepResult
+from hotstart.engine.runner import Flight, Runner
+from hotstart.engine.scheduler import Scheduler
+from hotstart.errors import EngineDead, HotstartError, InvalidPrompt, InvalidSamplingParams, RequestError, StepError
+from hotstart.kernels.watch import LateEvent, Watch
+from hotstart.request import FinishReason, Request, TokenEvent
+
+__all__ = ["Engine", "Growth"]
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """Since the seal.  The arena must not grow; the process is shown beside it, None where it cannot be read."""
+
+    arena_bytes: int
+    resident_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _FailedFlight:
+    """A step that could not be launched.  It takes its turn: steps land in the order in which they were planned."""
+
+    plan: StepPlan
+    error: Exception
+
+    def wait(self) -> StepResult:
+        raise self.error
+
+
+class Engine:
+    def __init__(
+        self,
+        *,
+        scheduler: Scheduler,
+        runner: Runner,
+        watch: Watch,
+        device: Device,
+        vocab_size: int,
+        memory_plan: MemoryPlan,
+    ) -> None:
+        self.memory_plan = memory_plan
+        self.vocab_size = vocab_size
+        self.startup = StartupReport(())
+        self._scheduler = scheduler
+        self._runner = runner
+        self._watch = watch
+        self._device = device
+        self._flights: deque[Flight | _FailedFlight] = deque()
+        self._closed = False
+        self._sealed_bytes = (0, 0)
+
+    def seal(self, startup: StartupReport) -> None:
+        """From here on, whatever compiles, tunes, loads or grows is late.  Called once, by start-up."""
+        self.startup = startup
+        self._sealed_bytes = (self._device.arena.reserved_bytes(), self._device.resident_bytes() or 0)
+        self._watch.seal()
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    @property
+    def num_running(self) -> int:
+        return self._scheduler.num_running
+
+    @property
+    def num_waiting(self) -> int:
+        return self._scheduler.num_waiting
+
+    @property
+    def late_events(self) -> tuple[LateEvent, ...]:
+        return tuple(self._watch.events)
+
+    @property
+    def late_counts(self) -> dict[str, int | None]:
+        """Events by kind; None where nothing on this device could ever be one."""
+        return {kind: count if kind in self._device.late_kinds else None for kind, count in self._watch.counts.items()}
+
+    @property
+    def growth(self) -> Growth:
+        arena, resident = self._sealed_bytes
+        now = self._device.resident_bytes()
+        return Growth(self._device.arena.reserved_bytes() - arena, None if now is None else now - resident)
+
+    def add(self, request: Request) -> None:
+        """Raises a RequestError that says what is wrong with it; then nothing has changed."""
+        self._check_alive()
+        self._check_ids(request)
+        if request.id in self._scheduler.request_ids:
+            raise RequestError(f"request id {request.id!r} is in use; choose another")
+        self._scheduler.add(request)
+
+    def abort(self, request_id: str) -> list[TokenEvent]:
+        """End a request now: its final event.  An unknown or finished id is ignored."""
+        return self._scheduler.abort(request_id)
+
+    def step(self) -> list[TokenEvent]:
+        """Launch what can be launched, then wait for the oldest step.  A step that fails ends its requests alone."""
+        self._check_alive()
+        while len(self._flights) < self._device.flights and (plan := self._scheduler.plan()) is not None:
+            self._flights.append(self._launch(plan))
+        if not self._flights:
+            return []
+        flight = self._flights.popleft()
+        try:
+            result = flight.wait()
+            self._watch.check()
+        except (RuntimeError, MemoryError, StepError) as error:
+            return self._fail(flight.plan, error)
+        return self._scheduler.apply(flight.plan, result)
+
+    def close(self) -> list[TokenEvent]:
+        """Stop for good.  Requests that are still running or waiting end with the events returned."""
+        if self._closed:
+            return []
+        self._closed = True
+        self._watch.close()
+        error = EngineDead("the engine was closed while the request was in it")
+        return [
+            TokenEvent(request_id, finish_reason=FinishReason.ERROR, error=error)
+            for request_id in self._scheduler.request_ids
+        ]
+
+    def check(self) -> None:
+        """Assert that no page and no slot is lost; for tests and idle moments."""
+        self._scheduler.check()
+
+    def _launch(self, plan: StepPlan) -> Flight | _FailedFlight:
+        try:
+            return self._runner.launch(plan)
+        except (RuntimeError, MemoryError, StepError) as error:
+            return _FailedFlight(plan, error)
+
+    def _fail(self, plan: StepPlan, error: Exception) -> list[TokenEvent]:
+        log.error("step failed", step=plan.step_id, tokens=plan.num_tokens, requests=len(plan.spans), cause=error)
+        if not isinstance(error, HotstartError):
+            failure = StepError(
+                f"step {plan.step_id} of {plan.num_tokens} tokens failed: {error}; send the request again"
+            )
+            failure.__cause__ = error
+            error = failure
+        return self._scheduler.fail(plan, error)
+
+    def _check_alive(self) -> None:
+        if self._closed:
+            raise EngineDead("the engine is closed; start another")
+
+    def _check_ids(self, request: Request) -> None:
+        limit, ids = self.vocab_size, request.prompt_token_ids
+        if ids and not 0 <= min(ids) <= max(ids) < limit:
+            wrong = next(id for id in ids if not 0 <= id < limit)
+            raise InvalidPrompt(f"the prompt holds token id {wrong}, ids must be in [0, {limit - 1}]")
+        stops = request.params.stop_token_ids
+        if stops and max(stops) >= limit:
+            raise InvalidSamplingParams(f"stop_token_ids holds {max(stops)}, ids must be in [0, {limit - 1}]")

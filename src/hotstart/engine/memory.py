@@ -1,0 +1,242 @@
+"""MemoryPlan: where every byte goes.  What was measured is given, what is chosen is solved for, and the sum is shown.
+
+Pages and slots are solved for together.  A default that is too large is lowered, and the plan says so; an explicit
+wish that cannot be met is an InsufficientMemory with the numbers and the flag to change.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+from hotstart.errors import InsufficientMemory
+
+__all__ = ["Measured", "MemoryPlan", "PlanLine", "Wish", "Wishes", "as_size", "solve", "step_sizes"]
+
+RESERVE_SHARE = 1 / 32  # of the total, for what no meter sees: scratch inside operators, fragments, the host's own data
+MAX_RESERVE_BYTES = 256 * 2**20
+FEWEST_TOKENS = 64  # below this many tokens a step, a default is lowered elsewhere first
+
+
+class Wish(NamedTuple):
+    value: int
+    explicit: bool  # the user's own: it must not be lowered
+
+
+class Wishes(NamedTuple):
+    max_model_len: Wish
+    max_num_seqs: Wish
+    max_num_batched_tokens: Wish
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What start-up found out before it sized the caches."""
+
+    total_bytes: int  # what the engine may take
+    total_source: str  # where that number comes from
+    process_bytes: int  # taken beside the arena: the interpreter and libraries, or other processes on a GPU
+    weights_bytes: int
+    buffers_bytes: int  # staging and sampling
+    step_peaks: tuple[tuple[int, int], ...]  # (tokens, bytes of the worst step of so many), ascending
+    page_size: int
+    page_bytes: int
+    slot_bytes: int
+
+    @property
+    def reserve_bytes(self) -> int:
+        return min(int(self.total_bytes * RESERVE_SHARE), MAX_RESERVE_BYTES)
+
+    def step_peak(self, num_tokens: int) -> int:
+        """Of the smallest step measured that is as large."""
+        return next(num_bytes for rung, num_bytes in self.step_peaks if rung >= num_tokens)
+
+    def pages_for(self, num_tokens: int) -> int:
+        return -(-num_tokens // self.page_size)
+
+
+def step_sizes(limit: int, explicit: bool) -> tuple[int, ...]:
+    """Tokens of a step that the plan may choose, largest first: their peaks have to be known."""
+    sizes = [limit]
+    while not explicit and sizes[-1] > FEWEST_TOKENS:
+        sizes.append(max(sizes[-1] // 2, FEWEST_TOKENS))
+    return tuple(sizes)
+
+
+class PlanLine(NamedTuple):
+    name: str
+    origin: str  # "measured" or "chosen"
+    num_bytes: int
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    measured: Measured
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    num_pages: int
+    num_slots: int
+    notes: tuple[str, ...]  # what was lowered, and why
+
+    @property
+    def total_bytes(self) -> int:
+        return self.measured.total_bytes
+
+    @property
+    def lines(self) -> tuple[PlanLine, ...]:
+        """Their bytes add up to `total_bytes`."""
+        m = self.measured
+        used = (
+            PlanLine("process", "measured", m.process_bytes, "interpreter, libraries, all that is not listed below"),
+            PlanLine("weights", "measured", m.weights_bytes),
+            PlanLine("buffers", "measured", m.buffers_bytes, "staging and sampling"),
+            PlanLine(
+                "step peak",
+                "measured",
+                m.step_peak(self.max_num_batched_tokens),
+                f"worst step of up to {self.max_num_batched_tokens} tokens, {self.max_num_seqs} sequences",
+            ),
+            PlanLine("reserve", "chosen", m.reserve_bytes, "for what no meter sees"),
+            PlanLine(
+                "state slots",
+                "chosen",
+                self.num_slots * m.slot_bytes,
+                f"{self.num_slots} x {as_size(m.slot_bytes)}, one for each running sequence",
+            ),
+            PlanLine(
+                "cache pages",
+                "chosen",
+                self.num_pages * m.page_bytes,
+                f"{self.num_pages} x {as_size(m.page_bytes)} of {m.page_size} tokens",
+            ),
+        )
+        rest = m.total_bytes - sum(line.num_bytes for line in used)
+        return (*used, PlanLine("unused", "chosen", rest, "more would serve no sequence within the limits"))
+
+    def explain(self) -> str:
+        """A table of the lines above their sum, then the limits that follow, then what was lowered."""
+        rows = [(line.name, line.origin, f"{line.num_bytes:,}", line.detail) for line in self.lines]
+        total = ("total", "", f"{self.total_bytes:,}", self.measured.total_source)
+        widths = [max(len(row[i]) for row in (*rows, total)) for i in range(3)]
+
+        def line(name: str, origin: str, number: str, detail: str) -> str:
+            return f"{name:<{widths[0]}}  {origin:<{widths[1]}}  {number:>{widths[2]}}  {detail}".rstrip()
+
+        limits = (
+            f"limits: {self.max_num_seqs} sequences, {self.max_model_len} tokens a sequence, "
+            f"{self.max_num_batched_tokens} tokens a step"
+        )
+        ruler = "-" * (sum(widths) + 4)
+        return "\n".join(
+            [line("memory", "", "bytes", ""), *(line(*row) for row in rows), ruler, line(*total), limits]
+            + [f"lowered: {note}" for note in self.notes]
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """The plan as JSON has it."""
+        names = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "num_pages", "num_slots")
+        return {
+            "total_bytes": self.total_bytes,
+            "total_source": self.measured.total_source,
+            "lines": [line._asdict() for line in self.lines],
+            **{name: getattr(self, name) for name in names},
+            "page_size": self.measured.page_size,
+            "page_bytes": self.measured.page_bytes,
+            "slot_bytes": self.measured.slot_bytes,
+            "notes": list(self.notes),
+        }
+
+
+def as_size(num_bytes: int) -> str:
+    """1536 -> "1.5 KiB"."""
+    size, unit = float(num_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if abs(size) < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.4g} {unit}"
+
+
+class _Trial(NamedTuple):
+    """One set of limits, while a set that fits is looked for."""
+
+    model_len: int
+    seqs: int
+    tokens: int
+
+    def needed_bytes(self, m: Measured) -> int:
+        """With pages for one sequence of full length: less would never end it."""
+        return (
+            m.process_bytes
+            + m.weights_bytes
+            + m.buffers_bytes
+            + m.reserve_bytes
+            + m.step_peak(self.tokens)
+            + self.seqs * m.slot_bytes
+            + m.pages_for(self.model_len) * m.page_bytes
+        )
+
+    def lowered(self, wishes: Wishes, m: Measured) -> Self | None:
+        """The next smaller set: tokens of a step first, then sequences, then the length of a sequence."""
+        sizes = step_sizes(*wishes.max_num_batched_tokens)
+        if self.tokens > sizes[-1]:
+            return self._replace(tokens=sizes[sizes.index(self.tokens) + 1])
+        if not wishes.max_num_seqs.explicit and self.seqs > 1:
+            return self._replace(seqs=self.seqs // 2)
+        if not wishes.max_model_len.explicit and self.model_len > m.page_size:
+            missing = self.needed_bytes(m) - m.total_bytes
+            pages = m.pages_for(self.model_len) - max(1, -(-missing // m.page_bytes) if m.page_bytes else 1)
+            return self._replace(model_len=max(pages, 1) * m.page_size)
+        return None
+
+
+def solve(wishes: Wishes, measured: Measured) -> MemoryPlan:
+    """Raises InsufficientMemory if no set of limits that honours the explicit wishes fits."""
+    trial: _Trial | None = _Trial(*(wish.value for wish in wishes))
+    assert trial is not None
+    smallest = trial
+    while trial is not None and trial.needed_bytes(measured) > measured.total_bytes:
+        smallest = trial
+        trial = trial.lowered(wishes, measured)
+    if trial is None:
+        raise InsufficientMemory(_refusal(smallest, wishes, measured))
+    left = measured.total_bytes - trial.needed_bytes(measured)
+    one = measured.pages_for(trial.model_len)
+    more = left // measured.page_bytes if measured.page_bytes else (trial.seqs - 1) * one
+    return MemoryPlan(
+        measured=measured,
+        max_model_len=trial.model_len,
+        max_num_seqs=trial.seqs,
+        max_num_batched_tokens=trial.tokens,
+        num_pages=min(one + more, trial.seqs * one),
+        num_slots=trial.seqs,
+        notes=_notes(trial, wishes, measured),
+    )
+
+
+def _flags(wishes: Wishes) -> dict[str, Wish]:
+    return {"--" + name.replace("_", "-"): wish for name, wish in wishes._asdict().items()}
+
+
+def _notes(trial: _Trial, wishes: Wishes, m: Measured) -> tuple[str, ...]:
+    return tuple(
+        f"{flag} from its default {wish.value} to {found}, which fits {as_size(m.total_bytes)} ({m.total_source})"
+        for (flag, wish), found in zip(_flags(wishes).items(), trial, strict=True)
+        if wish.value != found
+    )
+
+
+def _refusal(trial: _Trial, wishes: Wishes, m: Measured) -> str:
+    explicit = [f"{flag} {wish.value}" for flag, wish in _flags(wishes).items() if wish.explicit]
+    needed = trial.needed_bytes(m)
+    numbers = (
+        f"{as_size(needed)} are needed: process {as_size(m.process_bytes)}, weights {as_size(m.weights_bytes)}, "
+        f"buffers {as_size(m.buffers_bytes)}, a step of {trial.tokens} tokens {as_size(m.step_peak(trial.tokens))}, "
+        f"reserve {as_size(m.reserve_bytes)}, {trial.seqs} state slots {as_size(trial.seqs * m.slot_bytes)}, "
+        f"pages for one sequence of {trial.model_len} tokens {as_size(m.pages_for(trial.model_len) * m.page_bytes)}; "
+        f"{as_size(m.total_bytes)} may be taken ({m.total_source})"
+    )
+    bare = needed - m.reserve_bytes
+    enough = bare + min(int(bare / (1 - RESERVE_SHARE)) - bare, MAX_RESERVE_BYTES)
+    remedy = f"raise --cpu-memory to {enough // 2**20 + 1}MiB"
+    return f"{numbers}; " + (f"lower {' or '.join(explicit)}, or {remedy}" if explicit else remedy)

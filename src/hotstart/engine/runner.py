@@ -1,0 +1,47 @@
+"""Runner: a StepPlan goes in, a Flight comes out; waiting for it gives the StepResult."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hotstart.cache.step import StepInputs
+from hotstart.cache.tensors import CacheTensors
+from hotstart.engine.inputs import InputBuilder
+from hotstart.engine.plan import StepPlan, StepResult
+from hotstart.engine.sampler import Sampled, Sampler
+
+__all__ = ["Flight", "Forward", "Runner"]
+
+Forward = Callable[[StepInputs, CacheTensors], Tensor]  # a model: hidden states [T, D]
+
+
+@dataclass(frozen=True, slots=True)
+class Flight:
+    """A step that has been launched."""
+
+    plan: StepPlan
+    _sampled: Sampled
+
+    def wait(self) -> StepResult:
+        return self._sampled.result(self.plan)
+
+
+class Runner:
+    def __init__(self, model: Forward, cache: CacheTensors, inputs: InputBuilder, sampler: Sampler) -> None:
+        self._model = model
+        self._cache = cache
+        self._inputs = inputs
+        self._sampler = sampler
+
+    def launch(self, plan: StepPlan) -> Flight:
+        # The one place where inference mode is entered: whatever runs in it has run in it at start-up too.
+        with torch.inference_mode():
+            built = self._inputs.build(plan)
+            for copy in plan.copies:
+                self._cache.copy_slot(copy.source, copy.target)
+            if built.reads_last_tokens:
+                self._sampler.fill_tokens(built.inputs)
+            hidden = self._model(built.inputs, self._cache)
+            return Flight(plan, self._sampler.run(hidden, built))

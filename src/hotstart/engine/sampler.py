@@ -1,0 +1,114 @@
+"""From hidden states to tokens and log-probabilities, in slabs of rows: logits never take more than one slab."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hotstart.cache.step import StepInputs
+from hotstart.engine.device import Device
+from hotstart.engine.inputs import BuiltStep, StepLimits
+from hotstart.engine.plan import SpanResult, StepPlan, StepResult
+from hotstart.engine.rows import PromptRows, SampleRows
+from hotstart.kernels.sampling import TokenLogprobs, sample, token_logprobs
+from hotstart.request import MAX_LOGPROBS, PositionLogprobs
+
+__all__ = ["Sampled", "Sampler"]
+
+
+class Sampler:
+    """`last_tokens` keeps, by slot, the token that each sequence sampled last: the next step may read it there."""
+
+    def __init__(self, logits: Callable[[Tensor], Tensor], vocab_size: int, limits: StepLimits, device: Device) -> None:
+        self._logits = logits  # (hidden rows [R, D]) -> [R, vocab]
+        self._num_alternatives = min(MAX_LOGPROBS, vocab_size)
+        self._slab_rows = limits.slab_rows
+        # One more than there are slots: where rows of padding write.
+        self.last_tokens = device.arena.allocate("sampling", (limits.num_slots + 1,), torch.int32)
+
+    def fill_tokens(self, step: StepInputs) -> None:
+        """Put the tokens that are still on the device where the plan could only say IN_FLIGHT."""
+        ids = step.token_ids[: step.num_decodes]
+        last = self.last_tokens[step.decode.read_slots]
+        ids.copy_(torch.where(ids < 0, last, ids))
+
+    def run(self, hidden: Tensor, built: BuiltStep) -> "Sampled":
+        """hidden: [T, D].  Every slab is the same work, whatever its rows are for."""
+        rows, at = built.inputs.logit_rows, 0
+        tokens, chosen, prompts = [], [], []
+        for slab in built.samples.slabs:
+            count = len(slab.temperature)
+            logits = self._logits(hidden.index_select(0, rows[at : at + count]))
+            tokens.append(sample(logits, slab))
+            if built.samples.logprobs is not None:
+                chosen.append(token_logprobs(logits, tokens[-1], self._num_alternatives))
+            at += count
+        if tokens:
+            self.last_tokens.index_copy_(0, built.samples.slots, torch.cat(tokens).int())
+        if built.prompts is not None:
+            for targets in torch.split(built.prompts.targets, self._slab_rows):
+                logits = self._logits(hidden.index_select(0, rows[at : at + len(targets)]))
+                prompts.append(token_logprobs(logits, targets, self._num_alternatives))
+                at += len(targets)
+        return Sampled(built.samples, built.prompts, tuple(tokens), tuple(chosen), tuple(prompts))
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What a step leaves on the device, slab by slab."""
+
+    samples: SampleRows
+    prompts: PromptRows | None
+    tokens: tuple[Tensor, ...]
+    chosen: tuple[TokenLogprobs, ...]
+    targets: tuple[TokenLogprobs, ...]
+
+    def result(self, plan: StepPlan) -> StepResult:
+        """Read it on the host: this waits for the device."""
+        token_ids = dict(zip(self.samples.spans, (id for slab in self.tokens for id in slab.tolist()), strict=False))
+        logprobs = self._sample_logprobs(plan, token_ids)
+        prompt_logprobs = self._prompt_logprobs(plan)
+        return StepResult(
+            plan.step_id,
+            tuple(
+                SpanResult(token_ids.get(index), logprobs.get(index), prompt_logprobs.get(index, ()))
+                for index in range(len(plan.spans))
+            ),
+        )
+
+    def _sample_logprobs(self, plan: StepPlan, token_ids: dict[int, int]) -> dict[int, PositionLogprobs]:
+        answers = {}
+        for index, row in zip(self.samples.spans, _rows(self.chosen), strict=False):
+            sampling = plan.spans[index].sampling
+            if sampling is not None and sampling.logprobs is not None:
+                answers[index] = _position(token_ids[index], row, sampling.logprobs)
+        return answers
+
+    def _prompt_logprobs(self, plan: StepPlan) -> dict[int, tuple[PositionLogprobs, ...]]:
+        if self.prompts is None:
+            return {}
+        rows = zip(self.prompts.targets.tolist(), _rows(self.targets), strict=True)
+        answers = {}
+        for index, count in self.prompts.spans:
+            wanted = plan.spans[index].prompt_logprobs or 0
+            answers[index] = tuple(_position(*next(rows), wanted) for _ in range(count))
+        return answers
+
+
+_Row = tuple[float, int, list[int], list[float]]
+
+
+def _rows(slabs: tuple[TokenLogprobs, ...]) -> list[_Row]:
+    return [
+        row
+        for slab in slabs
+        for row in zip(
+            slab.logprob.tolist(), slab.rank.tolist(), slab.top_ids.tolist(), slab.top_logprobs.tolist(), strict=True
+        )
+    ]
+
+
+def _position(token_id: int, row: _Row, wanted: int) -> PositionLogprobs:
+    logprob, rank, top_ids, top_logprobs = row
+    return PositionLogprobs(token_id, logprob, rank, tuple(top_ids[:wanted]), tuple(top_logprobs[:wanted]))

@@ -1,0 +1,56 @@
+"""Engines with tiny random models, closed when the test ends."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tiny import CONFIGS
+
+from hotstart.config.engine import EngineConfig
+from hotstart.engine import startup
+from hotstart.engine.engine import Engine
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("configs")
+    for name, config in CONFIGS.items():
+        (root / name).mkdir()
+        (root / name / "config.json").write_text(json.dumps(config))
+    return {name: root / name for name in CONFIGS}
+
+
+StartEngine = Callable[..., Engine]
+
+
+@pytest.fixture
+def start_engine(folders: dict[str, Path]) -> Iterator[StartEngine]:
+    """start_engine(family, **wishes): strict, small, with random weights."""
+    engines = []
+
+    def make(family: str = "dense", **wishes: object) -> Engine:
+        small = {"max_model_len": 96, "max_num_seqs": 6, "max_num_batched_tokens": 64}
+        config = {"load_format": "dummy", "jit_monitor_mode": "error", **small, **wishes}
+        engines.append(startup.start(EngineConfig(model=str(folders[family]), **config)))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture
+def few_pages(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
+    """few_pages(n): engines started from now on get n pages, so that sequences have to give way to each other."""
+    solve = startup.solve
+
+    def limit(num_pages: int | None) -> None:
+        def solve_small(*args: object) -> object:
+            plan = solve(*args)
+            return dataclasses.replace(plan, num_pages=num_pages or plan.num_pages)
+
+        monkeypatch.setattr(startup, "solve", solve_small)
+
+    return limit

@@ -1,0 +1,78 @@
+"""StepPlan -> StepInputs: every tensor of a mixed step, its padding, and the bound of the staging buffer."""
+
+import numpy as np
+import torch
+
+from hotstart.engine.device import CpuDevice
+from hotstart.engine.inputs import InputBuilder, StepLimits
+from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Sampling, Span, StepPlan
+from hotstart.request import MAX_STOP_TOKEN_IDS
+
+LIMITS = StepLimits(
+    max_num_seqs=4,
+    max_num_batched_tokens=200,
+    max_model_len=100,
+    page_size=16,
+    chunk_length=64,
+    slab_rows=8,
+    num_slots=4,
+    num_end_ids=2,
+)
+
+
+def sampling(**changes):
+    wish = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "seed": -3, "position": 18} | changes
+    return Sampling(**wish)
+
+
+def mixed_plan():
+    decode = Span(1, 17, 1, (IN_FLIGHT,), (4, 2), 0, 0, sampling(banned_ids=(7, 9), logprobs=2))
+    fresh = Span(2, 0, 70, tuple(range(100, 170)), (1, 3, 5, 6, 7), NO_SLOT, 2, prompt_logprobs=0, next_prompt_id=99)
+    middle = Span(3, 30, 3, (7, 8, 9), (8, 9, 10), 3, 3, sampling(temperature=0.0, position=33), prompt_logprobs=3)
+    return StepPlan(0, (decode, fresh, middle))
+
+
+def test_a_mixed_step_becomes_the_tensors_it_describes():
+    built = InputBuilder(LIMITS, CpuDevice()).build(mixed_plan())
+    step = built.inputs
+    assert (step.num_tokens, step.num_decodes, len(step.token_ids)) == (74, 1, 128)  # padded to its rung
+    assert step.token_ids[:3].tolist() == [IN_FLIGHT, 100, 101] and step.token_ids[71:74].tolist() == [7, 8, 9]
+    assert step.positions[[0, 1, 70, 71, 73]].tolist() == [17, 0, 69, 30, 32]
+    assert step.kv_index[[0, 1, 16, 17, 70]].tolist() == [2 * 16 + 1, 16, 31, 3 * 16, 7 * 16 + 5]
+    assert step.kv_index[71:74].tolist() == [9 * 16 + 14, 9 * 16 + 15, 10 * 16]
+    assert (step.kv_index[74:] == -1).all() and (step.token_ids[74:] == 0).all()
+
+    assert step.decode.page_table.tolist() == [[4, 2, 0, 0, 0, 0, 0]]
+    assert step.decode.context_lens.tolist() == [18] and step.decode.max_context == 18
+    assert step.prefill.lengths == (70, 3) and step.prefill.contexts == (70, 33)
+    assert step.prefill.cu_seqlens.tolist() == [1, 71, 74] and step.prefill.cu_chunks.tolist() == [0, 2, 3]
+    assert step.prefill.chunks.tolist() == [[0, 1, 64, 0], [0, 65, 6, 1], [1, 71, 3, 0]]
+    assert step.prefill.read_slots.tolist() == [NO_SLOT, 3] and step.prefill.write_slots.tolist() == [2, 3]
+    assert step.prefill.page_table[0].tolist() == [1, 3, 5, 6, 7, 0, 0]
+
+
+def test_sample_and_prompt_rows_follow_the_plan():
+    built = InputBuilder(LIMITS, CpuDevice()).build(mixed_plan())
+    rows, prompts = built.samples, built.prompts
+    (slab,) = rows.slabs
+    assert built.reads_last_tokens and rows.spans == (0, 2) and rows.logprobs == 2 and rows.slots.tolist() == [0, 3]
+    assert built.inputs.logit_rows[:2].tolist() == [0, 73]
+    assert slab.temperature.tolist() == [np.float32(0.7), 0.0] and slab.top_k.tolist() == [5, 5]
+    assert slab.seed.tolist() == [-3, -3] and slab.position.tolist() == [18, 33]
+    assert slab.banned.tolist() == [[0, 7], [0, 9]] and slab.num_banned == 2
+    assert slab.restricted and not slab.all_greedy
+    # 70 positions of the second span, and 2 of the third, whose last token has no prompt token after it
+    assert prompts.spans == ((1, 70), (2, 2)) and prompts.logprobs == 3
+    assert built.inputs.logit_rows[2:74].tolist() == [*range(1, 71), 71, 72]
+    assert prompts.targets[:72].tolist() == [*range(101, 170), 99, 8, 9]
+
+
+def test_every_section_is_aligned_and_the_largest_step_fits():
+    builder = InputBuilder(LIMITS, CpuDevice())
+    banned = tuple(range(MAX_STOP_TOKEN_IDS + 2))
+    long = Span(0, 3, 97, tuple(range(97)), tuple(range(7)), 0, 0, sampling(banned_ids=banned), 20, 1)
+    short = Span(1, 3, 34, tuple(range(34)), tuple(range(3)), 0, 0, sampling(banned_ids=banned), 20, 1)
+    step = builder.build(StepPlan(0, (long, short, short, short))).inputs
+    tensors = [step.kv_index, step.positions, step.logit_rows, step.prefill.chunks, step.prefill.page_table]
+    assert all(tensor.data_ptr() % 16 == 0 for tensor in tensors)
+    assert step.kv_index.dtype == torch.int64 and step.prefill.cu_seqlens.dtype == torch.int32

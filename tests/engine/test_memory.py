@@ -1,0 +1,109 @@
+"""The memory plan: its lines add up, defaults give way in a fixed order, explicit wishes never do."""
+
+import dataclasses
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hotstart.engine.memory import Measured, Wish, Wishes, as_size, solve
+from hotstart.errors import InsufficientMemory
+
+MIB = 2**20
+ROOMY = Measured(
+    total_bytes=1024 * MIB,
+    total_source="--cpu-memory",
+    process_bytes=200 * MIB,
+    weights_bytes=100 * MIB,
+    buffers_bytes=3 * MIB,
+    step_peaks=((1, 2 * MIB), (64, 10 * MIB), (128, 19 * MIB), (256, 40 * MIB), (512, 80 * MIB)),
+    page_size=16,
+    page_bytes=32 * 1024,
+    slot_bytes=4 * MIB,
+)
+
+
+def wishes(explicit=(), model_len=4096, seqs=16, tokens=512):
+    values = {"max_model_len": model_len, "max_num_seqs": seqs, "max_num_batched_tokens": tokens}
+    return Wishes(**{name: Wish(value, name in explicit) for name, value in values.items()})
+
+
+def with_total(mib):
+    return dataclasses.replace(ROOMY, total_bytes=mib * MIB)
+
+
+def test_with_enough_memory_the_defaults_stand_and_the_rest_is_unused():
+    plan = solve(wishes(), ROOMY)
+    assert (plan.max_model_len, plan.max_num_seqs, plan.max_num_batched_tokens) == (4096, 16, 512)
+    assert (plan.num_pages, plan.num_slots, plan.notes) == (16 * 256, 16, ())
+    assert plan.lines[-1].name == "unused" and plan.lines[-1].num_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("mib", "expected"),  # 303 MiB for process, weights and buffers; 8 MiB for 4096 tokens of pages; 1/32 reserve
+    [
+        (480, (4096, 16, 512)),
+        (440, (4096, 16, 256)),
+        (380, (4096, 8, 64)),
+        (336, (4096, 1, 64)),
+        (330, (1376, 1, 64)),
+    ],
+    ids=str,
+)
+def test_defaults_give_way_tokens_first_then_sequences_then_length(mib, expected):
+    plan = solve(wishes(), with_total(mib))
+    assert (plan.max_model_len, plan.max_num_seqs, plan.max_num_batched_tokens) == expected
+    lowered = [note.split()[0] for note in plan.notes]
+    names = ("--max-model-len", "--max-num-seqs", "--max-num-batched-tokens")
+    assert lowered == [name for name, a, b in zip(names, expected, (4096, 16, 512), strict=True) if a != b]
+
+
+@pytest.mark.parametrize("name", ["max_model_len", "max_num_seqs", "max_num_batched_tokens"])
+def test_an_explicit_wish_is_met_or_refused_with_its_flag(name):
+    plan = solve(wishes({name}), with_total(480))
+    assert getattr(plan, name) == getattr(wishes(), name).value
+    flag = "--" + name.replace("_", "-")
+    with pytest.raises(InsufficientMemory, match=f"lower {flag} .* or raise --cpu-memory to"):
+        solve(wishes({name}, model_len=40_000, seqs=100, tokens=512), with_total(330 if "len" in name else 320))
+
+
+def test_the_remedy_of_a_refusal_is_enough():
+    with pytest.raises(InsufficientMemory) as refusal:
+        solve(wishes({"max_model_len"}, model_len=100_000), with_total(400))
+    enough = int(re.search(r"--cpu-memory to (\d+)MiB", str(refusal.value))[1])
+    assert solve(wishes({"max_model_len"}, model_len=100_000), with_total(enough)).max_model_len == 100_000
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    mib=st.integers(300, 2000),
+    explicit=st.sets(st.sampled_from(["max_model_len", "max_num_seqs", "max_num_batched_tokens"])),
+    model_len=st.integers(1, 20_000),
+    seqs=st.integers(1, 64),
+    tokens=st.integers(1, 512),
+    page_bytes=st.sampled_from([0, 1000, 32 * 1024]),
+    slot_bytes=st.sampled_from([0, 12345, 4 * MIB]),
+)
+def test_whatever_is_solved_adds_up_and_serves_one_full_sequence(
+    mib, explicit, model_len, seqs, tokens, page_bytes, slot_bytes
+):
+    measured = dataclasses.replace(with_total(mib), page_bytes=page_bytes, slot_bytes=slot_bytes)
+    try:
+        plan = solve(wishes(explicit, model_len, seqs, tokens), measured)
+    except InsufficientMemory:
+        return
+    assert sum(line.num_bytes for line in plan.lines) == plan.total_bytes
+    assert all(line.num_bytes >= 0 for line in plan.lines)
+    assert plan.num_pages * 16 >= plan.max_model_len and plan.num_slots >= plan.max_num_seqs
+    for name, wish in wishes(explicit, model_len, seqs, tokens)._asdict().items():
+        assert getattr(plan, name) == wish.value if name in explicit else getattr(plan, name) <= max(wish.value, 64)
+    numbers = [int(n.replace(",", "")) for n in re.findall(r"(?:measured|chosen) +([\d,]+)", plan.explain())]
+    assert sum(numbers) == plan.total_bytes and f"{plan.total_bytes:,}" in plan.explain()
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0 B"), (1536, "1.5 KiB"), (4 * MIB, "4 MiB"), (2**40, "1 TiB")], ids=str
+)
+def test_sizes_read_well(number, text):
+    assert as_size(number) == text
