@@ -3,8 +3,6 @@
 Source: the short convolution of Mamba, Gu & Dao 2023, arXiv:2312.00752.
 """
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,25 +20,19 @@ def causal_conv_reference(x: Tensor, weight: Tensor, state: Tensor) -> tuple[Ten
     return torch.stack(rows) if rows else x.clone(), window
 
 
-def causal_conv_step(x: Tensor, weight: Tensor, states: Tensor) -> Tensor:
+def causal_conv(window: Tensor, taps: Tensor) -> Tensor:
+    """window: [..., W - 1 + T, C], tokens after their state; taps: [W, C] float32 -> y [..., T, C] float32."""
+    width = taps.shape[0]
+    T = window.shape[-2] - width + 1
+    window = window.float()
+    y = window.narrow(-2, 0, T) * taps[0]
+    for j in range(1, width):
+        y.addcmul_(window.narrow(-2, j, T), taps[j])
+    return F.silu(y, inplace=True)
+
+
+def causal_conv_step(x: Tensor, taps: Tensor, states: Tensor) -> Tensor:
     """One token of N sequences.  x: [N, C]; states: [N, W - 1, C], advanced in place -> y [N, C] float32."""
     window = torch.cat([states, x[:, None]], dim=1)  # [N, W, C]
     states.copy_(window[:, 1:])
-    return F.silu((window.float() * weight.T).sum(1))
-
-
-def causal_conv(x: Tensor, weight: Tensor, states: Sequence[Tensor], lengths: Sequence[int]) -> Tensor:
-    """Packed sequences.  x: [T, C]; states: one [W - 1, C] each, advanced in place -> y [T, C] float32."""
-    width = weight.shape[1]
-    taps = weight.float().T.contiguous()  # [W, C]
-    y = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-    start = 0
-    for state, length in zip(states, lengths, strict=True):
-        if length:
-            window = torch.cat([state, x[start : start + length]])  # [W - 1 + T, C]
-            rows = torch.mul(window[:length], taps[0], out=y[start : start + length])
-            for j in range(1, width):
-                rows.addcmul_(window[j : j + length], taps[j])
-            state.copy_(window[length:])
-        start += length
-    return F.silu(y, inplace=True)
+    return F.silu((window * taps).sum(1), inplace=True)

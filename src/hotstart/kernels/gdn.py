@@ -10,28 +10,33 @@ With S the state of one value head [V, K], zero at first, and all in float32:
 Source: Yang, Kautz & Hatamizadeh 2024, arXiv:2412.06464.  The chunked form solves all tokens of a chunk at once:
 with G the running sum of g in the chunk, M_ij = exp(G_i - G_j) for i >= j and A = strictly_lower(beta_i k_i.k_j M_ij),
 
-    (I + A) U = beta V;  (I + A) W = beta exp(G) K;  D = U - W S^T
-    O = (exp(G) Q) S^T + (Q K^T * M) D;  S = exp(G_L) S + D^T (exp(G_L - G) K)
+    (I + A) U = beta (V - exp(G) (K S^T))
+    O = exp(G) (Q S^T) + (Q K^T * M) U;  S = exp(G_L) S + (exp(G_L - G) U)^T K
+
+A is the same for any S, so (I + A)^-1 is found for many chunks at once; the rest follows chunk by chunk.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hotstart.kernels.causal_conv import causal_conv, causal_conv_reference, causal_conv_step
+from hotstart.kernels.gdn_slabs import Batch, batch_of, groups
 from hotstart.kernels.ops import DecodeStep, GdnDims, GdnWeights, PrefillStep
 from hotstart.kernels.slots import bring, store, take
 
 __all__ = [
     "CPU_CHUNK_LENGTH",
-    "gated_delta_rule",
     "gated_delta_rule_reference",
     "gdn_decode",
     "gdn_prefill",
     "gdn_reference",
 ]
 
-CPU_CHUNK_LENGTH = 64
+CPU_CHUNK_LENGTH = 32
+SLAB_BYTES = 2 << 20  # of conv outputs and of states that are worked on at once: they should stay in a core's cache
 L2_EPS = 1e-6
 
 
@@ -72,34 +77,65 @@ def gdn_reference(
     return y.view(T, HV * V), conv_state, state
 
 
-def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> Tensor:
-    """One sequence of whole chunks; `state` [HV, V, K] float32 is advanced in place.
+def _chunked_rule(u: Tensor, gates: Tensor, states: Tensor, counts: Sequence[int], dims: GdnDims) -> Tensor:
+    """R chunks of N sequences; row after row, those of one index within their sequence are the first of the sequences.
 
-    q, k: [NC, H, L, K], normed and q scaled; v: [NC, HV, L, V]; g, beta: [NC, HV, L] -> o [NC, HV, L, V].
+    u: [R, L, C], q | k | v after the convolution; gates: [R, L, 2, HV], g and beta; states: [N, HV, V, K], in place;
+    counts: rows of each index -> o [R, HV, L, V], K^0.5 too large (see `_gated_norm`).  All float32.
     """
-    NC, H, L, _ = k.shape
-    HV, V = v.shape[1], v.shape[3]
-    group = HV // H
-    total = g.cumsum(-1)  # [NC, HV, L]
-    lower = torch.ones(L, L, dtype=torch.bool, device=k.device).tril_()
-    # Masked before exp: above the diagonal the exponents are positive and overflow.
-    decay = (total[..., :, None] - total[..., None, :]).masked_fill_(~lower, float("-inf")).exp_()
-    k_keys = (k @ k.transpose(-1, -2)).repeat_interleave(group, 1)
-    q_keys = (q @ k.transpose(-1, -2)).repeat_interleave(group, 1).mul_(decay)
-    system = (k_keys * decay).mul_(beta[..., None])  # its diagonal and above are not read by the solve
-    k, q = k.repeat_interleave(group, 1), q.repeat_interleave(group, 1)
-    grown = total.exp()[..., None]
-    right = torch.cat([v * beta[..., None], k * (beta[..., None] * grown)], dim=-1)
-    u, w = torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True).split([V, k.shape[-1]], -1)
-    q = q * grown
-    k = k * (total[..., -1:] - total).exp_()[..., None]
-    carry = grown[..., -1:, :]
-    outputs = torch.empty_like(v)
-    for c in range(NC):
-        delta = u[c] - w[c] @ state.transpose(-1, -2)
-        outputs[c] = q[c] @ state.transpose(-1, -2) + q_keys[c] @ delta
-        state.mul_(carry[c]).add_(delta.transpose(-1, -2) @ k[c])
-    return outputs
+    H, HV, K, V = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim
+    R, L, group = u.shape[0], u.shape[1], HV // H
+    heads = [count * H for count in counts]
+    value_heads = [count * HV for count in counts]
+    g, beta = gates.permute(2, 0, 3, 1).contiguous()  # [R, HV, L]
+    total = g.cumsum(-1)
+    # Clamped before exp: above the diagonal the exponents are positive and would overflow.
+    decay = (total[..., :, None] - total[..., None, :]).clamp_(max=0).exp_().tril_()
+    qk = _l2norm(u[..., : 2 * H * K].view(R, L, 2, H, K).permute(0, 3, 2, 1, 4)).view(R * H, 2 * L, K)
+    k = qk[:, L:]
+    products = torch.bmm(qk, k.transpose(1, 2)).view(R, H, 1, 2, L, L) * decay.view(R, H, group, 1, L, L)
+    reads, system = products.view(R * HV, 2, L, L).unbind(1)
+    system.mul_(beta.view(R * HV, L, 1))
+    inverse = torch.linalg.solve_triangular(
+        system, torch.eye(L, device=u.device).expand_as(system), upper=False, left=False, unitriangular=True
+    )
+    grown = total.exp().view(R * H, group, L, 1)
+    beta = beta.view(R * H, group, L, 1)
+    v = u[..., 2 * H * K :].view(R, L, H, group, V).permute(0, 2, 3, 1, 4)
+    wanted = torch.mul(v, beta.view(R, H, group, L, 1), out=u.new_empty(R, H, group, L, V)).view(R * H, group, L, V)
+    carry = total[..., -1:]
+    outputs = u.new_empty(R * HV, L, V)
+    buffer = u.new_empty(heads[0], L, group, V)
+    pieces = zip(
+        heads,
+        qk.split(heads),
+        k.split(heads),
+        wanted.split(heads),
+        (-beta * grown).split(heads),
+        inverse.split(value_heads),
+        outputs.split(value_heads),
+        grown.split(heads),
+        reads.split(value_heads),
+        (carry - total).exp_().view(R * H, group, L, 1).split(heads),
+        carry.exp().view(R * H, group, 1, 1).expand(R * H, group, V, 1).reshape(R * H, group * V, 1).split(heads),
+        strict=True,
+    )
+    s = states.view(-1, group * V, K)
+    for n, b_qk, b_k, b_wanted, b_lost, b_inverse, b_o, b_grown, b_reads, b_left, b_carry in pieces:
+        b_s = s[:n]
+        b_qs, b_ks = torch.bmm(b_qk, b_s.transpose(1, 2)).view(n, 2, L, group, V).transpose(2, 3).unbind(1)
+        b_u = torch.bmm(b_inverse, torch.addcmul(b_wanted, b_ks, b_lost).view(-1, L, V))
+        torch.mul(b_qs, b_grown, out=b_o.view(n, group, L, V))
+        b_o.baddbmm_(b_reads, b_u)
+        b_left_u = torch.mul(b_u.view(n, group, L, V), b_left, out=buffer[:n].transpose(1, 2))
+        b_s.mul_(b_carry).baddbmm_(b_left_u.transpose(1, 2).reshape(n, L, group * V).transpose(1, 2), b_k)
+    return outputs.view(R, HV, L, V)
+
+
+def _l2norm(x: Tensor) -> Tensor:
+    """x / sqrt(sum(x^2) + 1e-6), as an RMS norm."""
+    K = x.shape[-1]
+    return F.rms_norm(x, (K,), x.new_full((K,), K**-0.5), L2_EPS / K)
 
 
 def _gates(packed: Tensor, weights: GdnWeights, dims: GdnDims) -> tuple[Tensor, Tensor]:
@@ -109,14 +145,13 @@ def _gates(packed: Tensor, weights: GdnWeights, dims: GdnDims) -> tuple[Tensor, 
 
 
 def _gated_norm(o: Tensor, packed: Tensor, weights: GdnWeights, dims: GdnDims, out: Tensor) -> None:
-    """o: [T, HV, V] float32, in place -> out [T, HV * V]."""
+    """o: [T, HV, V] float32 -> out [T, HV * V].
+
+    o was made with q that lacks its K^-0.5.  The norm takes the factor out, but for its eps, which becomes K times it.
+    """
     z = packed[:, dims.z_offset : dims.b_offset].float()
-    y = F.rms_norm(o, (dims.value_dim,), weights.norm.float(), dims.eps).view_as(z)
-    out.copy_(y.mul_(F.silu(z)))
-
-
-def _l2norm(x: Tensor) -> Tensor:
-    return x * (x.square().sum(-1, keepdim=True) + L2_EPS).rsqrt_()
+    y = F.rms_norm(o, (dims.value_dim,), weights.norm, dims.eps * dims.key_dim)
+    out.copy_(F.silu(z).mul_(y.view(z.shape)))
 
 
 def gdn_decode(
@@ -136,27 +171,39 @@ def gdn_decode(
     if not n:
         return
     H, HV, K, V = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim
-    packed, out = packed[:n], out[:n]
-    reads, writes, index = decode.reads[:n], decode.writes[:n], decode.write_slots[:n]
-    for pool in (conv, state):
-        bring(pool, reads, writes)
-    window, rows = take(conv, writes, index), take(state, writes, index)
-    u = causal_conv_step(packed[:, : dims.conv_channels], weights.conv, window)
-    qk = _l2norm(u[:, : 2 * H * K].view(n, 2, H, K))
-    q, k = (x.repeat_interleave(HV // H, dim=1)[..., None] for x in (qk[:, 0] * K**-0.5, qk[:, 1]))  # [N, HV, K, 1]
-    g, beta = _gates(packed, weights, dims)
-    s = (
-        rows.float().mul_(g.exp_()[..., None, None])
-        if rows.dtype != torch.float32
-        else rows.mul_(g.exp_()[..., None, None])
-    )
-    delta = (u[:, 2 * H * K :].view(n, HV, V, 1) - s @ k) * beta[..., None, None]
-    s.add_(delta * k.transpose(-1, -2))
-    _gated_norm((s @ q).squeeze(-1), packed, weights, dims, out)
-    if s is not rows:
-        rows.copy_(s)
+    packed, reads, writes, index = packed[:n], decode.reads[:n], decode.writes[:n], decode.write_slots[:n]
+    bring(conv, reads, writes)
+    bring(state, reads, writes)
+    window = take(conv, writes, index)
+    u = causal_conv_step(packed[:, : dims.conv_channels], weights.conv.T, window)
     store(conv, writes, index, window)
-    store(state, writes, index, rows)
+    q, k = _l2norm(u[:, : 2 * H * K].view(n, 2, H, 1, K)).unbind(1)  # [N, H, 1, K]
+    v = u[:, 2 * H * K :].view(n, H, 1, HV // H * V)
+    g, beta = _gates(packed, weights, dims)
+    g, beta = g.exp_().view(n, HV, 1, 1), beta.view(n, HV, 1)
+    o = torch.empty_like(v)
+    rows = max(1, SLAB_BYTES // (HV * V * K * 4))
+    for i in range(0, n, rows):
+        part = slice(i, i + rows)
+        s = take(state, writes[part], index[part])
+        wide = s.float()
+        _rule_step(q[part], k[part], v[part], g[part], beta[part], wide, o[part])
+        if wide is not s:
+            s.copy_(wide)
+        store(state, writes[part], index[part], s)
+    _gated_norm(o.view(n, HV, V), packed, weights, dims, out[:n])
+
+
+def _rule_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, s: Tensor, o: Tensor) -> None:
+    """q, k: [N, H, 1, K]; v, o: [N, H, 1, r * V]; g: [N, HV, 1, 1]; beta: [N, HV, 1]; s: [N, HV, V, K] in place."""
+    n, H, _, K = k.shape
+    s.mul_(g)
+    s = s.view(n * H, -1, K)
+    q, k = q.reshape(n * H, 1, K), k.reshape(n * H, 1, K)
+    delta = torch.baddbmm(v.reshape(n * H, 1, -1), k, s.transpose(1, 2), alpha=-1)
+    delta.view(n, beta.shape[1], -1).mul_(beta)
+    s.addcmul_(delta.transpose(1, 2), k)
+    torch.bmm(q, s.transpose(1, 2), out=o.view(n * H, 1, -1))
 
 
 def gdn_prefill(
@@ -173,25 +220,78 @@ def gdn_prefill(
     packed: [T, packed_width]; conv: [slots, W - 1, C]; state: [slots, HV, V, K]; out: [T, HV * V].
     """
     n, L = prefill.num_sequences, prefill.chunk_length
-    H, HV, K, V = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim
-    for pool in (conv, state):
-        bring(pool, prefill.reads[:n], prefill.writes[:n])
-    first = prefill.first_token
-    for length, slot in zip(prefill.lengths[:n], prefill.writes[:n], strict=True):
-        if not length:
-            continue
-        rows = packed[first : first + length]
-        u = causal_conv(rows[:, : dims.conv_channels], weights.conv, [conv[slot]], [length])
-        g, beta = _gates(rows, weights, dims)
-        chunks = -(-length // L)
-        tail = chunks * L - length
-        u, g, beta = (F.pad(x, (0, 0, 0, tail)) for x in (u, g, beta))
-        qk = _l2norm(u[:, : 2 * H * K].view(chunks, L, 2, H, K)).permute(2, 0, 3, 1, 4)
-        v = u[:, 2 * H * K :].view(chunks, L, HV, V).transpose(1, 2)
-        g, beta = (x.view(chunks, L, HV).transpose(1, 2) for x in (g, beta))
-        s = state[slot].float()
-        o = gated_delta_rule(qk[0] * K**-0.5, qk[1], v, g, beta, s)
-        state[slot].copy_(s)
-        o = o.transpose(1, 2).reshape(chunks * L, HV, V)[:length]
-        _gated_norm(o, rows, weights, dims, out[first : first + length])
-        first += length
+    lengths, writes = prefill.lengths[:n], prefill.writes[:n]
+    bring(conv, prefill.reads[:n], writes)
+    bring(state, prefill.reads[:n], writes)
+    taps = weights.conv.float().T.contiguous()
+    slab_chunks = max(1, SLAB_BYTES // (4 * L * dims.conv_channels))
+    start = prefill.first_token
+    for first, last in groups(lengths, L, slab_chunks):
+        stop = start + sum(lengths[first:last])
+        part = packed[start:stop], weights, taps
+        if last - first == 1:
+            slot = slice(writes[first], writes[first] + 1)
+            _prefill_one(*part, conv[slot], state[slot], L, slab_chunks * L, dims, out[start:stop])
+        else:
+            batch = batch_of(lengths[first:last], L, dims.conv_width, packed.device)
+            slots = [writes[first + i] for i in batch.order]
+            index = prefill.write_slots[first:last].index_select(0, batch.order_index)
+            conv_rows, states = take(conv, slots, index), take(state, slots, index)
+            _prefill_batch(*part, conv_rows, states, L, batch, dims, out[start:stop])
+            store(conv, slots, index, conv_rows)
+            store(state, slots, index, states)
+        start = stop
+
+
+def _prefill_one(
+    packed: Tensor,
+    weights: GdnWeights,
+    taps: Tensor,
+    conv: Tensor,
+    state: Tensor,
+    L: int,
+    slab: int,
+    dims: GdnDims,
+    out: Tensor,
+) -> None:
+    """One span, slab after slab of its tokens.  conv: [1, W - 1, C]; state: [1, HV, V, K], both in place."""
+    wide = state.float()
+    for start in range(0, packed.shape[0], slab):
+        rows = packed[start : start + slab]
+        window = torch.cat([conv[0], rows[:, : dims.conv_channels]])
+        conv[0].copy_(window[rows.shape[0] :])
+        u, gates = causal_conv(window, taps), torch.stack(_gates(rows, weights, dims), dim=1)
+        chunks = -(-rows.shape[0] // L)
+        tail = chunks * L - rows.shape[0]
+        if tail:  # with g = beta = 0 a token changes nothing
+            u, gates = F.pad(u, (0, 0, 0, tail)), F.pad(gates, (0, 0, 0, 0, 0, tail))
+        o = _chunked_rule(u.view(chunks, L, -1), gates.view(chunks, L, 2, -1), wide, (1,) * chunks, dims)
+        o = o.transpose(1, 2).reshape(chunks * L, -1, dims.value_dim)[: rows.shape[0]]
+        _gated_norm(o, rows, weights, dims, out[start : start + slab])
+    if wide is not state:
+        state.copy_(wide)
+
+
+def _prefill_batch(
+    packed: Tensor,
+    weights: GdnWeights,
+    taps: Tensor,
+    conv: Tensor,
+    state: Tensor,
+    L: int,
+    batch: Batch,
+    dims: GdnDims,
+    out: Tensor,
+) -> None:
+    """Several spans in one slab.  conv: [N, W - 1, C]; state: [N, HV, V, K], in the batch's order and in place."""
+    rows = torch.cat([conv.flatten(0, 1), packed[:, : dims.conv_channels]])
+    u = causal_conv(rows.index_select(0, batch.windows).view(-1, taps.shape[0] - 1 + L, dims.conv_channels), taps)
+    conv.copy_(rows.index_select(0, batch.tails).view(conv.shape))
+    gates = torch.stack(_gates(packed, weights, dims), dim=1)
+    gates = F.pad(gates, (0, 0, 0, 0, 0, 1)).index_select(0, batch.tokens)  # padding: g = beta = 0 changes nothing
+    wide = state.float()
+    o = _chunked_rule(u, gates.view(u.shape[0], L, 2, -1), wide, batch.counts, dims)
+    if wide is not state:
+        state.copy_(wide)
+    o = o.transpose(1, 2).reshape(-1, dims.num_value_heads, dims.value_dim).index_select(0, batch.places)
+    _gated_norm(o, packed, weights, dims, out)
