@@ -77,3 +77,16 @@ def test_step_matches_token_by_token(case, heads):
     inputs = make_inputs(dims, step.num_tokens + 2, 6)
     for actual, wanted in zip(run(*inputs, step, dims), expected(*inputs, step, dims), strict=True):
         assert_close(actual, wanted)
+
+
+def test_low_precision_rounds_only_at_the_ends():
+    """Activations in bfloat16, arithmetic in float32; states may be bfloat16, too."""
+    dims = make_dims()
+    step = make_step([Row(1, read=3, write=3)], [Row(70, write=1), Row(5, read=0, write=0)], chunk_length=32)
+    packed, weights, conv, state = make_inputs(dims, step.num_tokens, 6, torch.bfloat16)
+    wanted = expected(packed, weights, conv, state, step, dims)
+    for state_dtype in (torch.float32, torch.bfloat16):
+        state = state.to(state_dtype)
+        wanted = expected(packed, weights, conv, state, step, dims)
+        for actual, exact in zip(run(packed, weights, conv, state, step, dims), wanted, strict=True):
+            assert_close(actual, exact)

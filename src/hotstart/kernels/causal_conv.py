@@ -32,7 +32,7 @@ def causal_conv(window: Tensor, taps: Tensor) -> Tensor:
 
 
 def causal_conv_step(x: Tensor, taps: Tensor, states: Tensor) -> Tensor:
-    """One token of N sequences.  x: [N, C]; states: [N, W - 1, C], advanced in place -> y [N, C] float32."""
+    """One token of N sequences.  x: [N, C]; taps: [W, C]; states: [N, W - 1, C], in place -> y [N, C] float32."""
     window = torch.cat([states, x[:, None]], dim=1)  # [N, W, C]
     states.copy_(window[:, 1:])
-    return F.silu((window * taps).sum(1), inplace=True)
+    return F.silu((window.float() * taps).sum(1), inplace=True)

@@ -175,7 +175,7 @@ def gdn_decode(
     bring(conv, reads, writes)
     bring(state, reads, writes)
     window = take(conv, writes, index)
-    u = causal_conv_step(packed[:, : dims.conv_channels], weights.conv.T, window)
+    u = causal_conv_step(packed[:, : dims.conv_channels], weights.conv.T.float(), window)
     store(conv, writes, index, window)
     q, k = _l2norm(u[:, : 2 * H * K].view(n, 2, H, 1, K)).unbind(1)  # [N, H, 1, K]
     v = u[:, 2 * H * K :].view(n, H, 1, HV // H * V)
