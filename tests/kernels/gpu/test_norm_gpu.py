@@ -1,0 +1,34 @@
+"""The norms in the dtypes that serve, against their torch forms in float64."""
+
+import pytest
+import torch
+from test_gdn import make_dims
+from tolerances import assert_close
+
+from hotstart.kernels import norm
+
+DTYPES = [torch.bfloat16, torch.float16, torch.float32]
+
+
+def rows(*shape, dtype, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).cuda()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1024), (17, 2560), (300, 5120), (3, 8192)], ids=str)
+def test_norms(shape, dtype):
+    x, residual, weight = (rows(*s, dtype=dtype, seed=i) for i, s in enumerate((shape, shape, shape[1:])))
+    assert_close(norm.rms_norm(x, weight, 1e-6), norm.rms_norm_torch(x.double(), weight.double(), 1e-6))
+    total = (x.float() + residual.float()).to(dtype)
+    y = norm.add_rms_norm(x, residual, weight, 1e-6)
+    assert torch.equal(residual, total)
+    assert_close(y, norm.rms_norm_torch(total.double(), weight.double(), 1e-6))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gated_norm(dtype):
+    dims = make_dims(16, 48, K=128, V=128)
+    x, packed = rows(33, 48, 128, dtype=torch.float32), rows(33, dims.packed_width, dtype=dtype, seed=1)
+    weight = rows(128, dtype=torch.float32, seed=2)
+    wanted = norm.gated_rms_norm_torch(x.double(), packed.double(), weight.double(), dims)
+    assert_close(norm.gated_rms_norm(x, packed, weight, dims), wanted)
