@@ -2,8 +2,8 @@
 
     python -m bench.gdn_decode [--heads 16 32] [--sequences 1 8 64 256] [--state float32]
 
-Time of a graph replay.  Each replay works on other slots, and at least 200 MB are touched before one comes back, so that
-nothing is found in the L2 cache.  The floor is the traffic of the state, read and written once, at the rate of a
+Time of a graph replay.  Each replay works on other slots, and at least 200 MB are touched before one comes back, so
+that nothing is found in the L2 cache.  The floor is the traffic of the state, read and written once, at the rate of a
 device copy measured in the same call.  Host time is that of an eager call, with the device idle behind it.
 """
 
