@@ -200,6 +200,7 @@ SENSELESS = {
     "eos_token_id": [248320, [1, -2], "1", [True]],
     "tie_word_embeddings": ["yes", None],
     "rope_parameters": ["default", [1]],
+    "intermediate_size": [..., {"num_experts": 4, "mlp_only_layers": [3], "intermediate_size": 0}],
     "text_config": [{"text_config": []}],
     "num_experts_per_tok": [{"num_experts": 4, "num_experts_per_tok": 5}],
     "architectures": [{"architectures": "Qwen3_5ForCausalLM"}],

@@ -238,7 +238,8 @@ def _read_feed_forward(fields: Fields, num_layers: int) -> dict[str, Any]:
     dense_layers = fields.integers("mlp_only_layers")
     step = fields.integer("decoder_sparse_step", default=1)
     moe = tuple(num_experts > 0 and i not in dense_layers and (i + 1) % step == 0 for i in range(num_layers))
-    dense_width = fields.integer("intermediate_size", default=None if not any(moe) else 0, minimum=0)
+    fields.mark("intermediate_size")
+    dense_width = 0 if all(moe) else fields.integer("intermediate_size")
     if not any(moe):
         names = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size")
         fields.mark(*names, "norm_topk_prob")
@@ -248,7 +249,7 @@ def _read_feed_forward(fields: Fields, num_layers: int) -> dict[str, Any]:
         raise ConfigError(f"{fields.where}num_experts_per_tok is {top_k}, there are {num_experts} experts")
     return {
         "moe_layers": moe,
-        "intermediate_size": 0 if all(moe) else dense_width,
+        "intermediate_size": dense_width,
         "num_experts": num_experts,
         "num_experts_per_tok": top_k,
         "moe_intermediate_size": fields.integer("moe_intermediate_size"),
