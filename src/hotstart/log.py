@@ -9,9 +9,15 @@ __all__ = ["debug", "error", "info", "warning"]
 _logger = logging.getLogger("hotstart")
 
 
+class _StderrHandler(logging.Handler):
+    """Writes to whatever stderr is now (a progress bar stands in for it), so that stdout holds answers only."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
 def _install_handler() -> None:
-    """Write to stderr, so that standard output holds answers only."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StderrHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
     _logger.addHandler(handler)
     _logger.setLevel(os.environ.get("HOTSTART_LOGGING_LEVEL", "INFO").upper())

@@ -53,7 +53,7 @@ class Engine:
         self._scheduler = scheduler
         self._runner = runner
         self._watch = watch
-        self._device = device
+        self.device = device
         self._flights: deque[Flight | _FailedFlight] = deque()
         self._closed = False
         self._sealed_bytes = (0, 0)
@@ -61,7 +61,7 @@ class Engine:
     def seal(self, startup: StartupReport) -> None:
         """From here on, whatever compiles, tunes, loads or grows is late.  Called once, by start-up."""
         self.startup = startup
-        self._sealed_bytes = (self._device.arena.reserved_bytes(), self._device.resident_bytes() or 0)
+        self._sealed_bytes = (self.device.arena.reserved_bytes(), self.device.resident_bytes() or 0)
         self._watch.seal()
 
     @property
@@ -83,13 +83,13 @@ class Engine:
     @property
     def late_counts(self) -> dict[str, int | None]:
         """Events by kind; None where nothing on this device could ever be one."""
-        return {kind: count if kind in self._device.late_kinds else None for kind, count in self._watch.counts.items()}
+        return {kind: count if kind in self.device.late_kinds else None for kind, count in self._watch.counts.items()}
 
     @property
     def growth(self) -> Growth:
         arena, resident = self._sealed_bytes
-        now = self._device.resident_bytes()
-        return Growth(self._device.arena.reserved_bytes() - arena, None if now is None else now - resident)
+        now = self.device.resident_bytes()
+        return Growth(self.device.arena.reserved_bytes() - arena, None if now is None else now - resident)
 
     def add(self, request: Request) -> None:
         """Raises a RequestError that says what is wrong with it; then nothing has changed."""
@@ -106,7 +106,7 @@ class Engine:
     def step(self) -> list[TokenEvent]:
         """Launch what can be launched, then wait for the oldest step.  A step that fails ends its requests alone."""
         self._check_alive()
-        while len(self._flights) < self._device.flights and (plan := self._scheduler.plan()) is not None:
+        while len(self._flights) < self.device.flights and (plan := self._scheduler.plan()) is not None:
             self._flights.append(self._launch(plan))
         if not self._flights:
             return []

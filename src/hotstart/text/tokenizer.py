@@ -11,7 +11,7 @@ from tokenizers import decoders
 from hotstart.errors import CheckpointError, InvalidPrompt, UnsupportedModel
 from hotstart.text.files import read_json, read_text
 
-__all__ = ["Tokenizer", "read_eos_token_ids"]
+__all__ = ["Tokenizer"]
 
 
 def _byte_of_char() -> dict[str, int]:
@@ -25,17 +25,6 @@ def _byte_of_char() -> dict[str, int]:
 
 
 _BYTE_OF_CHAR = _byte_of_char()
-
-
-def read_eos_token_ids(folder: Path) -> tuple[int, ...]:
-    """All ids that end a text: the union of generation_config.json and config.json, which often name one each."""
-    config = read_json(folder / "config.json")
-    sources = [read_json(folder / "generation_config.json"), config, config.get("text_config", {})]
-    ids: set[int] = set()
-    for source in sources:
-        value = source.get("eos_token_id") if isinstance(source, dict) else None
-        ids |= {value} if isinstance(value, int) else {i for i in value or () if isinstance(i, int)}
-    return tuple(sorted(ids))
 
 
 class Tokenizer:
@@ -58,9 +47,7 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._bytes: dict[int, bytes] = {}
         self.special_tokens = _special_tokens(read_json(folder / "tokenizer_config.json"))
-        ids = set(read_eos_token_ids(folder))
-        eos = self._tokenizer.token_to_id(self.special_tokens.get("eos_token", ""))
-        self.eos_token_ids = tuple(sorted(ids if eos is None else ids | {eos}))
+        self.eos_token_id: int | None = self._tokenizer.token_to_id(self.special_tokens.get("eos_token", ""))
 
     def __len__(self) -> int:
         """Number of known tokens, added ones included; a model's vocabulary may be padded beyond it."""

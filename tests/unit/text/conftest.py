@@ -27,12 +27,9 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     raw.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
     raw.add_tokens([AddedToken("<tool call>", special=False)])
     raw.save(str(folder / "tokenizer.json"))
-    eos, _, im_end = (raw.token_to_id(token) for token in SPECIAL)
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"eos_token": {"content": "<|im_end|>"}, "pad_token": None})
     )
-    (folder / "config.json").write_text(json.dumps({"text_config": {"eos_token_id": eos}}))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [eos, im_end]}))
     return folder
 
 

@@ -21,8 +21,8 @@ def test_encode_then_decode_gives_the_text(tokenizer: Tokenizer, text: str) -> N
     assert tokenizer.decode(tokenizer.encode(text), skip_special_tokens=False) == text
 
 
-def test_eos_ids_are_the_union_of_all_files(tokenizer: Tokenizer) -> None:
-    assert tokenizer.eos_token_ids == tuple(tokenizer.encode("<|endoftext|><|im_end|>"))
+def test_the_end_token_is_named_by_the_config(tokenizer: Tokenizer) -> None:
+    assert [tokenizer.eos_token_id] == tokenizer.encode("<|im_end|>")
 
 
 def increments(tokenizer: Tokenizer, pieces: Sequence[Sequence[int]], skip: bool) -> str:
@@ -66,7 +66,7 @@ def test_a_lone_surrogate_is_refused(tokenizer: Tokenizer) -> None:
         ("tokenizer.json", b"{", CheckpointError, "is no tokenizer"),
         ("tokenizer.json", b"\xff", CheckpointError, "no UTF-8"),
         ("tokenizer_config.json", b"[]", CheckpointError, "expected an object"),
-        ("generation_config.json", b"{,}", CheckpointError, "is no JSON"),
+        ("tokenizer_config.json", b"{,}", CheckpointError, "is no JSON"),
     ],
 )
 def test_broken_files_are_named(

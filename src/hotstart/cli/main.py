@@ -1,0 +1,44 @@
+"""The command `hotstart`.  A mistake of the user's is one line on stderr and exit code 2, never a traceback."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+import hotstart
+from hotstart.cli import generate, plan
+from hotstart.errors import HotstartError, StepError
+
+__all__ = ["main"]
+
+EXIT_STEP_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except StepError as error:
+        return _complain(error, EXIT_STEP_FAILED)
+    except HotstartError as error:
+        return _complain(error, EXIT_MISTAKE)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output is gone, as in `hotstart ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hotstart", description=hotstart.__doc__ and hotstart.__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"hotstart {hotstart.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    generate.add_command(commands)
+    plan.add_command(commands)
+    return parser
+
+
+def _complain(error: HotstartError, code: int) -> int:
+    print(f"hotstart: {' '.join(str(error).split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,262 @@
+"""LLM: the offline API, named as vLLM's.
+
+llm = LLM(model="path/to/checkpoint")
+for result in llm.generate(["Hello", {"prompt_token_ids": [1, 2, 3]}], SamplingParams(max_tokens=32)):
+    print(result.outputs[0].text)
+"""
+
+import dataclasses
+import difflib
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from hotstart.config.engine import EngineConfig
+from hotstart.engine.engine import Engine
+from hotstart.engine.memory import MemoryPlan
+from hotstart.engine.outputs import OutputBuilder, RequestOutput
+from hotstart.engine.phases import StartupReport
+from hotstart.engine.progress import RequestProgress, show_requests, show_startup
+from hotstart.engine.startup import start
+from hotstart.errors import ConfigError, InvalidPrompt, RequestError
+from hotstart.kernels.watch import LateEvent
+from hotstart.request import Request, SamplingParams
+from hotstart.text.chat import ChatTemplate, Message, read_chat_template
+from hotstart.text.files import read_json
+from hotstart.text.tokenizer import Tokenizer
+
+__all__ = ["LLM", "Prompt"]
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+"""Text, token ids, {"prompt": text} or {"prompt_token_ids": ids}."""
+
+
+class LLM:
+    """An engine, started and sealed, with its tokenizer.
+
+    `options` are the fields of EngineConfig.  Raises a HotstartError that names the remedy if the engine cannot start.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        tokenizer: str | Path | None = None,
+        skip_tokenizer_init: bool = False,
+        dtype: str = "auto",
+        device: str = "auto",
+        max_model_len: int | str | None = None,
+        use_tqdm: bool = True,
+        **options: Any,
+    ) -> None:
+        self._model_folder = Path(model)
+        self._tokenizer_folder = Path(tokenizer or model)
+        _check_names(options)
+        config = EngineConfig(
+            model=str(model),
+            tokenizer=None if tokenizer is None else str(tokenizer),
+            dtype=dtype,  # type: ignore[arg-type]  # EngineConfig checks the values of these three itself
+            device=device,  # type: ignore[arg-type]  # as above
+            max_model_len=max_model_len,  # type: ignore[arg-type]  # as above
+            **options,
+        )
+        # A missing tokenizer is found out before the weights are loaded.
+        self.tokenizer = None if skip_tokenizer_init else Tokenizer(self._tokenizer_folder)
+        with show_startup(use_tqdm) as on_phase:
+            self.engine: Engine = start(config, on_phase)
+        self._chat_template: ChatTemplate | None = None
+        self._numbers = itertools.count()
+
+    @property
+    def memory_plan(self) -> MemoryPlan:
+        return self.engine.memory_plan
+
+    @property
+    def startup(self) -> StartupReport:
+        return self.engine.startup
+
+    @property
+    def late_events(self) -> tuple[LateEvent, ...]:
+        """What compiled, tuned, loaded or grew after the seal: nothing, if hotstart keeps its promise."""
+        return self.engine.late_events
+
+    def get_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise ConfigError("this LLM was made with skip_tokenizer_init=True; give prompts as token ids")
+        return self.tokenizer
+
+    def get_default_sampling_params(self) -> SamplingParams:
+        """What the checkpoint's generation_config.json recommends."""
+        advice = read_json(self._model_folder / "generation_config.json")
+        if advice.get("do_sample") is False:
+            return SamplingParams(temperature=0.0)
+        names = ("temperature", "top_k", "top_p")
+        return SamplingParams(**{name: advice[name] for name in names if advice.get(name) is not None})
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """One result for each prompt, in their order.
+
+        Raises a RequestError that names the prompt before anything runs, if one of them cannot be served.  A failure
+        while they run is in the `error` of the results that it hit.
+        """
+        builders = self._make_builders(_as_list(prompts), sampling_params)
+        with show_requests(len(builders), use_tqdm) as progress:
+            for _ in self._run(builders, progress):
+                pass
+        return [builder.output() for builder in builders]
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+        **template_options: Any,
+    ) -> list[RequestOutput]:
+        """Complete one conversation, or several.
+
+        `template_options`: tools, add_generation_prompt, chat_template_kwargs (such as {"enable_thinking": False}).
+        """
+        one = not messages or isinstance(messages[0], Mapping)
+        conversations: Any = [messages] if one else messages
+        prompts = [self.chat_prompt(conversation, **template_options) for conversation in conversations]
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """The prompt that the checkpoint's chat template makes of the messages."""
+        tokenizer = self.get_tokenizer()
+        if self._chat_template is None:
+            self._chat_template = read_chat_template(self._tokenizer_folder, tokenizer.special_tokens)
+        text = self._chat_template.render(
+            messages, tools=tools, add_generation_prompt=add_generation_prompt, **(chat_template_kwargs or {})
+        )
+        return {"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)}
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[str]:
+        """The text of one answer as it grows.  Raises the error that ended it, if one did."""
+        builders = self._make_builders([prompt], sampling_params)
+        yield from (text for text in self._run(builders) if text)
+        if builders[0].error is not None:
+            raise builders[0].error
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _make_builders(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[OutputBuilder]:
+        """Adds every prompt to the engine, or none of them."""
+        if params is None:
+            params = self.get_default_sampling_params()
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise RequestError(f"{len(prompts)} prompts and {len(each)} sampling_params; give one, or one for each")
+        builders: list[OutputBuilder] = []
+        try:
+            for prompt, wishes in zip(prompts, each, strict=True):
+                builder = self._make_builder(prompt, wishes)
+                self.engine.add(builder.request)
+                builders.append(builder)
+        except RequestError as error:
+            self._abort(builders)
+            raise type(error)(f"prompt {len(builders)}: {error}") from error
+        return builders
+
+    def _make_builder(self, prompt: Prompt, params: SamplingParams) -> OutputBuilder:
+        text, ids = _read_prompt(prompt)
+        if ids is None:
+            assert text is not None
+            ids = self.get_tokenizer().encode(text)
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"sampling_params is {params!r}, expected SamplingParams")
+        if params.stop and self.tokenizer is None:
+            raise RequestError("stop strings need a tokenizer; give stop_token_ids instead")
+        if self.tokenizer and self.tokenizer.eos_token_id is not None and not params.ignore_eos:
+            # The tokenizer's end token may be none of those that the model's config names.
+            stops = {*params.stop_token_ids, self.tokenizer.eos_token_id}
+            params = dataclasses.replace(params, stop_token_ids=tuple(sorted(stops)))
+        request = Request(str(next(self._numbers)), tuple(ids), params, time.monotonic())
+        return OutputBuilder(request, text, self.tokenizer)
+
+    def _run(self, builders: Sequence[OutputBuilder], progress: RequestProgress | None = None) -> Iterator[str]:
+        """Steps the engine until all are finished; yields their new text."""
+        unfinished = {builder.request.id: builder for builder in builders}
+        try:
+            while unfinished:
+                for event in self.engine.step():
+                    builder = unfinished.get(event.request_id)
+                    if builder is None:  # it ended at a stop string, which the engine did not see
+                        continue
+                    before = builder.num_tokens
+                    text = builder.push(event)
+                    if builder.finished:
+                        del unfinished[event.request_id]
+                        if event.finish_reason is None:
+                            self.engine.abort(event.request_id)
+                    if progress:
+                        progress.update(builder.num_tokens - before, int(builder.finished))
+                    yield text
+        finally:
+            self._abort(unfinished.values())
+
+    def _abort(self, builders: Iterable[OutputBuilder]) -> None:
+        for builder in builders:
+            self.engine.abort(builder.request.id)
+
+
+def _check_names(options: Mapping[str, Any]) -> None:
+    known = [item.name for item in dataclasses.fields(EngineConfig)]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"LLM has no option {name}; {hint}")
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    one: Any = prompts
+    if isinstance(one, str | Mapping) or (one and all(isinstance(item, int) for item in one)):
+        return [one]
+    return list(one)
+
+
+def _read_prompt(prompt: Any) -> tuple[str | None, Sequence[int] | None]:
+    """Text and token ids, at least one of them."""
+    if isinstance(prompt, str):
+        return prompt, None
+    text, ids = (
+        (prompt.get("prompt"), prompt.get("prompt_token_ids")) if isinstance(prompt, Mapping) else (None, prompt)
+    )
+    if ids is not None:
+        if not isinstance(ids, Sequence) or any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+            raise InvalidPrompt(f"prompt_token_ids is {_short(ids)}, expected a list of integers")
+        return text, ids
+    if not isinstance(text, str):
+        raise InvalidPrompt(f"a prompt is {_short(prompt)}; give text, or token ids as {{'prompt_token_ids': [...]}}")
+    return text, None
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,76 @@
+"""What a person sees on stderr: the phases of start-up as they run, and how many requests are done."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from hotstart.engine.memory import as_size
+from hotstart.engine.phases import OnPhase, Phase, PhaseProgress, ignore_phases
+
+__all__ = ["RequestProgress", "show_requests", "show_startup"]
+
+
+@contextmanager
+def show_startup(enabled: bool = True) -> Iterator[OnPhase]:
+    """A bar for each phase on a terminal; elsewhere a line for each phase that has ended."""
+    console = Console(stderr=True)
+    if not enabled:
+        yield ignore_phases
+    elif not console.is_terminal:
+        yield lambda event: console.print(_line(event), highlight=False) if isinstance(event, Phase) else None
+    else:
+        columns = TextColumn("{task.description:<16}"), BarColumn(bar_width=24), TextColumn("{task.fields[result]}")
+        with Progress(*columns, console=console) as bars:
+            yield _PhaseBars(bars)
+
+
+class _PhaseBars:
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, event: Phase | PhaseProgress) -> None:
+        if event.name not in self._tasks:
+            self._tasks[event.name] = self._bars.add_task(event.name, total=None, result="")
+        task = self._tasks[event.name]
+        if isinstance(event, Phase):
+            self._bars.update(task, total=1, completed=1, result=_result(event))
+        elif event.total:
+            self._bars.update(task, total=event.total, completed=event.done)
+
+
+def _result(phase: Phase) -> str:
+    size = f"+{as_size(phase.num_bytes)}" if phase.num_bytes else ""
+    return f"{phase.seconds:7.2f} s  {size:>10}  {phase.detail}".rstrip()
+
+
+def _line(phase: Phase) -> str:
+    return f"{phase.name:<16}{_result(phase)}"
+
+
+class RequestProgress:
+    """Requests done, and tokens by the second."""
+
+    def __init__(self, bars: Progress, num_requests: int) -> None:
+        self._bars = bars
+        self._task = bars.add_task("requests", total=num_requests, tokens=0, rate=0.0)
+        self._tokens = 0
+
+    def update(self, new_tokens: int, new_finished: int) -> None:
+        self._tokens += new_tokens
+        elapsed = self._bars.tasks[self._task].elapsed or 1e-9
+        self._bars.update(self._task, advance=new_finished, tokens=self._tokens, rate=self._tokens / elapsed)
+
+
+@contextmanager
+def show_requests(num_requests: int, enabled: bool = True) -> Iterator[RequestProgress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[tokens]} tokens, {task.fields[rate]:.0f}/s"),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=not enabled) as bars:
+        yield RequestProgress(bars, num_requests)
