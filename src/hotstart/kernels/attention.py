@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hotstart.kernels.norm import row_length, scalar
 from hotstart.kernels.ops import AttentionDims, Step
 from hotstart.kernels.rotary import apply_rotary
 
@@ -43,32 +44,33 @@ def attention_prepare(
     H, Hkv, D = dims.num_heads, dims.num_kv_heads, dims.head_dim
     heads = packed[:, : 2 * H * D].view(T, H, 2 * D)
     k, v = packed[:n, 2 * H * D : (2 * H + 2 * Hkv) * D].view(n, 2, Hkv, D).unbind(1)
-    table = rope.index_select(0, step.positions[:n])
-    queries = torch.zeros(T, H, D, dtype=packed.dtype, device=packed.device)
-    for x, weight, target in ((heads[:n, :, :D], q_norm, queries), (k, k_norm, None)):
-        x = F.rms_norm(x.float(), (D,), weight.float() + 1, dims.eps)
-        apply_rotary(x, table)
-        if target is None:
-            keys.view(-1, Hkv, D).index_copy_(0, step.kv_index[:n], x.to(keys.dtype))
-        else:
-            target[:n] = x
+    qk = torch.cat([heads[:n, :, :D], k], dim=1).float()  # [n, H + Hkv, D]
+    qk = qk / row_length(qk, dims.eps * D)
+    for part, weight in ((qk[:, :H], q_norm), (qk[:, H:], k_norm)):
+        part.mul_(torch.add(scalar(D**0.5), weight.float(), alpha=D**0.5))
+    apply_rotary(qk, rope.index_select(0, step.positions[:n]))
+    qk = qk.to(packed.dtype)
+    keys.view(-1, Hkv, D).index_copy_(0, step.kv_index[:n], qk[:, H:].to(keys.dtype))
     values.view(-1, Hkv, D).index_copy_(0, step.kv_index[:n], v.to(values.dtype))
-    return queries, heads[:, :, D:].reshape(T, H * D)
+    return _padded(qk[:, :H], T), heads[:, :, D:].reshape(T, H * D)
 
 
 def paged_attention(queries: Tensor, keys: Tensor, values: Tensor, step: Step, dims: AttentionDims) -> Tensor:
     """Causal attention of every sequence to its own pages.  queries: [T, H, D] -> [T, H * D], rows of padding zero."""
-    T, H, D = queries.shape
-    out = torch.zeros(T, H * D, dtype=queries.dtype, device=queries.device)
-    spans = [
-        *((i, 1, step.decode.contexts[i], step.decode.page_table[i]) for i in range(step.decode.num_sequences)),
-        *_prefill_spans(step),
-    ]
-    for first, length, context, pages in spans:
-        rows = slice(first, first + length)
-        k, v = (_gather(cache, pages, context) for cache in (keys, values))
-        out[rows] = _attend(queries[rows], k, v).reshape(length, H * D)
-    return out
+    T = queries.shape[0]
+    decode = step.decode
+    spans = [(i, 1, decode.contexts[i], decode.page_table[i]) for i in range(decode.num_sequences)]
+    parts = []
+    for first, length, context, pages in spans + _prefill_spans(step):
+        k, v = _gather(keys, pages, context), _gather(values, pages, context)
+        parts.append(_attend(queries[first : first + length], k, v).reshape(length, -1))
+    return _padded(parts[0] if len(parts) == 1 else torch.cat(parts), T)
+
+
+def _padded(x: Tensor, num_rows: int) -> Tensor:
+    """Rows of zeros after those of x."""
+    missing = num_rows - x.shape[0]
+    return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
 
 
 def _prefill_spans(step: Step) -> list[tuple[int, int, int, Tensor]]:

@@ -3,15 +3,15 @@
 A read slot of -1 is the zero state.  A sequence works in its write slot alone, so slots of others are never touched.
 """
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 __all__ = ["bring", "store", "take"]
 
 
-def bring(pool: Tensor, reads: Sequence[int], writes: Sequence[int]) -> None:
+def bring(pool: Tensor, reads: tuple[int, ...], writes: tuple[int, ...]) -> None:
     """Make every write slot hold what its read slot holds."""
+    if reads == writes:
+        return
     for read, write in zip(reads, writes, strict=True):
         assert write >= 0, f"a real sequence writes slot {write}"
         if read < 0:
@@ -20,18 +20,18 @@ def bring(pool: Tensor, reads: Sequence[int], writes: Sequence[int]) -> None:
             pool[write].copy_(pool[read])
 
 
-def take(pool: Tensor, slots: Sequence[int], index: Tensor) -> Tensor:
+def take(pool: Tensor, slots: tuple[int, ...], index: Tensor) -> Tensor:
     """The rows of `slots` (`index` on the device) [N, ...]: a view where they are consecutive, else a copy."""
     if _consecutive(slots):
         return pool.narrow(0, slots[0], len(slots))
     return pool.index_select(0, index)
 
 
-def store(pool: Tensor, slots: Sequence[int], index: Tensor, rows: Tensor) -> None:
+def store(pool: Tensor, slots: tuple[int, ...], index: Tensor, rows: Tensor) -> None:
     """Write back what `take` gave, after it was changed in place."""
     if not _consecutive(slots):
         pool.index_copy_(0, index.long(), rows)
 
 
-def _consecutive(slots: Sequence[int]) -> bool:
-    return tuple(slots) == tuple(range(slots[0], slots[0] + len(slots)))
+def _consecutive(slots: tuple[int, ...]) -> bool:
+    return len(slots) == 1 or slots == tuple(range(slots[0], slots[0] + len(slots)))
