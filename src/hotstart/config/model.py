@@ -15,7 +15,7 @@ from hotstart.config.fields import Fields
 from hotstart.config.rope import Rope, read_rope
 from hotstart.errors import CheckpointError, ConfigError, UnsupportedModel
 
-__all__ = ["ModelConfig", "read_model_config"]
+__all__ = ["ModelConfig", "parse_model_config", "read_model_config"]
 
 # model_type -> the architecture meant where `architectures` is missing
 MODEL_TYPES = {
@@ -110,7 +110,11 @@ def read_model_config(folder: str | Path) -> ModelConfig:
     folder = Path(folder)
     root = _read_json(folder / "config.json", "download the model first and give its folder")
     generation_path = folder / "generation_config.json"
-    generation = _read_json(generation_path, "") if generation_path.exists() else {}
+    return parse_model_config(root, _read_json(generation_path, "") if generation_path.exists() else {})
+
+
+def parse_model_config(root: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
+    """From the content of config.json and generation_config.json.  Raises ConfigError or UnsupportedModel."""
     architecture, model_type = _identify(root)
     text = root.get("text_config", root)
     if not isinstance(text, dict):

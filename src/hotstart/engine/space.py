@@ -1,0 +1,82 @@
+"""launch_space(): all that can change a binary, from what start-up knows, with steps built by the code that serves."""
+
+import dataclasses
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from hotstart.config.model import ModelConfig
+from hotstart.engine.device import Device
+from hotstart.engine.inputs import InputBuilder, StepLimits
+from hotstart.engine.plan import NO_SLOT, Span, StepPlan
+from hotstart.kernels.ops import Step
+from hotstart.kernels.space import LaunchSpace
+from hotstart.layers.gated_delta_net import gdn_dims
+
+__all__ = ["launch_space", "moved"]
+
+_NUM_SLOTS = 5
+T = TypeVar("T")
+
+
+def launch_space(
+    config: ModelConfig, dtype: torch.dtype, state_dtype: torch.dtype, limits: StepLimits, device: Device
+) -> LaunchSpace:
+    """Warm-up steps hold two answers and two prompts: one from zero, one that goes on; one ends within a chunk."""
+    chunk, size = limits.chunk_length, limits.page_size
+    longest = 3 * chunk
+    # The limits of traffic may be too small for such a step; nothing that a launch sees depends on them.
+    limits = dataclasses.replace(
+        limits,
+        max_num_seqs=max(limits.max_num_seqs, 4),
+        max_num_batched_tokens=max(limits.max_num_batched_tokens, longest),
+        max_model_len=max(limits.max_model_len, longest),
+    )
+    inputs = InputBuilder(limits, device)
+
+    def span(index: int, start: int, length: int, read: int, write: int) -> Span:
+        pages = (0,) * -(-(start + length) // size)
+        return Span(index, start, length, (0,) * length, pages, read, write)
+
+    plan = StepPlan(
+        0,
+        (
+            span(0, 5, 1, 0, 0),
+            span(1, 0, 1, NO_SLOT, 1),
+            span(2, 0, chunk + 1, NO_SLOT, 2),
+            span(3, chunk, chunk // 2, 3, 4),
+        ),
+    )
+
+    def step(on: torch.device) -> Step:
+        return moved(inputs.build(plan).inputs, on)
+
+    return LaunchSpace(
+        hidden_size=config.hidden_size,
+        eps=config.rms_norm_eps,
+        activation_dtypes=(dtype,),
+        step=step,
+        num_tokens=inputs.rung(plan.num_tokens),
+        num_slots=_NUM_SLOTS,
+        num_pages=1,
+        page_size=size,
+        gdn=gdn_dims(config),
+        state_dtype=state_dtype,
+    )
+
+
+def moved(thing: T, device: torch.device) -> T:
+    """The same step, or any dataclass, with its tensors on `device`."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return dataclasses.replace(
+                value, **{f.name: move(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            )
+        return value
+
+    moved_thing: T = move(thing)
+    return moved_thing

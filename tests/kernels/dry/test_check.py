@@ -1,0 +1,87 @@
+"""`check`: the whole host path for a GPU that is not here, and what it says when a warm-up is broken."""
+
+import pytest
+import torch
+from tiny import CONFIGS
+
+from hotstart.config.model import parse_model_config
+from hotstart.config.published import PUBLISHED, published_config
+from hotstart.engine.check import Checker, StubDevice, check
+from hotstart.errors import ConfigError
+from hotstart.kernels import dry, norm
+from hotstart.kernels.launch import LAUNCHERS
+from hotstart.kernels.watch import Watch
+
+
+@pytest.fixture
+def tiny():
+    return parse_model_config(CONFIGS["moe"], {})
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_120"])
+def test_a_published_size_has_no_late_key(target):
+    """Three value heads a key head, and a width that is no power of two."""
+    report = check(published_config("Qwen/Qwen3.5-27B"), "27B", target, num_steps=60)
+    assert report.passed, report.explain()
+    assert report.num_launches > 60
+    names = {binary.key.kernel for binary in report.warmup.binaries}
+    assert names == {launcher.kernel.name for launcher in LAUNCHERS}
+
+
+def test_every_published_size_is_read():
+    assert {published_config(name).linear_num_value_heads for name in PUBLISHED} == {16, 32, 48, 64, 128}
+    with pytest.raises(ConfigError, match="a published size: qwen3"):
+        published_config("qwen9")
+
+
+def test_a_missing_warm_up_is_a_late_key(tiny, monkeypatch):
+    monkeypatch.setattr(norm._launch_add_rms_norm, "warmup", lambda space: None)
+    report = check(tiny, "tiny", "rtx5090", num_steps=20)
+    assert not report.passed
+    (event,) = report.late
+    assert event.kind == "compile"
+    assert event.key.startswith("_add_rms_norm_kernel(")
+    assert event.cause == "this kernel was never warmed"
+    assert "1 late" in report.explain()
+
+
+def test_a_warm_up_of_another_state_dtype_is_named_by_its_argument(tiny):
+    checker = Checker(tiny)
+    warmed = Checker(tiny, state_dtype="bfloat16")
+    with dry.gpu("rtx5090"), Watch() as watch:
+        warmed.warm_up()
+        watch.seal()
+        checker.run(20, watch)
+    assert watch.events
+    assert all("state_ptr is *fp32, was *bf16" in event.cause for event in watch.events)
+
+
+def test_a_kernel_that_no_traffic_reaches_is_named(tiny):
+    report = check(tiny, "tiny", "rtx5090", num_steps=20)
+    assert report.passed
+    assert {key.kernel for key in report.unreached} <= {"_rms_norm_kernel", "_gated_rms_norm_kernel"}
+
+
+def test_a_step_tensor_off_its_alignment_is_an_assertion(tiny, monkeypatch):
+    staging = StubDevice.staging
+
+    def off_by_eight(device, num_bytes):
+        whole = staging(device, num_bytes + 8)
+        return type(whole)(whole._buffer[8:])
+
+    monkeypatch.setattr(StubDevice, "staging", off_by_eight)
+    checker = Checker(tiny)
+    with dry.gpu("rtx5090"), Watch() as watch, pytest.raises(AssertionError, match="of the step is at 0x"):
+        checker.run(5, watch)
+
+
+@pytest.mark.parametrize("name", ["sm_75", "gtx", "sm_120:99"])
+def test_an_unknown_gpu_is_an_error_with_the_known_ones(name, tiny):
+    with pytest.raises(ConfigError, match="rtx5090"):
+        check(tiny, "tiny", name)
+
+
+def test_a_limit_of_shared_memory_can_be_named():
+    assert dry.parse_gpu("sm_120:64KiB").shared_bytes == 64 * 1024
+    assert dry.parse_gpu("RTX4090").arch == 89
+    assert torch.device("cpu") == dry.DryDriver(dry.GPUS["h200"]).get_active_torch_device()
