@@ -1,15 +1,15 @@
-"""Stepper: a model, its caches and a few sequences, advanced step by step without an engine."""
+"""Stepper: a model, its caches and a few sequences, advanced by plans made by hand."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from steps import Row, make_step
 from torch import Tensor
 
-from hotstart.cache.step import StepInputs
 from hotstart.cache.tensors import CacheTensors
 from hotstart.config.model import read_model_config
+from hotstart.engine.device import CpuDevice
+from hotstart.engine.inputs import InputBuilder, StepLimits
+from hotstart.engine.plan import NO_SLOT, Span, StepPlan
 from hotstart.kernels.backends import ops_for
 from hotstart.models import build_model
 from hotstart.models.qwen3_5 import Qwen35
@@ -35,39 +35,45 @@ def load_model(folder: Path, dtype: torch.dtype, state_dtype: torch.dtype = torc
 class Stepper:
     """Sequence i owns slot i and as many pages as the longest sequence needs."""
 
-    def __init__(self, model: Qwen35, prompts: list[list[int]], chunk_length: int = 64) -> None:
+    def __init__(self, model: Qwen35, prompts: list[list[int]]) -> None:
         self.model = model
         self.tokens = [list(prompt) for prompt in prompts]
-        self.chunk_length = chunk_length
         self.done = [0] * len(prompts)  # tokens computed
-        self.pages_each = -(-MAX_LENGTH // PAGE_SIZE)
-        num_pages = self.pages_each * len(prompts)
-        self.cache = CacheTensors(model.layout(PAGE_SIZE), num_pages, len(prompts), allocate)
+        count = len(prompts)
+        limits = StepLimits(
+            max_num_seqs=count,
+            max_num_batched_tokens=512,
+            max_model_len=MAX_LENGTH,
+            page_size=PAGE_SIZE,
+            chunk_length=CpuDevice.chunk_length,
+            slab_rows=CpuDevice.slab_rows,
+            num_slots=count,
+            num_end_ids=0,
+        )
+        self.inputs = InputBuilder(limits, CpuDevice())
+        # Pages of one sequence lie between those of the others.
+        self.pages = [tuple(range(i, count * limits.max_pages, count)) for i in range(count)]
+        self.cache = CacheTensors(model.layout(PAGE_SIZE), count * limits.max_pages, count, allocate)
 
     def step(self, lengths: list[int]) -> list[Tensor]:
         """Advance sequence i by lengths[i] of its tokens (0: it rests); the logits of those, [lengths[i], vocab]."""
-        order = sorted((i for i in range(len(lengths)) if lengths[i]), key=lambda i: lengths[i] > 1)
-        rows = {i: self._row(i, lengths[i]) for i in order}
-        padding = 3
-        step = make_step(
-            [rows[i] for i in order if lengths[i] == 1],
-            [rows[i] for i in order if lengths[i] > 1],
-            PAGE_SIZE,
-            self.chunk_length,
-            padding,
-        )
-        token_ids = [token for i in order for token in self.tokens[i][self.done[i] : self.done[i] + lengths[i]]]
-        step = replace(step, token_ids=torch.tensor(token_ids + [0] * padding, dtype=torch.int32))
-        logits = self.forward(step)[: step.num_tokens]
-        parts = dict(zip(order, logits.split([lengths[i] for i in order]), strict=True))
-        for i in order:
+        moving = [i for i, length in enumerate(lengths) if length]
+        spans = sorted((self._span(i, lengths[i]) for i in moving), key=lambda span: span.length > 1)
+        plan = StepPlan(0, tuple(spans))
+        logits = self.model.logits(self.model(self.inputs.build(plan).inputs, self.cache)[: plan.num_tokens])
+        parts = dict(zip([s.sequence_id for s in spans], logits.split([s.length for s in spans]), strict=True))
+        for i in moving:
             self.done[i] += lengths[i]
         return [parts.get(i, logits[:0]) for i in range(len(lengths))]
 
-    def forward(self, step: StepInputs) -> Tensor:
-        return self.model.logits(self.model(step, self.cache))
-
-    def _row(self, i: int, length: int) -> Row:
-        pages = tuple(range(i, i + self.pages_each * len(self.tokens), len(self.tokens)))  # interleaved with others'
-        read = i if self.done[i] else -1
-        return Row(length, self.done[i], read, i, pages[: -(-(self.done[i] + length) // PAGE_SIZE)])
+    def _span(self, i: int, length: int) -> Span:
+        start, end = self.done[i], self.done[i] + length
+        return Span(
+            sequence_id=i,
+            start=start,
+            length=length,
+            token_ids=tuple(self.tokens[i][start:end]),
+            pages=self.pages[i][: -(-end // PAGE_SIZE)],
+            read_slot=i if start else NO_SLOT,
+            write_slot=i,
+        )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hotstart import log
 from hotstart.cache.tensors import Allocate
@@ -51,6 +51,14 @@ class _Spelling:
         return [name for name in self.pieces if name not in names]
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A parameter: the spellings of which one fills it, and the rows that none fills."""
+
+    spellings: list[_Spelling]
+    padding: tuple[Tensor, ...] = ()
+
+
 def load_weights(model: Qwen35, folder: str | Path, allocate: Allocate, on_progress: Progress | None = None) -> None:
     """Stream the checkpoint's tensors into the model's parameters.
 
@@ -62,7 +70,8 @@ def load_weights(model: Qwen35, folder: str | Path, allocate: Allocate, on_progr
     _check(model, folder, stored)
 
     _materialise(model, allocate)
-    pieces = {name: piece for spellings in _wanted(model) for way in spellings for name, piece in way.pieces.items()}
+    wanted = _wanted(model)
+    pieces = {name: piece for one in wanted for way in one.spellings for name, piece in way.pieces.items()}
     names = {tensor: name for name, tensor in stored.items()}
     total = sum(tensor.num_bytes for tensor in names)
     done = 0
@@ -71,7 +80,7 @@ def load_weights(model: Qwen35, folder: str | Path, allocate: Allocate, on_progr
         done += tensor.num_bytes
         if on_progress:
             on_progress(done, total)
-    _zero_padding(model)
+    _zero_padding(wanted)
     if tied_head:
         _check_tied_head(model, tied_head)
 
@@ -98,7 +107,7 @@ def fill_random(model: Qwen35, seed: int, allocate: Allocate) -> None:
             parameter.normal_(0.0, 0.07, generator=generator)
         else:
             parameter.normal_(0.0, 1 / math.sqrt(parameter.shape[-1]), generator=generator)
-    _zero_padding(model)
+    _zero_padding(_wanted(model))
 
 
 def _by_our_names(tensors: list[StoredTensor]) -> dict[str, StoredTensor]:
@@ -120,26 +129,25 @@ def _by_our_names(tensors: list[StoredTensor]) -> dict[str, StoredTensor]:
     return ours
 
 
-def _wanted(model: nn.Module) -> list[list[_Spelling]]:
-    """For each parameter the spellings of which one fills it."""
-    wanted: list[list[_Spelling]] = []
+def _wanted(model: nn.Module) -> list[_Wanted]:
+    wanted: list[_Wanted] = []
     claimed: set[int] = set()
     for path, module in model.named_modules():
         for fused in module.fused() if isinstance(module, _Fuses) else ():
             ways = [_Spelling({f"{path}.{piece.name}": piece for piece in way}) for way in fused.spellings]
-            wanted.append(ways)
+            wanted.append(_Wanted(ways, fused.padding))
             claimed.add(id(fused.parameter))
     for name, parameter in model.named_parameters():
         if id(parameter) not in claimed:
-            wanted.append([_Spelling({name: Piece(name, (parameter.unsqueeze(0),))})])
+            wanted.append(_Wanted([_Spelling({name: Piece(name, (parameter.unsqueeze(0),))})]))
     return wanted
 
 
 def _check(model: Qwen35, folder: Path, stored: dict[str, StoredTensor]) -> None:
     names = set(stored)
     unused, missing, wrong = set(names), [], []
-    for spellings in _wanted(model):
-        way = max(spellings, key=lambda spelling: len(spelling.present(names)))
+    for one in _wanted(model):
+        way = max(one.spellings, key=lambda spelling: len(spelling.present(names)))
         unused -= way.pieces.keys()
         missing += way.missing(names)
         for name in way.present(names):
@@ -182,8 +190,7 @@ def _materialise(model: nn.Module, allocate: Allocate) -> None:
             module.fill()
 
 
-def _zero_padding(model: nn.Module) -> None:
-    for module in model.modules():
-        for fused in module.fused() if isinstance(module, _Fuses) else ():
-            for rows in fused.padding:
-                rows.zero_()
+def _zero_padding(wanted: list[_Wanted]) -> None:
+    for one in wanted:
+        for rows in one.padding:
+            rows.zero_()
