@@ -1,0 +1,1 @@
+"""Speed, measured: `make bench` runs every benchmark and writes `bench/results`; no test depends on a clock."""
