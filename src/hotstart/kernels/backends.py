@@ -3,7 +3,9 @@
 from dataclasses import replace
 from typing import Literal
 
-from hotstart.kernels import activation, attention, gdn, gdn_decode, moe, norm
+import torch.nn.functional as F
+
+from hotstart.kernels import activation, attention, gdn, gdn_decode, linear, moe, norm
 from hotstart.kernels.ops import Ops
 
 __all__ = ["Backend", "ops_for"]
@@ -12,6 +14,7 @@ Backend = Literal["torch", "triton"]
 
 _TORCH = Ops(
     name="torch",
+    linear=linear.linear_torch,
     rms_norm=norm.rms_norm_torch,
     add_rms_norm=norm.add_rms_norm_torch,
     silu_mul=activation.silu_mul,
@@ -26,6 +29,7 @@ _TORCH = Ops(
 _TRITON = replace(
     _TORCH,
     name="triton",
+    linear=F.linear,
     rms_norm=norm.rms_norm,
     add_rms_norm=norm.add_rms_norm,
     gdn_decode=gdn_decode.gdn_decode,

@@ -146,6 +146,8 @@ class Ops:
     """Shapes: T tokens of the rung, D hidden, I intermediate.  Zero-centred norms multiply by 1 + weight."""
 
     name: str
+    # (x [T, K], weight [N, K]) -> x @ weight^T [T, N]
+    linear: Callable[[Tensor, Tensor], Tensor]
     # (x [T, D], weight [D], eps) -> [T, D]
     rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     # (x [T, D], residual [T, D], weight [D], eps) -> [T, D]; residual becomes x + residual in place

@@ -29,8 +29,8 @@ class GatedAttention(Layer):
         width, kv_width = dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
         # By head its query rows, then its gate rows; then all keys, then all values.
         self.widths = {"q_proj.weight": 2 * width, "k_proj.weight": kv_width, "v_proj.weight": kv_width}
-        self.qkv_proj = Linear(config.hidden_size, sum(self.widths.values()), dtype)
-        self.o_proj = Linear(width, config.hidden_size, dtype)
+        self.qkv_proj = Linear(config.hidden_size, sum(self.widths.values()), ops, dtype)
+        self.o_proj = Linear(width, config.hidden_size, ops, dtype)
         self.q_norm_weight = meta_parameter(dims.head_dim, dtype=dtype)
         self.k_norm_weight = meta_parameter(dims.head_dim, dtype=dtype)
         self.rotary = rotary

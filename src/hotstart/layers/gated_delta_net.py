@@ -35,8 +35,8 @@ class GatedDeltaNet(Layer):
         self.ops = ops
         self.dims = dims = gdn_dims(config)
         self.value_width = dims.num_value_heads * dims.value_dim
-        self.in_proj = Linear(config.hidden_size, dims.packed_width, dtype)  # q | k | v | z | b | a | padding
-        self.out_proj = Linear(self.value_width, config.hidden_size, dtype)
+        self.in_proj = Linear(config.hidden_size, dims.packed_width, ops, dtype)  # q | k | v | z | b | a | padding
+        self.out_proj = Linear(self.value_width, config.hidden_size, ops, dtype)
         self.conv_weight = meta_parameter(dims.conv_channels, dims.conv_width, dtype=dtype)
         # Small, and read in float32: rounding them would be the only rounding left.
         self.A_log = meta_parameter(dims.num_value_heads, dtype=torch.float32)

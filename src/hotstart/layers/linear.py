@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from hotstart.kernels.ops import Ops
 
 __all__ = ["Layer", "Linear", "meta_parameter"]
 
@@ -25,9 +26,10 @@ def meta_parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
 class Linear(Layer):
     """x @ weight.T, no bias."""
 
-    def __init__(self, in_features: int, out_features: int, dtype: torch.dtype) -> None:
+    def __init__(self, in_features: int, out_features: int, ops: Ops, dtype: torch.dtype) -> None:
         super().__init__()
+        self.ops = ops
         self.weight = meta_parameter(out_features, in_features, dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:  # [T, in] -> [T, out]
-        return F.linear(x, self.weight)
+        return self.ops.linear(x, self.weight)

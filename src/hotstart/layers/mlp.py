@@ -16,8 +16,8 @@ class MLP(Layer):
         super().__init__()
         self.ops = ops
         self.widths = {"gate_proj.weight": intermediate_size, "up_proj.weight": intermediate_size}
-        self.gate_up_proj = Linear(hidden_size, 2 * intermediate_size, dtype)
-        self.down_proj = Linear(intermediate_size, hidden_size, dtype)
+        self.gate_up_proj = Linear(hidden_size, 2 * intermediate_size, ops, dtype)
+        self.down_proj = Linear(intermediate_size, hidden_size, ops, dtype)
 
     def fused(self) -> list[Fused]:
         return [Fused(self.gate_up_proj.weight, (by_rows(self.gate_up_proj.weight, self.widths),))]

@@ -20,11 +20,11 @@ class SparseMoE(Layer):
         self.ops = ops
         self.top_k = config.num_experts_per_tok
         self.renormalise = config.norm_topk_prob
-        self.gate = Linear(D, E, dtype)  # the router
+        self.gate = Linear(D, E, ops, dtype)  # the router
         self.gate_up_proj = meta_parameter(E, 2 * width, D, dtype=dtype)
         self.down_proj = meta_parameter(E, D, width, dtype=dtype)
         self.shared_expert = MLP(D, config.shared_expert_intermediate_size, ops, dtype)
-        self.shared_expert_gate = Linear(D, 1, dtype)
+        self.shared_expert_gate = Linear(D, 1, ops, dtype)
 
     def fused(self) -> list[Fused]:
         """Stacked over the experts (then without `.weight`), or one tensor for each expert."""

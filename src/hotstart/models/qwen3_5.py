@@ -1,7 +1,6 @@
 """Qwen3.5, dense and with experts, text part: three Gated DeltaNet layers, then one of gated attention, and again."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hotstart.cache.layout import CacheLayout, TensorSpec
@@ -53,6 +52,7 @@ class Qwen35(Layer):
     ) -> None:
         super().__init__()
         self.config = config
+        self.ops = ops
         self.dtype = dtype
         self.state_dtype = state_dtype
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype)
@@ -61,7 +61,7 @@ class Qwen35(Layer):
             DecoderLayer(config, index, rotary, ops, dtype) for index in range(config.num_hidden_layers)
         )
         self.norm = AddRMSNorm(config.hidden_size, config.rms_norm_eps, ops, dtype)
-        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, dtype)
+        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, ops, dtype)
 
     def forward(self, step: StepInputs, cache: CacheTensors) -> Tensor:
         """Hidden states after the last norm, [T, D].  Keys, values and states are written to the cache."""
@@ -73,7 +73,7 @@ class Qwen35(Layer):
 
     def logits(self, hidden: Tensor) -> Tensor:  # [R, D] -> [R, vocab]
         head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return F.linear(hidden, head.weight)
+        return self.ops.linear(hidden, head.weight)
 
     def layout(self, page_size: int) -> CacheLayout:
         config, dims = self.config, gdn_dims(self.config)
