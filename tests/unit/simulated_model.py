@@ -79,6 +79,7 @@ class SimulatedModel:
 
 @dataclass
 class Answer:
+    num_prompt: int
     tokens: list[int] = field(default_factory=list)
     logprobs: list[PositionLogprobs] = field(default_factory=list)
     prompt_logprobs: list[PositionLogprobs | None] = field(default_factory=list)
@@ -93,7 +94,7 @@ def answer(request: Request, seed: int, limits: SchedulerLimits) -> Answer:
     max_tokens = limits.max_sequence_length - len(prompt)
     if params.max_tokens is not None:
         max_tokens = min(max_tokens, params.max_tokens)
-    result, tokens, state, context = Answer(), list(prompt), 0, 0
+    result, tokens, state, context = Answer(len(prompt)), list(prompt), 0, 0
     if params.prompt_logprobs is not None:
         result.prompt_logprobs.append(None)
     while True:

@@ -42,6 +42,8 @@ NO_TORCH = [
     "log.py",
     "request.py",
     "text/*.py",
+    "engine/flight.py",
+    "engine/holdings.py",
     "engine/limits.py",
     "engine/plan.py",
     "engine/sequence.py",

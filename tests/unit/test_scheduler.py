@@ -1,6 +1,7 @@
 """The scheduler's answers to single situations; random traffic is in test_scheduler_traffic.py."""
 
 import pytest
+from simulated_model import SimulatedModel, answer
 
 from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, SpanResult, StepPlan, StepResult
 from hotstart.engine.scheduler import Scheduler, SchedulerLimits
@@ -114,6 +115,49 @@ def test_preempted_sequence_returns_before_younger_ones() -> None:
     assert again.token_ids == (1, 2, 3, 5, 6, 7, 8, 9) and again.read_slot == NO_SLOT
     assert again.sampling is not None and again.sampling.position == 8
     assert [len(event.token_ids) for event in apply(scheduler, plan)] == [1, 1]
+
+
+def test_preempted_sequence_waits_for_its_steps_in_flight() -> None:
+    """Though there are pages for it as soon as c has ended: its last token is not known yet."""
+    scheduler = make(page_size=1, num_pages=9)
+    for name, length, max_tokens in (("a", 1, None), ("c", 5, 1), ("b", 1, None)):
+        scheduler.add(request(name, length, max_tokens=max_tokens))
+    first, second = scheduler.plan(), scheduler.plan()
+    assert scheduler.plan() is None and scheduler.num_preemptions == 1
+    assert apply(scheduler, first)[-1].finish_reason is FinishReason.LENGTH
+    assert shape(scheduler.plan()) == [(1, 2, 1)] and scheduler.pages.num_free == 4
+    apply(scheduler, second)
+    assert shape(scheduler.plan()) == [(1, 3, 1), (3, 0, 3)]
+
+
+def test_newcomer_leaves_a_page_to_each_running_sequence() -> None:
+    scheduler = make(num_pages=5)
+    scheduler.add(request("a", 8))
+    scheduler.add(request("b", 12))
+    assert shape(scheduler.plan()) == [(1, 0, 8)]
+    scheduler.abort("b")
+    scheduler.add(request("c", 8))
+    assert shape(scheduler.plan()) == [(1, 8, 1)], "a has taken its page, and none would be left for the next"
+
+
+def test_prompt_logprobs_of_a_preempted_prompt_are_not_repeated() -> None:
+    """It is cut elsewhere the second time, so that a span reports positions that are known and others that are not."""
+    scheduler = make(num_pages=14, max_num_batched_tokens=5)
+    model = SimulatedModel(scheduler.limits)
+    b = request("b", 40, prompt_logprobs=1, max_tokens=1)
+    scheduler.add(request("a", 9))
+    scheduler.add(b)
+    while not scheduler.num_preemptions:
+        plan = scheduler.plan()
+        assert plan is not None
+        scheduler.apply(plan, model.run(plan))
+    scheduler.abort("a")
+    events = []
+    while scheduler.has_work:
+        plan = scheduler.plan()
+        assert plan is not None
+        events += scheduler.apply(plan, model.run(plan))
+    assert list(events[0].prompt_logprobs) == answer(b, 0, scheduler.limits).prompt_logprobs
 
 
 @pytest.mark.parametrize("params", [{"max_tokens": 2}, {"max_tokens": None}], ids=str)

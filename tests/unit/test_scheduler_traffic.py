@@ -4,7 +4,8 @@ import random
 from collections import deque
 from dataclasses import dataclass, field
 
-from hypothesis import HealthCheck, example, given, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from simulated_model import VOCABULARY, Answer, SimulatedModel, answer
 
@@ -31,13 +32,14 @@ class Traffic:
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(self.limits)
         self.model = SimulatedModel(self.limits)
-        self.alone = 0  # plans in a row that passed the oldest request over
+        self.passed_over = 0  # plans in a row without the oldest request
 
     def run(self, requests: list[Request]) -> None:
         todo = deque(requests)
         self.requests = requests
+        rush = self.random.choice([0.1, 0.5, 0.9])
         while todo or self.scheduler.has_work:
-            while todo and (not self.scheduler.has_work or self.random.random() < 0.5):
+            while todo and (not self.scheduler.has_work or self.random.random() < rush):
                 self.add(todo.popleft())
             if self.random.random() < self.abort_rate and self.received:
                 self.take(self.scheduler.abort(self.random.choice(list(self.received))))
@@ -93,6 +95,7 @@ class Traffic:
         assert [x for event in events for x in event.logprobs] == expected.logprobs[: len(tokens)]
         assert [x for event in events for x in event.prompt_logprobs] == expected.prompt_logprobs * bool(tokens)
         last = events[-1]
+        assert last.num_cached_tokens <= self.limits.enable_prefix_caching * (expected.num_prompt - 1)
         assert (last.error is None) == (last.finish_reason is not FinishReason.ERROR)
         if last.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
             assert tokens == expected.tokens
@@ -106,8 +109,8 @@ class Traffic:
     def check_oldest(self, oldest: int, plan: StepPlan | None) -> None:
         """First come, first served: with nothing in flight the oldest request is always served."""
         served = [span.sequence_id for p in [plan, *(p for p, _ in self.in_flight)] if p for span in p.spans]
-        self.alone = 0 if oldest in served else self.alone + 1
-        assert self.alone <= self.depth if self.in_flight else self.alone == 0
+        self.passed_over = 0 if oldest in served else self.passed_over + 1
+        assert self.passed_over <= self.depth if self.in_flight else self.passed_over == 0
 
     def check_plan(self, plan: StepPlan) -> None:
         limits, spans = self.limits, plan.spans
@@ -124,11 +127,10 @@ class Traffic:
             if span.sampling is None and (span.start + span.length) % limits.chunk_length:
                 assert i == 0 and sum(lengths) == limits.max_num_batched_tokens
                 assert span.start // limits.chunk_length == (span.start + span.length) // limits.chunk_length
-        for earlier, _ in self.in_flight:
-            for other in earlier.spans:
-                for span in (s for s in spans if s.sequence_id != other.sequence_id):
-                    touched = {("page", p) for p in span.pages} | {("slot", span.read_slot), ("slot", span.write_slot)}
-                    assert touched.isdisjoint(writes_of(other, limits)), "given out while a step in flight writes it"
+        for other in (other for p in (plan, *(p for p, _ in self.in_flight)) for other in p.spans):
+            for span in (s for s in spans if s.sequence_id != other.sequence_id):
+                assert touches_of(span).isdisjoint(writes_of(other, limits)), "given out while a step may write it"
+                assert touches_of(other).isdisjoint(writes_of(span, limits)), "written while a step may read it"
 
     def check_span(self, span: Span) -> None:
         limits, request, end = self.limits, self.requests[span.sequence_id - 1], span.start + span.length
@@ -146,39 +148,50 @@ class Traffic:
             assert span.next_prompt_id == (request.prompt_token_ids[end] if end < num_prompt else None)
 
 
+def touches_of(span: Span) -> set[tuple[str, int]]:
+    return {("page", page) for page in span.pages} | {("slot", span.read_slot), ("slot", span.write_slot)}
+
+
 def writes_of(span: Span, limits: SchedulerLimits) -> list[tuple[str, int]]:
     pages = span.pages[span.start // limits.page_size :]
     return [("slot", span.write_slot), *(("page", page) for page in pages)]
 
 
 @st.composite
-def limits_of(draw, **fixed) -> SchedulerLimits:
+def limits_of(draw, kind: str) -> SchedulerLimits:
+    """Any limits, pages so few that answers push each other out, or room enough to keep what prompts share."""
     page_size = draw(st.sampled_from([1, 2, 4]))
-    num_seqs = draw(st.sampled_from([1, 2, 3, 4, 6]))
+    num_seqs = draw(st.sampled_from([1, 2, 3, 4, 6] if kind == "any" else [2, 4, 6]))
+    pick = {
+        "any": ([1, 3, 7, 16, 23, 40], [2, 9, 17, 30, 60], [4, 9, 16, 25, 40, 120], [-1, 0, 2, 6], [4, 8, 16]),
+        "tight": ([7, 23, 40], [60], [25, 40, 50], [0, 1], [4]),
+        "roomy": ([7, 23, 40], [60], [120, 200], [4, 8], [4]),
+    }[kind]
+    budget, length, pages, slots, chunk = (draw(st.sampled_from(values)) for values in pick)
     return SchedulerLimits(
         max_num_seqs=num_seqs,
-        max_num_batched_tokens=draw(st.sampled_from([1, 3, 7, 16, 23, 40])),
-        max_model_len=draw(st.sampled_from([2, 9, 17, 30, 60])),
-        num_pages=draw(st.sampled_from([2, 9, 16, 25, 40])) // page_size or 1,
-        num_slots=num_seqs + draw(st.sampled_from([-1, 0, 2])) or 1,
+        max_num_batched_tokens=budget,
+        max_model_len=length,
+        num_pages=pages // page_size,
+        num_slots=max(1, num_seqs + slots),
         page_size=page_size,
-        chunk_length=draw(st.sampled_from([4, 8, 16])),
+        chunk_length=chunk,
         eos_token_ids=(0, 1),
-        **fixed,
+        enable_prefix_caching=draw(st.booleans()) or kind == "roomy",
     )
 
 
-def random_requests(source: random.Random, count: int, limits: SchedulerLimits) -> list[Request]:
+def random_requests(source: random.Random, count: int, limits: SchedulerLimits, kind: str) -> list[Request]:
     """Prompts share beginnings, so that a mix-up of two sequences is not excused by a difference at once."""
     longest = limits.max_sequence_length - 1
-    longest = source.choice([longest, min(longest, 12)])  # long prompts, or room for answers that push others out
+    longest = {"any": longest, "tight": 12, "roomy": 40}[kind]
     stem = [source.randrange(VOCABULARY) for _ in range(longest)]
     requests = []
     for i in range(count):
         length = source.randint(1, longest)
-        shared = source.randint(0, length)
+        shared = source.choice([0, length, source.randint(0, length)])
         prompt = stem[:shared] + [source.randrange(VOCABULARY) for _ in range(length - shared)]
-        max_tokens = source.choice([None, None, 1, 2, 30])
+        max_tokens = source.choice({"any": [None, 1, 2, 30], "tight": [None, 30], "roomy": [1, 3, 10]}[kind])
         params = SamplingParams(
             temperature=source.choice([0.0, 1.0]),
             seed=source.choice([None, 5]),
@@ -187,39 +200,24 @@ def random_requests(source: random.Random, count: int, limits: SchedulerLimits) 
             max_tokens=max_tokens,
             min_tokens=source.randint(0, min(max_tokens or 5, 5)),
             logprobs=source.choice([None, 0, 2]),
-            prompt_logprobs=source.choice([None, None, 1]),
+            prompt_logprobs=source.choice([None, None, None, 1]),
         )
         requests.append(Request(f"r{i}", tuple(prompt), params, 0.0))
     return requests
 
 
-# Pages for a preempted sequence become free while a step in flight still holds it.
-READMITTED_IN_FLIGHT = SchedulerLimits(
-    max_num_seqs=3,
-    max_num_batched_tokens=40,
-    max_model_len=17,
-    num_pages=25,
-    num_slots=3,
-    page_size=1,
-    chunk_length=4,
-    eos_token_ids=(0, 1),
-)
-
-
-@given(
-    limits=limits_of(),
-    seed=st.integers(0, 2**32),
-    count=st.sampled_from([1, 4, 8, 16]),
-    depth=st.sampled_from([1, 2, 3]),
-    abort_rate=st.sampled_from([0.0, 0.2]),
-    failure_rate=st.sampled_from([0.0, 0.05]),
-)
-@example(limits=READMITTED_IN_FLIGHT, seed=727, count=4, depth=3, abort_rate=0.2, failure_rate=0.0)
-@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-def test_every_request_gets_its_own_answer(limits, seed, count, depth, abort_rate, failure_rate) -> None:
-    source = random.Random(seed)
+@pytest.mark.parametrize("kind", ["any", "tight", "roomy"])
+@given(data=st.data())
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+def test_every_request_gets_its_own_answer(kind: str, data: st.DataObject) -> None:
+    limits = data.draw(limits_of(kind), "limits")
+    count = data.draw(st.sampled_from([1, 4, 8, 16]), "requests")
+    depth = data.draw(st.sampled_from([1, 2, 3]), "steps ahead")
+    abort_rate = data.draw(st.sampled_from([0.0, 0.1]), "abort rate")
+    failure_rate = data.draw(st.sampled_from([0.0, 0.0, 0.03]), "failure rate")
+    source = random.Random(data.draw(st.integers(0, 2**32), "seed"))
     traffic = Traffic(limits, source, depth, abort_rate, failure_rate)
-    traffic.run(random_requests(source, count, limits))
+    traffic.run(random_requests(source, count, limits, kind))
     assert len(traffic.received) == count
     for events in traffic.received.values():
         assert sum(event.finish_reason is not None for event in events) == 1

@@ -26,6 +26,11 @@ class Pool:
         return len(self._free)
 
     @property
+    def num_available(self) -> int:
+        """Free, or free once what is cached is evicted."""
+        return len(self._free) + self.num_cached
+
+    @property
     def num_used(self) -> int:
         return self.total - len(self._free) - self.num_cached
 

@@ -19,6 +19,7 @@ class SchedulerLimits:
     eos_token_ids: tuple[int, ...] = ()
     seed: int = 0  # from which requests without a seed draw one
     max_num_queued: int | None = None
+    enable_prefix_caching: bool = False
 
     @property
     def max_sequence_length(self) -> int:

@@ -10,11 +10,11 @@ flight still writes its pages and its slot is draining: it gives them back when 
 """
 
 from collections import OrderedDict, deque
-from dataclasses import dataclass, field
 from itertools import chain
 
 from hotstart import log
-from hotstart.cache.pool import Pool
+from hotstart.engine.flight import Draft, Flight
+from hotstart.engine.holdings import Holdings
 from hotstart.engine.limits import SchedulerLimits
 from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Span, SpanResult, StepPlan, StepResult
 from hotstart.engine.sequence import Sequence, Status
@@ -24,44 +24,18 @@ from hotstart.request import FinishReason, Request, TokenEvent
 __all__ = ["Scheduler", "SchedulerLimits"]
 
 
-@dataclass(slots=True)
-class _Draft:
-    """A step while it is planned."""
-
-    budget: int
-    single: list[Span] = field(default_factory=list)
-    longer: list[Span] = field(default_factory=list)
-    single_sequences: list[Sequence] = field(default_factory=list)
-    longer_sequences: list[Sequence] = field(default_factory=list)
-
-    def add(self, sequence: Sequence, span: Span) -> None:
-        self.budget -= span.length
-        if span.length == 1:
-            self.single.append(span)
-            self.single_sequences.append(sequence)
-        else:
-            self.longer.append(span)
-            self.longer_sequences.append(sequence)
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    plan: StepPlan
-    sequences: list[Sequence]  # one for each span
-
-
 class Scheduler:
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
-        self.pages = Pool("page", limits.num_pages)
-        self.slots = Pool("slot", limits.num_slots)
+        self._holdings = Holdings(limits)
+        self.pages, self.slots = self._holdings.pages, self._holdings.slots
         self.num_preemptions = 0
         self._num_added = 0
         self._num_planned = 0
         self._running: list[Sequence] = []  # oldest first
         self._waiting: OrderedDict[int, Sequence] = OrderedDict()  # oldest first, all younger than the running ones
         self._draining: dict[int, Sequence] = {}
-        self._flights: deque[_Flight] = deque()
+        self._flights: deque[Flight] = deque()
         self._live: dict[str, Sequence] = {}  # running or waiting, by request
 
     @property
@@ -103,6 +77,7 @@ class Scheduler:
             end_ids=end_ids,
             max_length=max_length,
             tokens=list(request.prompt_token_ids),
+            keys=self._holdings.keys_of(request),
         )
         self._live[request.id] = self._waiting[sequence.id] = sequence
 
@@ -112,25 +87,26 @@ class Scheduler:
         if sequence is None:
             return []
         self._finish(sequence)
-        return [TokenEvent(request_id, finish_reason=FinishReason.ABORT)]
+        return [TokenEvent(request_id, finish_reason=FinishReason.ABORT, num_cached_tokens=sequence.num_cached or 0)]
 
     def plan(self) -> StepPlan | None:
         """The next step, or None if nothing can be done before a step in flight has landed."""
-        draft = _Draft(self.limits.max_num_batched_tokens)
+        draft = Draft(self.limits.max_num_batched_tokens)
         self._plan_answers(draft)
         self._plan_prompts(draft)
         self._admit(draft)
         if not draft.single and not draft.longer:
             return None
         self._num_planned += 1
-        plan = StepPlan(self._num_planned, (*draft.single, *draft.longer))
-        self._flights.append(_Flight(plan, draft.single_sequences + draft.longer_sequences))
-        return plan
+        flight = draft.launch(self._num_planned)
+        self._flights.append(flight)
+        return flight.plan
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
         """Advance the sequences of the oldest step in flight."""
         flight = self._land(plan)
         assert result.step_id == plan.step_id, f"result of step {result.step_id} for step {plan.step_id}"
+        self._holdings.keep_snapshots(flight)
         events = []
         for sequence, span, answer in zip(flight.sequences, plan.spans, result.spans, strict=True):
             sequence.num_flights -= 1
@@ -147,9 +123,11 @@ class Scheduler:
         events = []
         for sequence in self._land(plan).sequences:
             sequence.num_flights -= 1
+            sequence.is_broken = True
             if sequence.status is not Status.FINISHED:
                 self._finish(sequence)
-                events.append(TokenEvent(sequence.request.id, finish_reason=FinishReason.ERROR, error=error))
+                cached = sequence.num_cached or 0
+                events.append(TokenEvent(sequence.request.id, (), (), (), FinishReason.ERROR, None, error, cached))
             elif not sequence.num_flights:
                 self._give_back(sequence)
         return events
@@ -157,8 +135,7 @@ class Scheduler:
     def check(self) -> None:
         """Assert that every page and slot is accounted for; for tests and idle moments."""
         holders = [*self._running, *self._draining.values()]
-        self.pages.check(chain.from_iterable(s.pages for s in holders), ())
-        self.slots.check((s.slot for s in holders), ())
+        self._holdings.check(holders, self._flights)
         order = [s.id for s in chain(self._running, self._waiting.values())]
         assert order == sorted(order), f"a younger sequence has overtaken an older one: {order}"
         assert len(self._live) == len(order), "a request is neither running nor waiting"
@@ -172,7 +149,7 @@ class Scheduler:
         idle = [s for s in self._waiting.values() if s.id not in self._draining]
         assert all(s.slot == NO_SLOT and not s.pages and IN_FLIGHT not in s.tokens for s in idle)
 
-    def _plan_answers(self, draft: _Draft) -> None:
+    def _plan_answers(self, draft: Draft) -> None:
         """One token for every sequence that has one left to compute."""
         page_size = self.limits.page_size
         for sequence in tuple(self._running):
@@ -182,53 +159,59 @@ class Scheduler:
                 continue
             num_pages = sequence.num_planned // page_size + 1
             if num_pages <= len(sequence.pages) or self._grow(sequence):
-                draft.add(sequence, sequence.extend(1, num_pages))
+                draft.add(sequence, sequence.extend(1, num_pages, sequence.slot))
 
     def _grow(self, sequence: Sequence) -> bool:
         """One more page for a sequence, from the youngest running one if none is free."""
-        while not self.pages.num_free:
+        while not self._holdings.grow(sequence):
             youngest = self._running[-1]
             # Pages of draining sequences come back by themselves, and the youngest has nobody to take from.
             if self._draining or youngest is sequence:
                 return False
             self._preempt(youngest)
-        sequence.pages += self.pages.take(1)
         return True
 
-    def _plan_prompts(self, draft: _Draft) -> None:
+    def _plan_prompts(self, draft: Draft) -> None:
         """More of the prompts that were cut; all their pages are there."""
         for sequence in self._running:
             if sequence.num_unplanned > 1:
-                length = self._cut(sequence, draft)
+                length = self._cut(sequence, sequence.num_planned, draft)
                 if not length:
                     return
-                draft.add(sequence, sequence.extend(length, self.limits.pages_for(sequence.num_planned + length)))
+                self._extend_prompt(sequence, length, draft)
 
-    def _admit(self, draft: _Draft) -> None:
-        limits = self.limits
-        while self._waiting and len(self._running) < limits.max_num_seqs:
+    def _admit(self, draft: Draft) -> None:
+        while self._waiting and len(self._running) < self.limits.max_num_seqs and draft.budget:
             sequence = next(iter(self._waiting.values()))
-            length = self._cut(sequence, draft)
-            num_pages = self.limits.pages_for(len(sequence.tokens))
+            if sequence.num_flights:
+                return
+            match = self._holdings.match(sequence)
+            sequence.snapshots_at = self._holdings.snapshots_wanted(sequence, match)
+            length = self._cut(sequence, match.length, draft)
             # One page is left to each running sequence, or a newcomer might be preempted in its first step.
-            spare = len(self._running)
-            if sequence.num_flights or not length or not self.slots.num_free or self.pages.num_free < num_pages + spare:
+            if not length or not self._holdings.admit(sequence, match, spare=len(self._running)):
                 return
             del self._waiting[sequence.id]
             self._running.append(sequence)
             sequence.status = Status.RUNNING
-            sequence.pages = self.pages.take(num_pages)
-            (sequence.slot,) = self.slots.take(1)
-            draft.add(sequence, sequence.extend(length, self.limits.pages_for(length)))
+            self._extend_prompt(sequence, length, draft)
 
-    def _cut(self, sequence: Sequence, draft: _Draft) -> int:
-        """How many of the unplanned tokens fit: all, or up to a multiple of the chunk length.
+    def _extend_prompt(self, sequence: Sequence, length: int, draft: Draft) -> None:
+        """Plan a piece of a prompt; where a snapshot is wanted after it, it leaves its state in a slot of its own."""
+        end = sequence.num_planned + length
+        slot = self._holdings.slot_for_snapshot() if end in sequence.snapshots_at else None
+        num_pages = self.limits.pages_for(end)
+        draft.add(sequence, sequence.extend(length, num_pages, sequence.slot if slot is None else slot))
+
+    def _cut(self, sequence: Sequence, start: int, draft: Draft) -> int:
+        """How many tokens from `start` on fit: all, or up to where a snapshot is wanted or a chunk ends.
 
         Only the first prompt of a step may be cut elsewhere, so that a budget below one chunk stops nobody.
         """
-        start, budget = sequence.num_planned, draft.budget
-        if sequence.num_unplanned <= budget:
-            return sequence.num_unplanned
+        budget = draft.budget
+        end = next((end for end in sequence.snapshots_at if end > start), len(sequence.tokens))
+        if end - start <= budget:
+            return end - start
         chunk_length = self.limits.chunk_length
         aligned = (start + budget) // chunk_length * chunk_length - start
         if aligned > 0:
@@ -263,13 +246,13 @@ class Scheduler:
     def _give_back(self, sequence: Sequence) -> None:
         """No step in flight writes the sequence's pages and slot any more."""
         self._draining.pop(sequence.id, None)
-        self.pages.release(sequence.pages)
-        self.slots.release(slot for slot in (sequence.slot,) if slot != NO_SLOT)
-        sequence.rewind()
+        self._holdings.give_back(sequence)
 
-    def _land(self, plan: StepPlan) -> _Flight:
+    def _land(self, plan: StepPlan) -> Flight:
         assert self._flights and self._flights[0].plan is plan, f"step {plan.step_id} is not the oldest in flight"
-        return self._flights.popleft()
+        flight = self._flights.popleft()
+        self._holdings.land(flight)
+        return flight
 
     def _advance(self, sequence: Sequence, span: Span, answer: SpanResult) -> TokenEvent | None:
         end = span.start + span.length
@@ -291,4 +274,5 @@ class Scheduler:
         logprobs = () if answer.logprobs is None else (answer.logprobs,)
         first = end == sequence.num_prompt and sequence.request.params.prompt_logprobs is not None
         prompt_logprobs = tuple(sequence.prompt_logprobs) if first else ()
-        return TokenEvent(sequence.request.id, (token,), logprobs, prompt_logprobs, reason, stop_id)
+        cached = sequence.num_cached or 0
+        return TokenEvent(sequence.request.id, (token,), logprobs, prompt_logprobs, reason, stop_id, None, cached)

@@ -27,12 +27,17 @@ class Sequence:
     end_ids: frozenset[int]  # a sampled token among these ends the sequence
     max_length: int  # prompt and answer together
     tokens: list[int]
+    keys: tuple[bytes, ...] = ()  # the prompt's blocks as the prefix index knows them
     status: Status = Status.WAITING
     num_planned: int = 0
     num_computed: int = 0
     num_flights: int = 0  # steps in flight that hold a span of it
     pages: tuple[int, ...] = ()  # immutable, so that the spans of many steps share it
     slot: int = NO_SLOT
+    state_slot: int = NO_SLOT  # where the state after the planned tokens is: its slot, a snapshot's, or nowhere yet
+    snapshots_at: tuple[int, ...] = ()  # where a snapshot is wanted, ascending
+    num_cached: int | None = None  # tokens of the prompt found in the cache when it first ran
+    is_broken: bool = False  # a step of it failed: later ones in flight leave garbage
     prompt_logprobs: list[PositionLogprobs | None] = field(default_factory=lambda: [None])
     banned_ids: tuple[int, ...] = field(init=False)
 
@@ -52,7 +57,11 @@ class Sequence:
         """Its last token is known or in flight: there is nothing more to plan."""
         return len(self.tokens) >= self.max_length
 
-    def extend(self, length: int, num_pages: int) -> Span:
+    @property
+    def held_slots(self) -> set[int]:
+        return {self.slot, self.state_slot} - {NO_SLOT}
+
+    def extend(self, length: int, num_pages: int, write_slot: int) -> Span:
         """Plan the next `length` tokens; a span that reaches the last one samples.  The pages are those it needs."""
         start, end = self.num_planned, self.num_planned + length
         tokens = self.tokens
@@ -62,14 +71,15 @@ class Sequence:
             length,
             (tokens[start],) if length == 1 else tuple(tokens[start:end]),
             self.pages if num_pages == len(self.pages) else self.pages[:num_pages],
-            self.slot if start else NO_SLOT,
-            self.slot,
+            self.state_slot,
+            write_slot,
             self._sampling() if end == len(tokens) else None,
             *self._prompt_logprobs_wish(start, end),
         )
         if span.sampling is not None:
             tokens.append(IN_FLIGHT)
         self.num_planned = end
+        self.state_slot = write_slot
         self.num_flights += 1
         return span
 
@@ -91,8 +101,16 @@ class Sequence:
         """Append log-probabilities of positions start + 1 onwards, without those that are known."""
         self.prompt_logprobs.extend(found[len(self.prompt_logprobs) - start - 1 :])
 
+    def settle(self, length: int, pages: tuple[int, ...], slot: int, state_slot: int | None) -> None:
+        """Start after `length` tokens that the cache has: their state is in `state_slot`."""
+        self.num_planned = self.num_computed = length
+        self.pages, self.slot = pages, slot
+        self.state_slot = NO_SLOT if state_slot is None else state_slot
+        if self.num_cached is None:
+            self.num_cached = length
+
     def rewind(self) -> None:
         """Forget what was computed, not what was sampled: pages and slot have gone back to their pools."""
         assert self.num_flights == 0, f"a step in flight writes the pages of sequence {self.id}"
         self.num_planned = self.num_computed = 0
-        self.pages, self.slot = (), NO_SLOT
+        self.pages, self.slot, self.state_slot = (), NO_SLOT, NO_SLOT
