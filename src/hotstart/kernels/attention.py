@@ -13,7 +13,10 @@ from hotstart.kernels.rotary import apply_rotary
 
 __all__ = ["attention_prepare", "attention_reference", "paged_attention"]
 
-QUERY_SLAB = 256  # rows of a prompt whose mask is built at once
+QUERY_SLAB = 64  # rows of a prompt that attend at once
+GATHER_BYTES = 1 << 22  # keys or values of several sequences that are gathered at once
+
+Span = tuple[int, int, Tensor]  # tokens, tokens of its context, its row of the page table
 
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -57,14 +60,13 @@ def attention_prepare(
 
 def paged_attention(queries: Tensor, keys: Tensor, values: Tensor, step: Step, dims: AttentionDims) -> Tensor:
     """Causal attention of every sequence to its own pages.  queries: [T, H, D] -> [T, H * D], rows of padding zero."""
-    T = queries.shape[0]
-    decode = step.decode
-    spans = [(i, 1, decode.contexts[i], decode.page_table[i]) for i in range(decode.num_sequences)]
-    parts = []
-    for first, length, context, pages in spans + _prefill_spans(step):
-        k, v = _gather(keys, pages, context), _gather(values, pages, context)
-        parts.append(_attend(queries[first : first + length], k, v).reshape(length, -1))
-    return _padded(parts[0] if len(parts) == 1 else torch.cat(parts), T)
+    T, H, D = queries.shape
+    parts, first = [], 0
+    for spans in _gathers(_spans(step), keys):
+        for (length, _, _), k, v in zip(spans, _gather(keys, spans), _gather(values, spans), strict=True):
+            parts.append(_attend(queries.narrow(0, first, length), k, v))
+            first += length
+    return _padded(parts[0] if len(parts) == 1 else torch.cat(parts), T).view(T, H * D)
 
 
 def _padded(x: Tensor, num_rows: int) -> Tensor:
@@ -73,36 +75,58 @@ def _padded(x: Tensor, num_rows: int) -> Tensor:
     return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
 
 
-def _prefill_spans(step: Step) -> list[tuple[int, int, int, Tensor]]:
-    spans, first = [], step.prefill.first_token
-    for i in range(step.prefill.num_sequences):
-        length = step.prefill.lengths[i]
-        if length:
-            spans.append((first, length, step.prefill.contexts[i], step.prefill.page_table[i]))
-        first += length
+def _spans(step: Step) -> list[Span]:
+    decode, prefill = step.decode, step.prefill
+    spans = [(1, decode.contexts[i], decode.page_table[i]) for i in range(decode.num_sequences)]
+    for i in range(prefill.num_sequences):
+        if prefill.lengths[i]:
+            spans.append((prefill.lengths[i], prefill.contexts[i], prefill.page_table[i]))
     return spans
 
 
-def _gather(cache: Tensor, pages: Tensor, context: int) -> Tensor:
-    """The first `context` keys or values of a sequence, [context, Hkv, D]."""
-    used = -(-context // cache.shape[1])
-    return cache.index_select(0, pages[:used]).flatten(0, 1)[:context]
+def _gathers(spans: list[Span], keys: Tensor) -> list[list[Span]]:
+    """Neighbours whose keys are gathered at once."""
+    limit = GATHER_BYTES // (keys[0, 0].numel() * keys.element_size())  # tokens
+    groups: list[list[Span]] = [[]]
+    tokens = 0
+    for span in spans:
+        tokens += span[1]
+        if groups[-1] and tokens > limit:
+            groups.append([])
+            tokens = span[1]
+        groups[-1].append(span)
+    return groups
+
+
+def _gather(cache: Tensor, spans: list[Span]) -> list[Tensor]:
+    """For each span the keys or values of its context, [1, Hkv, context, D]."""
+    page_size = cache.shape[1]
+    pages = [table.narrow(0, 0, -(-context // page_size)) for _, context, table in spans]
+    found = cache.index_select(0, pages[0] if len(pages) == 1 else torch.cat(pages))
+    found = found.flatten(0, 1).transpose(0, 1).unsqueeze(0)
+    first, parts = 0, []
+    for (_, context, _), ids in zip(spans, pages, strict=True):
+        parts.append(found.narrow(2, first, context))
+        first += ids.shape[0] * page_size
+    return parts
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """q: the sequence's last queries [Tq, H, D]; k, v: [T, Hkv, D] -> [Tq, H, D]."""
-    length, context = q.shape[0], k.shape[0]
+    """q: the sequence's last queries [Tq, H, D]; k, v: [1, Hkv, T, D] -> [Tq, H, D].
+
+    Queries go in slabs, so that a slab computes little of what the causal mask hides.
+    """
+    length, context = q.shape[0], k.shape[2]
+    if length == 1:
+        return F.scaled_dot_product_attention(q.unsqueeze(2), k, v, enable_gqa=True).squeeze(2)
+    q = q.transpose(0, 1).unsqueeze(0)
     rows = []
     for start in range(0, length, QUERY_SLAB):
-        stop = min(start + QUERY_SLAB, length)
-        seen = context - length + stop
-        mask = torch.ones(stop - start, seen, dtype=torch.bool, device=q.device).tril_(seen - (stop - start))
+        count = min(QUERY_SLAB, length - start)
+        seen = context - length + start + count
+        mask = torch.ones(count, seen, dtype=torch.bool, device=q.device).tril_(seen - count)
         part = F.scaled_dot_product_attention(
-            q[None, start:stop].transpose(1, 2),
-            k[None, :seen].transpose(1, 2).to(q.dtype),
-            v[None, :seen].transpose(1, 2).to(q.dtype),
-            attn_mask=mask if stop - start > 1 else None,
-            enable_gqa=True,
+            q.narrow(2, start, count), k.narrow(2, 0, seen), v.narrow(2, 0, seen), attn_mask=mask, enable_gqa=True
         )
         rows.append(part[0].transpose(0, 1))
     return rows[0] if len(rows) == 1 else torch.cat(rows)
