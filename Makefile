@@ -11,7 +11,7 @@ PYTEST       ?=
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN := $(VENV)/bin/python
 
-.PHONY: help install dev demo test test-gpu check fmt bench constraints clean
+.PHONY: help install dev demo test test-gpu check check-gpus fmt bench constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -20,8 +20,9 @@ help:  ## show this list
 install: $(VENV)/.core  ## a virtual environment with hotstart and the CPU build of PyTorch
 dev: $(VENV)/.dev  ## the same, with what the tests need
 
-demo: install  ## start the engine on the shipped checkpoint and show that the first request costs no more than a later one
+demo: install  ## the shipped checkpoint on this machine, then the warm-up for a GPU that is not here, in three acts
 	$(RUN) examples/demo.py
+	$(RUN) examples/three_acts.py
 
 test: dev  ## all tests that need no GPU
 	$(RUN) -m pytest $(PYTEST)
@@ -34,6 +35,9 @@ check: dev  ## format, lint, types, and the rules of the package
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest -q tests/unit/test_architecture.py
+
+check-gpus: install  ## compile every published size for every GPU we name, without one
+	$(RUN) tools/check_gpus.py
 
 fmt: dev  ## mend format and lint
 	$(RUN) -m ruff format .

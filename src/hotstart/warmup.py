@@ -8,6 +8,9 @@ for event in watch.events:
     print(event)            # what happened after "ready", and what was different
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 from hotstart.kernels.launch import (
     Kernel,
     Launcher,
@@ -31,10 +34,29 @@ __all__ = [
     "WarmupReport",
     "Watch",
     "kernel",
+    "ready",
     "recording",
     "seal",
     "warm_up",
     "watch",
+    "when_ready",
 ]
 
 watch = Watch
+_listeners: list[Callable[[], None]] = []
+
+
+def ready() -> None:
+    """Say that what comes now is to be served without delay.  `hotstart audit` listens; otherwise it does nothing."""
+    for listener in _listeners:
+        listener()
+
+
+@contextmanager
+def when_ready(call: Callable[[], None]) -> Iterator[None]:
+    """While this is entered, the program's `ready()` calls `call`."""
+    _listeners.append(call)
+    try:
+        yield
+    finally:
+        _listeners.remove(call)

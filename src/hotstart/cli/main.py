@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import hotstart
-from hotstart.cli import generate, plan
+from hotstart.cli import audit, check, generate, plan
 from hotstart.errors import HotstartError, StepError
 
 __all__ = ["main"]
@@ -17,8 +17,9 @@ EXIT_STEP_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
-        arguments.run(arguments)
+        code: int | None = arguments.run(arguments)
         sys.stdout.flush()
+        return code or 0
     except StepError as error:
         return _complain(error, EXIT_STEP_FAILED)
     except HotstartError as error:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of our output is gone, as in `hotstart ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+        return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,6 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     generate.add_command(commands)
     plan.add_command(commands)
+    check.add_command(commands)
+    audit.add_command(commands)
     return parser
 
 

@@ -6,7 +6,7 @@ nothing.  There is no list of kernels here: what the layers launch is what is ch
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -57,6 +57,22 @@ class CheckReport:
     @property
     def passed(self) -> bool:
         return not self.late
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "gpu": asdict(self.gpu),
+            "passed": self.passed,
+            "steps": self.num_steps,
+            "launches": self.num_launches,
+            "late": [asdict(event) for event in self.late],
+            "unreached": [str(key) for key in self.unreached],
+            "torch_ops": self.torch_ops,
+            "binaries": [
+                {"key": str(b.key), "compile_s": b.compile_s, "shared_bytes": b.shared_bytes}
+                for b in self.warmup.binaries
+            ],
+        }
 
     def explain(self) -> str:
         """What was done, and then what that proves and what it does not."""

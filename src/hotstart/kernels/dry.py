@@ -13,16 +13,18 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import triton.testing
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
+from triton.runtime.autotuner import Autotuner
 
 from hotstart.errors import ConfigError
 
-__all__ = ["GPUS", "Gpu", "gpu", "parse_gpu"]
+__all__ = ["GPUS", "Gpu", "gpu", "parse_gpu", "torch_answers"]
 
 KIB = 1024
 
@@ -69,14 +71,46 @@ def parse_gpu(text: str) -> Gpu:
 def gpu(name: str) -> Iterator[Gpu]:
     """Let Triton believe that this GPU is here."""
     stand_in = parse_gpu(name)
-    before, do_bench = driver._active, triton.testing.do_bench
+    before, do_bench, disk_cache = driver._active, triton.testing.do_bench, Autotuner.check_disk_cache
     triton.testing.do_bench = _do_bench
+    # Invented times must not reach the disk, where a real GPU of this kind would take them for its own.
+    Autotuner.check_disk_cache = _measure_always
     driver.set_active(DryDriver(stand_in))
     try:
         yield stand_in
     finally:
-        triton.testing.do_bench = do_bench
+        triton.testing.do_bench, Autotuner.check_disk_cache = do_bench, disk_cache
         driver._active = before
+
+
+@contextmanager
+def torch_answers(stand_in: Gpu) -> Iterator[None]:
+    """Libraries ask torch.cuda what GPU this is when they are imported; `is_available()` stays False."""
+    properties = SimpleNamespace(
+        name=f"NVIDIA {stand_in.name} (stub)",
+        major=stand_in.arch // 10,
+        minor=stand_in.arch % 10,
+        multi_processor_count=stand_in.multiprocessors,
+        shared_memory_per_block=48 * KIB,
+        shared_memory_per_block_optin=stand_in.shared_bytes,
+        total_memory=32 << 30,
+        warp_size=32,
+    )
+    answers: dict[str, Callable[..., Any]] = {
+        "get_device_name": lambda device=None: properties.name,
+        "get_device_capability": lambda device=None: (properties.major, properties.minor),
+        "get_device_properties": lambda device=None: properties,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+    }
+    before = {name: getattr(torch.cuda, name) for name in answers}
+    for name, answer in answers.items():
+        setattr(torch.cuda, name, answer)
+    try:
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(torch.cuda, name, function)
 
 
 _devices = itertools.count(1_000)
@@ -163,6 +197,11 @@ class DryDriver:
 
 def _launch_nothing(*args: Any, **keywords: Any) -> None:
     """A launch on a GPU that is not here."""
+
+
+def _measure_always(tuner: Any, tuning_key: object, configs: object, measure: Callable[[], None]) -> bool:
+    measure()
+    return False
 
 
 def _do_bench(

@@ -7,8 +7,7 @@ benchmarkers are wrapped.  Memory is whatever the owner says it is: a callable t
 
 import functools
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, get_args
@@ -99,16 +98,6 @@ class Watch:
         """From here on, what the watch sees is late."""
         self._baseline = {memory.name: memory.read() for memory in self._memory}
         self.sealed = True
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """For work that may compile on purpose, a reconfiguration: it counts as before the seal."""
-        sealed, self.sealed = self.sealed, False
-        try:
-            yield
-        finally:
-            if sealed:
-                self.seal()
 
     def count(self, kind: EventKind) -> int:
         return sum(event.kind == kind for event in self.events)

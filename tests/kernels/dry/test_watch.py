@@ -18,6 +18,9 @@ from hotstart.warmup import MemoryWatch, watch
 pytestmark = pytest.mark.usefixtures("sm_120")
 
 
+CHECK_DISK_CACHE = Autotuner.check_disk_cache
+
+
 @triton.jit
 def _foreign_kernel(x_ptr, n, N: tl.constexpr):
     offsets = tl.arange(0, N)
@@ -97,6 +100,7 @@ def test_a_late_tuning_run_is_seen_though_its_binaries_are_known(tuned):
 def test_winners_read_from_the_disk_are_tuning_too(tuned, monkeypatch, tmp_path):
     """Triton's own cache of winners: nothing is measured, yet the first request waits for it."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(Autotuner, "check_disk_cache", CHECK_DISK_CACHE)  # which the stub driver does without
     tuned.cache_results = True
     x = torch.zeros(64)
     tuned[(1,)](x, 7, N=16)
@@ -231,3 +235,11 @@ def test_a_broken_warm_up_is_seen_at_the_first_launch(break_it, cause, space, mo
     with seal("error"), pytest.raises(LateEventError) as error:
         norm.rms_norm(x, weight, space.eps)
     assert cause in str(error.value)
+
+
+def test_invented_times_never_reach_the_disk(tuned, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    tuned.cache_results = True
+    tuned[(1,)](torch.zeros(64), 7, N=16)
+    assert list(tmp_path.rglob("*.cubin"))
+    assert not list(tmp_path.rglob("*.autotune.json"))
