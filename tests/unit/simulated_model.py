@@ -41,9 +41,6 @@ class SimulatedModel:
         self.last_tokens = [-7] * limits.num_slots
 
     def run(self, plan: StepPlan) -> StepResult:
-        for copy in plan.copies:
-            self.states[copy.target] = self.states[copy.source]
-            self.last_tokens[copy.target] = self.last_tokens[copy.source]
         return StepResult(plan.step_id, tuple(self._run_span(span) for span in plan.spans))
 
     def wreck(self, plan: StepPlan) -> None:

@@ -48,10 +48,6 @@ class CacheTensors:
         """Recurrent states of one Gated DeltaNet layer, [slots, HV, V, K]."""
         return self.state_tensor[self._position[layer]]
 
-    def copy_slot(self, source: int, target: int) -> None:
-        self.conv_tensor[:, target] = self.conv_tensor[:, source]
-        self.state_tensor[:, target] = self.state_tensor[:, source]
-
     @property
     def num_bytes(self) -> int:
         return sum(t.numel() * t.dtype.itemsize for t in (self.kv_tensor, self.conv_tensor, self.state_tensor))

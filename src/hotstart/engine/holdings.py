@@ -6,8 +6,8 @@ from math import lcm
 
 from hotstart.cache.pool import Pool
 from hotstart.cache.prefix import Match, PrefixIndex
-from hotstart.engine.flight import Flight
 from hotstart.engine.limits import SchedulerLimits
+from hotstart.engine.pending import PendingStep
 from hotstart.engine.sequence import Sequence
 from hotstart.request import Request
 
@@ -65,13 +65,13 @@ class Holdings:
     def slot_for_snapshot(self) -> int | None:
         return self.slots.take(1)[0] if self._make_free(self.slots, 1) else None
 
-    def land(self, flight: Flight) -> None:
+    def land(self, step: PendingStep) -> None:
         """Drop the references of a step that has ended, well or not."""
-        self.slots.release(flight.reads)
+        self.slots.release(step.reads)
 
-    def keep_snapshots(self, flight: Flight) -> None:
+    def keep_snapshots(self, step: PendingStep) -> None:
         """Make the snapshots of a step that went well known to later prompts."""
-        for sequence, span in flight.snapshots:
+        for sequence, span in step.snapshots:
             if not sequence.is_broken:
                 num_blocks = (span.start + span.length) // self.prefixes.block_length
                 self.prefixes.insert(sequence.keys[:num_blocks], sequence.pages, span.write_slot)
@@ -82,12 +82,12 @@ class Holdings:
         self.slots.release(sequence.held_slots)
         sequence.rewind()
 
-    def check(self, holders: Iterable[Sequence], flights: Iterable[Flight]) -> None:
+    def check(self, holders: Iterable[Sequence], pending: Iterable[PendingStep]) -> None:
         """Assert that every reference has its holder, and every page and slot its place."""
         holders = tuple(holders)
         self.pages.check(chain.from_iterable(s.pages for s in holders), self.prefixes.kept_pages())
         slots = chain.from_iterable(s.held_slots for s in holders)
-        reads = chain.from_iterable(flight.reads for flight in flights)
+        reads = chain.from_iterable(step.reads for step in pending)
         self.slots.check(chain(slots, reads), self.prefixes.kept_slots())
 
     def _make_free(self, pool: Pool, count: int) -> bool:

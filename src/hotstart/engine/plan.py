@@ -9,9 +9,11 @@ from typing import NamedTuple
 
 from hotstart.request import PositionLogprobs
 
-__all__ = ["IN_FLIGHT", "NO_SLOT", "Sampling", "Span", "SpanResult", "StateCopy", "StepPlan", "StepResult"]
+__all__ = ["IN_FLIGHT", "NO_SLOT", "Sampling", "Span", "SpanResult", "StepPlan", "StepResult"]
 
-IN_FLIGHT = -1  # a token id: what the previous span of the sequence samples; it is read on the device
+IN_FLIGHT = (
+    -1
+)  # a token id: what the previous span of the sequence samples; it is read on the device, by the span's read slot
 NO_SLOT = -1  # as read slot: start from the zero state
 
 
@@ -35,19 +37,11 @@ class Span(NamedTuple):
     length: int
     token_ids: tuple[int, ...]  # length of them; IN_FLIGHT only as the single token of a decode span
     pages: tuple[int, ...]  # all pages of positions [0, start + length), in order
-    read_slot: int  # NO_SLOT iff start == 0
+    read_slot: int  # NO_SLOT iff start == 0; other than write_slot where the state comes from a snapshot or becomes one
     write_slot: int
     sampling: Sampling | None = None  # None: the prompt goes on in a later step
     prompt_logprobs: int | None = None  # alternatives wanted at each position of this span
     next_prompt_id: int | None = None  # the token after the span, where prompt_logprobs needs it
-
-
-@dataclass(frozen=True, slots=True)
-class StateCopy:
-    """Copy one slot's conv and recurrent states of all layers to another, before the step's spans run."""
-
-    source: int
-    target: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +50,6 @@ class StepPlan:
 
     step_id: int
     spans: tuple[Span, ...]
-    copies: tuple[StateCopy, ...] = ()
 
     @property
     def num_tokens(self) -> int:

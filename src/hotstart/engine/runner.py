@@ -39,8 +39,6 @@ class Runner:
         # The one place where inference mode is entered: whatever runs in it has run in it at start-up too.
         with torch.inference_mode():
             built = self._inputs.build(plan)
-            for copy in plan.copies:
-                self._cache.copy_slot(copy.source, copy.target)
             if built.reads_last_tokens:
                 self._sampler.fill_tokens(built.inputs)
             hidden = self._model(built.inputs, self._cache)

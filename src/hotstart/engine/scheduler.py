@@ -13,9 +13,9 @@ from collections import OrderedDict, deque
 from itertools import chain
 
 from hotstart import log
-from hotstart.engine.flight import Draft, Flight
 from hotstart.engine.holdings import Holdings
 from hotstart.engine.limits import SchedulerLimits
+from hotstart.engine.pending import DraftStep, PendingStep
 from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Span, SpanResult, StepPlan, StepResult
 from hotstart.engine.sequence import Sequence, Status
 from hotstart.errors import HotstartError, QueueFull
@@ -35,7 +35,7 @@ class Scheduler:
         self._running: list[Sequence] = []  # oldest first
         self._waiting: OrderedDict[int, Sequence] = OrderedDict()  # oldest first, all younger than the running ones
         self._draining: dict[int, Sequence] = {}
-        self._flights: deque[Flight] = deque()
+        self._pending: deque[PendingStep] = deque()
         self._live: dict[str, Sequence] = {}  # running or waiting, by request
 
     @property
@@ -48,7 +48,7 @@ class Scheduler:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._live or self._flights)
+        return bool(self._live or self._pending)
 
     @property
     def request_ids(self) -> tuple[str, ...]:
@@ -91,24 +91,24 @@ class Scheduler:
 
     def plan(self) -> StepPlan | None:
         """The next step, or None if nothing can be done before a step in flight has landed."""
-        draft = Draft(self.limits.max_num_batched_tokens)
+        draft = DraftStep(self.limits.max_num_batched_tokens)
         self._plan_answers(draft)
         self._plan_prompts(draft)
         self._admit(draft)
         if not draft.single and not draft.longer:
             return None
         self._num_planned += 1
-        flight = draft.launch(self._num_planned)
-        self._flights.append(flight)
-        return flight.plan
+        step = draft.close(self._num_planned)
+        self._pending.append(step)
+        return step.plan
 
     def apply(self, plan: StepPlan, result: StepResult) -> list[TokenEvent]:
         """Advance the sequences of the oldest step in flight."""
-        flight = self._land(plan)
+        step = self._land(plan)
         assert result.step_id == plan.step_id, f"result of step {result.step_id} for step {plan.step_id}"
-        self._holdings.keep_snapshots(flight)
+        self._holdings.keep_snapshots(step)
         events = []
-        for sequence, span, answer in zip(flight.sequences, plan.spans, result.spans, strict=True):
+        for sequence, span, answer in zip(step.sequences, plan.spans, result.spans, strict=True):
             sequence.num_flights -= 1
             if sequence.status is not Status.FINISHED:
                 event = self._advance(sequence, span, answer)
@@ -135,12 +135,12 @@ class Scheduler:
     def check(self) -> None:
         """Assert that every page and slot is accounted for; for tests and idle moments."""
         holders = [*self._running, *self._draining.values()]
-        self._holdings.check(holders, self._flights)
+        self._holdings.check(holders, self._pending)
         order = [s.id for s in chain(self._running, self._waiting.values())]
         assert order == sorted(order), f"a younger sequence has overtaken an older one: {order}"
         assert len(self._live) == len(order), "a request is neither running nor waiting"
         flights: dict[int, int] = {}
-        for sequence in chain.from_iterable(flight.sequences for flight in self._flights):
+        for sequence in chain.from_iterable(step.sequences for step in self._pending):
             flights[sequence.id] = flights.get(sequence.id, 0) + 1
         for sequence in (*holders, *self._waiting.values()):
             assert sequence.num_flights == flights.get(sequence.id, 0), f"flights of sequence {sequence.id}"
@@ -149,7 +149,7 @@ class Scheduler:
         idle = [s for s in self._waiting.values() if s.id not in self._draining]
         assert all(s.slot == NO_SLOT and not s.pages and IN_FLIGHT not in s.tokens for s in idle)
 
-    def _plan_answers(self, draft: Draft) -> None:
+    def _plan_answers(self, draft: DraftStep) -> None:
         """One token for every sequence that has one left to compute."""
         page_size = self.limits.page_size
         for sequence in tuple(self._running):
@@ -171,7 +171,7 @@ class Scheduler:
             self._preempt(youngest)
         return True
 
-    def _plan_prompts(self, draft: Draft) -> None:
+    def _plan_prompts(self, draft: DraftStep) -> None:
         """More of the prompts that were cut; all their pages are there."""
         for sequence in self._running:
             if sequence.num_unplanned > 1:
@@ -180,7 +180,7 @@ class Scheduler:
                     return
                 self._extend_prompt(sequence, length, draft)
 
-    def _admit(self, draft: Draft) -> None:
+    def _admit(self, draft: DraftStep) -> None:
         while self._waiting and len(self._running) < self.limits.max_num_seqs and draft.budget:
             sequence = next(iter(self._waiting.values()))
             if sequence.num_flights:
@@ -196,14 +196,14 @@ class Scheduler:
             sequence.status = Status.RUNNING
             self._extend_prompt(sequence, length, draft)
 
-    def _extend_prompt(self, sequence: Sequence, length: int, draft: Draft) -> None:
+    def _extend_prompt(self, sequence: Sequence, length: int, draft: DraftStep) -> None:
         """Plan a piece of a prompt; where a snapshot is wanted after it, it leaves its state in a slot of its own."""
         end = sequence.num_planned + length
         slot = self._holdings.slot_for_snapshot() if end in sequence.snapshots_at else None
         num_pages = self.limits.pages_for(end)
         draft.add(sequence, sequence.extend(length, num_pages, sequence.slot if slot is None else slot))
 
-    def _cut(self, sequence: Sequence, start: int, draft: Draft) -> int:
+    def _cut(self, sequence: Sequence, start: int, draft: DraftStep) -> int:
         """How many tokens from `start` on fit: all, or up to where a snapshot is wanted or a chunk ends.
 
         Only the first prompt of a step may be cut elsewhere, so that a budget below one chunk stops nobody.
@@ -248,11 +248,11 @@ class Scheduler:
         self._draining.pop(sequence.id, None)
         self._holdings.give_back(sequence)
 
-    def _land(self, plan: StepPlan) -> Flight:
-        assert self._flights and self._flights[0].plan is plan, f"step {plan.step_id} is not the oldest in flight"
-        flight = self._flights.popleft()
-        self._holdings.land(flight)
-        return flight
+    def _land(self, plan: StepPlan) -> PendingStep:
+        assert self._pending and self._pending[0].plan is plan, f"step {plan.step_id} is not the oldest in flight"
+        step = self._pending.popleft()
+        self._holdings.land(step)
+        return step
 
     def _advance(self, sequence: Sequence, span: Span, answer: SpanResult) -> TokenEvent | None:
         end = span.start + span.length

@@ -1,15 +1,15 @@
-"""Draft and Flight: a step while it is planned, and from then until its result is applied."""
+"""DraftStep and PendingStep: a step while it is planned, and from then until its result is applied."""
 
 from dataclasses import dataclass, field
 
 from hotstart.engine.plan import NO_SLOT, Span, StepPlan
 from hotstart.engine.sequence import Sequence
 
-__all__ = ["Draft", "Flight"]
+__all__ = ["DraftStep", "PendingStep"]
 
 
 @dataclass(slots=True)
-class Draft:
+class DraftStep:
     budget: int  # tokens that may still be added
     single: list[Span] = field(default_factory=list)
     longer: list[Span] = field(default_factory=list)
@@ -31,13 +31,13 @@ class Draft:
         if span.read_slot != sequence.slot and span.read_slot != NO_SLOT:
             self.reads.append(span.read_slot)
 
-    def launch(self, step_id: int) -> "Flight":
+    def close(self, step_id: int) -> "PendingStep":
         plan = StepPlan(step_id, (*self.single, *self.longer))
-        return Flight(plan, self.single_sequences + self.longer_sequences, self.snapshots, self.reads)
+        return PendingStep(plan, self.single_sequences + self.longer_sequences, self.snapshots, self.reads)
 
 
 @dataclass(frozen=True, slots=True)
-class Flight:
+class PendingStep:
     plan: StepPlan
     sequences: list[Sequence]  # one for each span
     snapshots: list[tuple[Sequence, Span]]  # spans that leave their state in a slot of its own, and whose they are
