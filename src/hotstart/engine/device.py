@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hotstart.engine.heap import keep_freed_memory
 from hotstart.engine.meter import Ledger, StepMeter
 from hotstart.kernels.backends import Backend
 from hotstart.kernels.gdn import CPU_CHUNK_LENGTH
@@ -28,8 +29,8 @@ class Arena:
         self._ledger = Ledger()
 
     def allocate(self, owner: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Zeroed, so that no later request pays for the first touch of its memory."""
-        tensor = torch.zeros(shape, dtype=dtype, device=self._device)
+        """Zeroed by writing, so that no later request pays for the first touch of its memory."""
+        tensor = torch.empty(shape, dtype=dtype, device=self._device).zero_()
         self._ledger.add(tensor, owner)
         return tensor
 
@@ -112,6 +113,7 @@ class CpuDevice:
     def __init__(self, num_threads: int | None = None) -> None:
         self.torch_device = torch.device("cpu")
         self.arena = Arena(self.torch_device)
+        keep_freed_memory()
         if num_threads is not None:
             torch.set_num_threads(num_threads)
 
