@@ -24,7 +24,6 @@ from rich.console import Console
 from hotstart.config.published import published_config
 from hotstart.engine.check import Checker
 from hotstart.kernels import dry
-from hotstart.kernels.launch import LAUNCHERS
 from hotstart.kernels.watch import LateEvent, Watch
 
 FIRST_STEPS = 20
@@ -43,8 +42,6 @@ class Act:
 def play(title: str, model: str, gpu: str, warm: Callable[[Checker], None], steps: int) -> Act:
     """A process's worth: nothing compiled in an earlier act is known here, since each stub is another device."""
     checker = Checker(published_config(model))
-    for launcher in LAUNCHERS:
-        launcher.known.clear()
     with dry.gpu(gpu), Watch() as watch:
         start = time.perf_counter()
         warm(checker)

@@ -22,7 +22,7 @@ from hotstart.engine.space import launch_space, moved
 from hotstart.engine.traffic import random_plans
 from hotstart.kernels import dry
 from hotstart.kernels.backends import Backend, ops_for
-from hotstart.kernels.launch import LAUNCHERS, LaunchKey, LaunchSpace, Recording, WarmupReport, recording, warm_up
+from hotstart.kernels.launch import LaunchKey, LaunchSpace, Recording, WarmupReport, recording, warm_up
 from hotstart.kernels.ops import Ops
 from hotstart.kernels.watch import LateEvent, Watch
 from hotstart.models import build_model, resolve_dtype, resolve_state_dtype
@@ -158,8 +158,6 @@ def check(config: ModelConfig, name: str, gpu: str, *, num_steps: int = 300, see
     """Raises ConfigError for an unknown GPU, WarmupError if a kernel does not compile for it or does not fit."""
     checker = Checker(config)
     with dry.gpu(gpu) as stand_in, Watch() as watch:
-        for launcher in LAUNCHERS:
-            launcher.known.clear()  # keys of another target explain nothing here
         report = checker.warm_up()
         watch.seal()
         record = checker.run(num_steps, watch, seed)
