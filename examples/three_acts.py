@@ -72,7 +72,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--gpu", default="rtx5090")
     parser.add_argument("--steps", type=int, default=1000, help="of the third act (default: 1000)")
     arguments = parser.parse_args(argv)
-    logging.getLogger("hotstart").setLevel(logging.ERROR)  # the events are told below
     console = Console(highlight=False, soft_wrap=True)
     with tempfile.TemporaryDirectory() as cold:
         os.environ["TRITON_CACHE_DIR"] = cold
@@ -99,4 +98,5 @@ def show(console: Console, act: Act) -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger("hotstart").setLevel(logging.ERROR)  # the events are told act by act
     sys.exit(main())
