@@ -95,7 +95,7 @@ class Engine:
         """Raises a RequestError that says what is wrong with it; then nothing has changed."""
         self._check_alive()
         self._check_ids(request)
-        if request.id in self._scheduler.request_ids:
+        if request.id in self._scheduler:
             raise RequestError(f"request id {request.id!r} is in use; choose another")
         self._scheduler.add(request)
 

@@ -55,10 +55,13 @@ class Scheduler:
         """Requests that have not had their final event."""
         return tuple(self._live)
 
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._live
+
     def add(self, request: Request) -> None:
         """Raises InvalidPrompt, PromptTooLong or QueueFull; then nothing has changed."""
         limits = self.limits
-        assert request.id not in self._live, f"request id {request.id!r} is in use"
+        assert request.id not in self, f"request id {request.id!r} is in use"
         limits.check_prompt(len(request.prompt_token_ids))
         if limits.max_num_queued is not None and len(self._waiting) >= limits.max_num_queued:
             raise QueueFull(
