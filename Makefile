@@ -1,12 +1,13 @@
 # Two commands are enough: `make demo` and `make test`.  Both make what they need first.
 #
-#   make demo TORCH=torch==2.13.0 TORCH_INDEX=https://download.pytorch.org/whl/cu130     with another build of PyTorch
+#   make install TORCH=torch==2.13.0 TORCH_INDEX=https://download.pytorch.org/whl/cu130     with another build of PyTorch
 
 PYTHON       ?= python3
 VENV         ?= .venv
 TORCH        ?=
 TORCH_INDEX  ?=
 PYTEST       ?=
+ARGS         ?=
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN := $(VENV)/bin/python
@@ -21,7 +22,7 @@ install: $(VENV)/.core  ## a virtual environment with hotstart and the CPU build
 dev: $(VENV)/.dev  ## the same, with what the tests need
 
 demo: install  ## the shipped checkpoint on this machine, then the warm-up for a GPU that is not here, in three acts
-	$(RUN) examples/demo.py
+	$(RUN) examples/demo.py $(ARGS)
 	$(RUN) examples/three_acts.py
 
 test: dev  ## all tests that need no GPU
