@@ -1,7 +1,7 @@
 """How much memory tensors take: a ledger of live storages, and a meter for what a step allocates on a CPU."""
 
 import weakref
-from collections.abc import Iterator
+from enum import Enum, auto
 from typing import Any
 
 from torch import Tensor
@@ -55,32 +55,34 @@ class StepMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's base is untyped
         self._ledger = Ledger()
-        self._composite: dict[Any, bool] = {}
+        self._kinds: dict[int, _Kind] = {}  # by the operator's id: they live as long as torch
 
     @property
     def peak_bytes(self) -> int:
         return self._ledger.peak_bytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        # Under inference mode a composite operator arrives whole; its parts are what allocates.
-        composite = self._composite.get(func)
-        if composite is None:
-            composite = self._composite[func] = _has_kernel(func.name(), DispatchKey.CompositeImplicitAutograd)
-        if composite:
+        kind = self._kinds.get(id(func))
+        if kind is None:
+            kind = self._kinds[id(func)] = _kind(func)
+        if kind is _Kind.COMPOSITE:
             with self:
-                return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
-        known = {tensor.untyped_storage()._cdata for tensor in _tensors((args, *kwargs.values()))}
-        result = func(*args, **kwargs)
-        for tensor in _tensors(result):
-            if tensor.untyped_storage()._cdata not in known:
-                self._ledger.add(tensor)
+                return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if kind is _Kind.ALLOCATES:
+            for tensor in result if isinstance(result, (tuple, list)) else (result,):
+                if isinstance(tensor, Tensor):
+                    self._ledger.add(tensor)
         return result
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for leaf in tree:
-            yield from _tensors(leaf)
+class _Kind(Enum):
+    COMPOSITE = auto()  # arrives whole under inference mode; its parts are what allocates
+    ALLOCATES = auto()
+    REUSES = auto()  # a view, or in place
+
+
+def _kind(func: Any) -> _Kind:
+    if _has_kernel(func.name(), DispatchKey.CompositeImplicitAutograd):
+        return _Kind.COMPOSITE
+    return _Kind.REUSES if any(value.alias_info for value in func._schema.returns) else _Kind.ALLOCATES
