@@ -90,7 +90,7 @@ def test_growth_after_the_seal_is_seen_and_ends_requests_only_if_asked(mode, sta
 
     def growing(step, cache):
         if not grown:
-            grown.append(engine._device.arena.allocate("leak", (1000,), torch.uint8))
+            grown.append(engine.device.arena.allocate("leak", (1000,), torch.uint8))
         return model(step, cache)
 
     monkeypatch.setattr(engine._runner, "_model", growing)

@@ -38,11 +38,11 @@ def test_phases_are_named_timed_and_account_for_every_byte(folders):
     phases = [event for event in seen if isinstance(event, Phase)]
     assert [phase.name for phase in phases] == PHASES and engine.startup.phases == tuple(phases)
     assert all(phase.seconds >= 0 for phase in phases)
-    assert sum(phase.num_bytes for phase in phases) == engine._device.arena.reserved_bytes()
+    assert sum(phase.num_bytes for phase in phases) == engine.device.arena.reserved_bytes()
     rungs = [event for event in seen if isinstance(event, PhaseProgress) and event.name == "run rungs"]
     assert rungs[-1].done == rungs[-1].total > 0
 
-    owners, plan = engine._device.arena.by_owner(), engine.memory_plan
+    owners, plan = engine.device.arena.by_owner(), engine.memory_plan
     assert owners["cache"] == plan.num_pages * plan.measured.page_bytes + plan.num_slots * plan.measured.slot_bytes
     assert owners["weights"] == plan.measured.weights_bytes
     assert owners["staging"] + owners["sampling"] == plan.measured.buffers_bytes
