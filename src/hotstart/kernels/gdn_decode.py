@@ -51,7 +51,8 @@ def _conv_step_kernel(
     m_c = o_c < C
     o_old = o_w[:, None] * C + o_c[None, :]
     m_old = (o_w < W - 1)[:, None] & m_c[None, :]
-    b_old = tl.load(conv_ptr + i_read * (W - 1) * C + o_old, mask=m_old & (i_read >= 0), other=0)
+    m_read = (o_w < tl.where(i_read < 0, 0, W - 1))[:, None] & m_c[None, :]
+    b_old = tl.load(conv_ptr + i_read * (W - 1) * C + o_old, mask=m_read, other=0)
     b_x = tl.load(packed_ptr + i_n * ROW + o_c, mask=m_c, other=0)
     b_w = tl.load(weight_ptr + o_c[None, :] * W + o_w[:, None], mask=m_old, other=0).to(tl.float32)
     b_w_last = tl.load(weight_ptr + o_c * W + W - 1, mask=m_c, other=0).to(tl.float32)
@@ -98,7 +99,8 @@ def _gdn_step_kernel(
     m_k, m_v = o_k < K, o_v < V
     o_s = o_v[:, None] * K + o_k[None, :]
     m_s = m_v[:, None] & m_k[None, :]
-    b_s = tl.load(state_ptr + (i_read * HV + i_h) * V * K + o_s, mask=m_s & (i_read >= 0), other=0).to(tl.float32)
+    m_read = (o_v < tl.where(i_read < 0, 0, V))[:, None] & m_k[None, :]
+    b_s = tl.load(state_ptr + (i_read * HV + i_h) * V * K + o_s, mask=m_read, other=0).to(tl.float32)
 
     p_u = u_ptr + i_n * C
     b_q = tl.load(p_u + i_k * K + o_k, mask=m_k, other=0)
