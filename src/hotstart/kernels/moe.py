@@ -3,6 +3,8 @@
 Source: Fedus et al. 2021, arXiv:2101.03961; routing as in Qwen3-MoE.
 """
 
+from itertools import groupby
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,23 +12,6 @@ from torch import Tensor
 from hotstart.kernels.activation import silu_mul
 
 __all__ = ["moe", "moe_reference", "route"]
-
-# torch's grouped product runs in float32 on the CPU, but on meta tensors it insists on bfloat16.
-_library = torch.library.Library("hotstart", "FRAGMENT")
-_library.define("grouped_mm(Tensor x, Tensor weight, Tensor ends) -> Tensor")
-
-
-def _grouped_mm_real(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    return torch._grouped_mm(x, weight.transpose(1, 2), offs=ends)
-
-
-def _grouped_mm_meta(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[1])
-
-
-_library.impl("grouped_mm", _grouped_mm_real, "CompositeExplicitAutograd")
-_library.impl("grouped_mm", _grouped_mm_meta, "Meta")
-_grouped_mm = torch.ops.hotstart.grouped_mm  # (x [P, D], weight [E, N, D], ends [E] int32) -> [P, N]
 
 
 def route(router_logits: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
@@ -59,13 +44,44 @@ def moe(
     num_tokens: int,
 ) -> Tensor:
     """x: [T, D]; router_logits: [T, E]; gate_up: [E, 2 I, D]; down: [E, D, I] -> [T, D], rows of padding zero."""
-    T, E = router_logits.shape
-    weights, experts = route(router_logits[:num_tokens], top_k, renormalise)
+    k, D = top_k, x.shape[1]
+    weights, experts = route(router_logits[:num_tokens], k, renormalise)
     ids, order = experts.flatten().sort(stable=True)  # pairs (token, choice) in the order of experts
-    tokens = order // top_k
-    ends = torch.searchsorted(ids, torch.arange(1, E + 1, device=x.device)).int()  # pairs before each next expert
-    hidden = silu_mul(_grouped_mm(x.index_select(0, tokens), gate_up, ends))
-    parts = _grouped_mm(hidden, down, ends)
-    parts = parts * weights.flatten().index_select(0, order).to(parts.dtype)[:, None]
-    out = torch.zeros(T, x.shape[1], dtype=torch.float32, device=x.device)
-    return out.index_add_(0, tokens, parts.float()).to(x.dtype)
+    parts = _experts(x.index_select(0, order // k), ids, gate_up, down)
+    parts = torch.empty_like(parts).index_copy_(0, order, parts).view(num_tokens, k, D)
+    y = torch.bmm(weights.unsqueeze(1), parts.float()).squeeze(1).to(x.dtype)
+    return y if num_tokens == x.shape[0] else torch.cat([y, y.new_zeros(x.shape[0] - num_tokens, D)])
+
+
+# How many rows an expert gets is data, so the products are an operator of their own: what it does for each expert
+# stays inside, and outside there are only shapes, on meta tensors too.
+_library = torch.library.Library("hotstart", "FRAGMENT")
+_library.define("experts(Tensor x, Tensor ids, Tensor gate_up, Tensor down) -> Tensor")
+_experts = torch.ops.hotstart.experts  # (x [P, D] in the order of ids [P], ids, gate_up, down) -> [P, D]
+
+
+def _experts_cpu(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    if x.shape[0] >= gate_up.shape[0]:
+        return _experts_grouped(x, ids, gate_up, down)
+    # Fewer rows than experts: only those that have rows, where torch's grouped product visits all.
+    y, stop = torch.empty_like(x), 0
+    for expert, rows in groupby(ids.tolist()):
+        start, stop = stop, stop + len(list(rows))
+        hidden = silu_mul(F.linear(x[start:stop], gate_up[expert]))
+        torch.mm(hidden, down[expert].T, out=y[start:stop])
+    return y
+
+
+def _experts_grouped(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    ends = torch.searchsorted(ids, torch.arange(1, gate_up.shape[0] + 1, device=x.device)).int()
+    hidden = silu_mul(torch._grouped_mm(x, gate_up.transpose(1, 2), offs=ends))
+    return torch._grouped_mm(hidden, down.transpose(1, 2), offs=ends)
+
+
+def _experts_meta(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+_library.impl("experts", _experts_cpu, "CPU")
+_library.impl("experts", _experts_grouped, "CUDA")
+_library.impl("experts", _experts_meta, "Meta")
