@@ -52,11 +52,23 @@ def launch_space(
     def step(on: torch.device) -> Step:
         return moved(inputs.build(plan).inputs, on)
 
+    def prompts(on: torch.device, lengths: tuple[int, ...]) -> Step:
+        enough = dataclasses.replace(
+            limits,
+            max_num_seqs=len(lengths),
+            max_num_batched_tokens=sum(lengths),
+            max_model_len=max(lengths),
+            num_slots=len(lengths),
+        )
+        spans = tuple(span(i, 0, length, NO_SLOT, i) for i, length in enumerate(lengths))
+        return moved(InputBuilder(enough, device).build(StepPlan(0, spans)).inputs, on)
+
     return LaunchSpace(
         hidden_size=config.hidden_size,
         eps=config.rms_norm_eps,
         activation_dtypes=(dtype,),
         step=step,
+        prompts=prompts,
         num_tokens=inputs.rung(plan.num_tokens),
         num_slots=_NUM_SLOTS,
         num_pages=1,

@@ -37,21 +37,24 @@ class Gpu:
     arch: int  # 90 for sm_90
     shared_bytes: int  # the most that one program may ask for
     multiprocessors: int = 128
+    product: str = "stub"  # as its driver calls it; tables of tiles go by this name
 
 
 # The opt-in limit of a block: CUDA C programming guide, table of compute capabilities.
 _SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
-_MULTIPROCESSORS = {
-    "rtx5090": (120, 170),
-    "rtx4090": (89, 128),
-    "rtx3090": (86, 82),
-    "a100": (80, 108),
-    "l40s": (89, 142),
-    "h100": (90, 132),
-    "h200": (90, 132),
-    "b200": (100, 148),
+_PRODUCTS = {
+    "rtx5090": ("NVIDIA GeForce RTX 5090", 120, 170),
+    "rtx4090": ("NVIDIA GeForce RTX 4090", 89, 128),
+    "rtx3090": ("NVIDIA GeForce RTX 3090", 86, 82),
+    "a100": ("NVIDIA A100-SXM4-80GB", 80, 108),
+    "l40s": ("NVIDIA L40S", 89, 142),
+    "h100": ("NVIDIA H100 80GB HBM3", 90, 132),
+    "h200": ("NVIDIA H200", 90, 132),
+    "b200": ("NVIDIA B200", 100, 148),
 }
-GPUS = {name: Gpu(name, arch, _SHARED_KIB[arch] * KIB, count) for name, (arch, count) in _MULTIPROCESSORS.items()}
+GPUS = {
+    name: Gpu(name, arch, _SHARED_KIB[arch] * KIB, count, product) for name, (product, arch, count) in _PRODUCTS.items()
+}
 
 
 def parse_gpu(text: str) -> Gpu:

@@ -197,5 +197,5 @@ def _warmup(space: LaunchSpace) -> None:
         gdn_decode(packed, weights, conv, state, space.step(space.device).decode, dims, out)
 
 
-_launch_conv_step = Launcher(_conv_step_kernel, warmup=_warmup)
-_launch_gdn_step = Launcher(_gdn_step_kernel, warmup=_warmup)
+_launch_conv_step = Launcher(_conv_step_kernel, warmup=_warmup, in_place=True)
+_launch_gdn_step = Launcher(_gdn_step_kernel, warmup=_warmup, in_place=True)

@@ -149,16 +149,18 @@ class Launcher:
 
     `launch(grid, *pointers_and_scalars, **constexprs_and_options)`, arguments in the kernel's order.  Tensors are
     dense (C order) and 16-byte aligned, so strides follow from the dims that are passed as constexprs.  With meta
-    tensors the binary is compiled for the active target, and nothing is launched.
+    tensors the binary is compiled for the active target, and nothing is launched.  A kernel that overwrites what it
+    reads says so with `in_place`, and is never tuned.
     """
 
-    __slots__ = ("_loaded", "_pointers", "kernel", "known", "warmup")
+    __slots__ = ("_loaded", "_pointers", "in_place", "kernel", "known", "warmup")
 
-    def __init__(self, kernel: Kernel, *, warmup: Callable[[LaunchSpace], None]) -> None:
+    def __init__(self, kernel: Kernel, *, warmup: Callable[[LaunchSpace], None], in_place: bool = False) -> None:
         if not isinstance(kernel, Kernel) or not callable(warmup):
             raise TypeError(f"Launcher needs a function decorated with @kernel and its warm-up, got {kernel}, {warmup}")
         self.kernel = kernel
         self.warmup = warmup
+        self.in_place = in_place
         self.known: set[LaunchKey] = set()
         self._pointers = tuple(i for i, kind in enumerate(kernel.scalar_types) if kind is None)
         self._loaded: dict[tuple[object, ...], _Loaded] = {}

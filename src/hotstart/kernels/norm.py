@@ -186,5 +186,5 @@ def _warm_gated_rms_norm(space: LaunchSpace) -> None:
 
 
 _launch_rms_norm = Launcher(_rms_norm_kernel, warmup=_warm_rms_norm)
-_launch_add_rms_norm = Launcher(_add_rms_norm_kernel, warmup=_warm_add_rms_norm)
+_launch_add_rms_norm = Launcher(_add_rms_norm_kernel, warmup=_warm_add_rms_norm, in_place=True)
 _launch_gated_rms_norm = Launcher(_gated_rms_norm_kernel, warmup=_warm_gated_rms_norm)

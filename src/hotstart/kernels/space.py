@@ -11,13 +11,18 @@ from hotstart.kernels.ops import AttentionDims, GdnDims, GdnWeights, Step
 __all__ = ["LaunchSpace"]
 
 
+def _no_prompts(device: torch.device, lengths: tuple[int, ...]) -> Step:
+    raise AssertionError("this space was made without prompts to tune on")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchSpace:
     """All that can change a binary.  A warm-up makes its tensors here and passes them to the op that layers call.
 
     `step(device)` builds a real step by the code that serving uses: several decode and several prefill sequences,
     slots below `num_slots`, pages below `num_pages`, `num_tokens` rows.  Never one token: PyTorch reports other
-    strides there.
+    strides there.  `prompts(device, lengths)` is a real step of prompts alone, each from zero and with a slot of its
+    own, 0 for the first: what tuning times.
     """
 
     hidden_size: int
@@ -26,6 +31,7 @@ class LaunchSpace:
     step: Callable[[torch.device], Step]
     num_tokens: int
     num_slots: int
+    prompts: Callable[[torch.device, tuple[int, ...]], Step] = _no_prompts
     num_pages: int = 0
     page_size: int = 16
     gdn: GdnDims | None = None
