@@ -181,7 +181,7 @@ def test_time_is_bounded_and_what_was_timed_competes(product, times, space, smal
     assert seen["seen"] == [DEFAULT, DEFAULT]  # two shapes of the first candidate, then the time was up
     assert (report.choices[0].tiles, report.choices[0].origin) == (DEFAULT, "tuned")
     assert "1 of 4 candidates timed" in report.choices[0].note
-    assert progress == [("product", 1, 4, 0.0)]
+    assert progress == [("product", 1, 4, 5.0), ("product", 1, 4, 0.0)]
     seen["seen"].clear()
     report = tune.resolve(space, "force", time_limit_s=5.0)
     assert (report.choices[0].origin, seen["seen"]) == ("default", [])
