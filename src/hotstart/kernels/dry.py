@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import triton.testing
 from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 
@@ -74,16 +75,32 @@ def parse_gpu(text: str) -> Gpu:
 def gpu(name: str) -> Iterator[Gpu]:
     """Let Triton believe that this GPU is here."""
     stand_in = parse_gpu(name)
-    before, do_bench, disk_cache = driver._active, triton.testing.do_bench, Autotuner.check_disk_cache
-    triton.testing.do_bench = _do_bench
-    # Invented times must not reach the disk, where a real GPU of this kind would take them for its own.
-    Autotuner.check_disk_cache = _measure_always
-    driver.set_active(DryDriver(stand_in))
-    try:
+    init_handles = CompiledKernel._init_handles
+
+    def init_and_never_unload(binary: Any) -> None:
+        init_handles(binary)
+        binary._module_pid = None  # else Triton 3.9 unloads it, by whatever driver is active by then
+
+    with (
+        # Invented times must not reach the disk, where a real GPU of this kind would take them for its own.
+        _replaced(Autotuner, check_disk_cache=_measure_always),
+        _replaced(triton.testing, do_bench=_do_bench),
+        _replaced(CompiledKernel, _init_handles=init_and_never_unload),
+        _replaced(driver, _active=DryDriver(stand_in)),
+    ):
         yield stand_in
+
+
+@contextmanager
+def _replaced(owner: Any, **attributes: Any) -> Iterator[None]:
+    before = {name: getattr(owner, name) for name in attributes}
+    for name, value in attributes.items():
+        setattr(owner, name, value)
+    try:
+        yield
     finally:
-        triton.testing.do_bench, Autotuner.check_disk_cache = do_bench, disk_cache
-        driver._active = before
+        for name, value in before.items():
+            setattr(owner, name, value)
 
 
 @contextmanager
@@ -99,21 +116,15 @@ def torch_answers(stand_in: Gpu) -> Iterator[None]:
         total_memory=32 << 30,
         warp_size=32,
     )
-    answers: dict[str, Callable[..., Any]] = {
-        "get_device_name": lambda device=None: properties.name,
-        "get_device_capability": lambda device=None: (properties.major, properties.minor),
-        "get_device_properties": lambda device=None: properties,
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
-    }
-    before = {name: getattr(torch.cuda, name) for name in answers}
-    for name, answer in answers.items():
-        setattr(torch.cuda, name, answer)
-    try:
+    with _replaced(
+        torch.cuda,
+        get_device_name=lambda device=None: properties.name,
+        get_device_capability=lambda device=None: (properties.major, properties.minor),
+        get_device_properties=lambda device=None: properties,
+        device_count=lambda: 1,
+        current_device=lambda: 0,
+    ):
         yield
-    finally:
-        for name, function in before.items():
-            setattr(torch.cuda, name, function)
 
 
 _devices = itertools.count(1_000)
@@ -140,9 +151,6 @@ class _Utils:
         """Module, function, registers, spills, most threads: the last three are known on a device only."""
         assert binary, f"{name} has no binary"
         return name, name, 0, 0, 1024
-
-    def unload_module(self, module: object) -> None:
-        """Triton 3.9 unloads what it drops."""
 
 
 class DryDriver:
