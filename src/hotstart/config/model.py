@@ -5,15 +5,15 @@ not know are named in one warning.  Fields carry Hugging Face's names; nested an
 come out as the same object.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hotstart import log
 from hotstart.config.fields import Fields
+from hotstart.config.files import read_json, read_optional_json
 from hotstart.config.rope import Rope, read_rope
-from hotstart.errors import CheckpointError, ConfigError, UnsupportedModel
+from hotstart.errors import ConfigError, UnsupportedModel
 
 __all__ = ["ModelConfig", "parse_model_config", "read_model_config"]
 
@@ -108,9 +108,8 @@ def read_model_config(folder: str | Path) -> ModelConfig:
     Raises CheckpointError (no such file, no JSON), ConfigError (a value that makes no sense) or UnsupportedModel.
     """
     folder = Path(folder)
-    root = _read_json(folder / "config.json", "download the model first and give its folder")
-    generation_path = folder / "generation_config.json"
-    return parse_model_config(root, _read_json(generation_path, "") if generation_path.exists() else {})
+    root = read_json(folder / "config.json")
+    return parse_model_config(root, read_optional_json(folder / "generation_config.json"))
 
 
 def parse_model_config(root: dict[str, Any], generation: dict[str, Any]) -> ModelConfig:
@@ -132,18 +131,6 @@ def parse_model_config(root: dict[str, Any], generation: dict[str, Any]) -> Mode
     if unknown:
         log.warning("config.json has fields unknown to hotstart, ignored", fields=", ".join(unknown))
     return config
-
-
-def _read_json(path: Path, remedy: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}" + (f"; {remedy}" if remedy else "")) from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}; download it again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}, expected a JSON object; download it again")
-    return value
 
 
 def _identify(root: dict[str, Any]) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hotstart.config.engine import EngineConfig
+from hotstart.config.files import read_optional_json
 from hotstart.engine.engine import Engine
 from hotstart.engine.memory import MemoryPlan
 from hotstart.engine.outputs import OutputBuilder, RequestOutput
@@ -24,7 +25,6 @@ from hotstart.errors import ConfigError, InvalidPrompt, RequestError
 from hotstart.kernels.watch import LateEvent
 from hotstart.request import Request, SamplingParams
 from hotstart.text.chat import ChatTemplate, Message, read_chat_template
-from hotstart.text.files import read_json
 from hotstart.text.tokenizer import Tokenizer
 
 __all__ = ["LLM", "Prompt"]
@@ -89,7 +89,7 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What the checkpoint's generation_config.json recommends."""
-        advice = read_json(self._model_folder / "generation_config.json")
+        advice = read_optional_json(self._model_folder / "generation_config.json")
         if advice.get("do_sample") is False:
             return SamplingParams(temperature=0.0)
         names = ("temperature", "top_k", "top_p")

@@ -15,8 +15,8 @@ from jinja2 import ext, nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from hotstart.config.files import read_optional_json, read_text
 from hotstart.errors import CheckpointError, InvalidPrompt
-from hotstart.text.files import read_json, read_text
 
 __all__ = ["ChatTemplate", "Message", "read_chat_template"]
 
@@ -83,7 +83,7 @@ def read_chat_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatT
     path = folder / "chat_template.jinja"
     if path.is_file():
         return ChatTemplate(read_text(path), special_tokens, path.name)
-    source = read_json(folder / "tokenizer_config.json").get("chat_template")
+    source = read_optional_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(source, list):  # several by name
         source = {entry.get("name"): entry.get("template") for entry in source if isinstance(entry, dict)}.get(
             "default"

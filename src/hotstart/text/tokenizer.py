@@ -8,8 +8,8 @@ from typing import Any
 import tokenizers
 from tokenizers import decoders
 
+from hotstart.config.files import read_optional_json, read_text
 from hotstart.errors import CheckpointError, InvalidPrompt, UnsupportedModel
-from hotstart.text.files import read_json, read_text
 
 __all__ = ["Tokenizer"]
 
@@ -46,7 +46,7 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._bytes: dict[int, bytes] = {}
-        self.special_tokens = _special_tokens(read_json(folder / "tokenizer_config.json"))
+        self.special_tokens = _special_tokens(read_optional_json(folder / "tokenizer_config.json"))
         self.eos_token_id: int | None = self._tokenizer.token_to_id(self.special_tokens.get("eos_token", ""))
 
     def __len__(self) -> int:

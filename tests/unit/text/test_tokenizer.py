@@ -64,9 +64,9 @@ def test_a_lone_surrogate_is_refused(tokenizer: Tokenizer) -> None:
     [
         ("tokenizer.json", None, CheckpointError, "does not exist"),
         ("tokenizer.json", b"{", CheckpointError, "is no tokenizer"),
-        ("tokenizer.json", b"\xff", CheckpointError, "no UTF-8"),
-        ("tokenizer_config.json", b"[]", CheckpointError, "expected an object"),
-        ("tokenizer_config.json", b"{,}", CheckpointError, "is no JSON"),
+        ("tokenizer.json", b"\xff", CheckpointError, "not UTF-8"),
+        ("tokenizer_config.json", b"[]", CheckpointError, "expected a JSON object"),
+        ("tokenizer_config.json", b"{,}", CheckpointError, "is not valid JSON"),
     ],
 )
 def test_broken_files_are_named(
