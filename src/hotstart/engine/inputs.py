@@ -8,6 +8,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from hotstart.cache.step import DecodeInputs, PrefillInputs, StepInputs
@@ -54,6 +55,11 @@ class InputBuilder:
         self._row_rungs = device.token_rungs(limits.slab_rows)
         self._staging = device.staging(4 * self._max_words())
         self._words = self._staging.host.view(np.int32)
+        # Most steps hold no prompt, and then these sections are empty.
+        nothing = device.arena.allocate("staging", (0,), torch.int32)
+        self._no_prompts = dict.fromkeys(
+            ("prefill_pages", "prefill_contexts", "prefill_reads", "prefill_writes", "chunks"), nothing
+        )
 
     def rung(self, num_tokens: int) -> int:
         return self.rungs[bisect_left(self.rungs, num_tokens)]
@@ -69,7 +75,7 @@ class InputBuilder:
         num_chunks = self._write_prefills(sheet, prefills, num_decodes)
         rows.write(sheet)
 
-        image = sheet.read(self._staging.upload(4 * sheet.size))
+        image = self._no_prompts | sheet.read(self._staging.upload(4 * sheet.size))
         return BuiltStep(
             inputs=StepInputs(
                 num_tokens=num_tokens,
@@ -113,14 +119,16 @@ class InputBuilder:
     def _write_prefills(self, sheet: Sheet, spans: tuple[Span, ...], first_token: int) -> int:
         """Returns the number of chunks."""
         count, chunk = len(spans), self.limits.chunk_length
+        cu_seqlens, cu_chunks = sheet.take("cu_seqlens", count + 1), sheet.take("cu_chunks", count + 1)
+        cu_seqlens[0] = first_token
+        if not spans:
+            return 0
         lengths = [span.length for span in spans]
         chunk_counts = [-(-length // chunk) for length in lengths]
         self._write_page_table(sheet, "prefill_pages", spans)
         sheet.take("prefill_contexts", count)[:] = [span.start + span.length for span in spans]
         sheet.take("prefill_reads", count)[:] = [span.read_slot for span in spans]
         sheet.take("prefill_writes", count)[:] = [span.write_slot for span in spans]
-        cu_seqlens, cu_chunks = sheet.take("cu_seqlens", count + 1), sheet.take("cu_chunks", count + 1)
-        cu_seqlens[0] = first_token
         cu_seqlens[1:] = first_token + np.cumsum(lengths, dtype=np.int32)
         cu_chunks[1:] = np.cumsum(chunk_counts, dtype=np.int32)
         table = sheet.take("chunks", 4 * sum(chunk_counts)).reshape(-1, 4)

@@ -55,16 +55,15 @@ class StepMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch's base is untyped
         self._ledger = Ledger()
-        self._kinds: dict[int, _Kind] = {}  # by the operator's id: they live as long as torch
 
     @property
     def peak_bytes(self) -> int:
         return self._ledger.peak_bytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kind = self._kinds.get(id(func))
+        kind = _kinds.get(id(func))
         if kind is None:
-            kind = self._kinds[id(func)] = _kind(func)
+            kind = _kinds[id(func)] = _kind(func)
         if kind is _Kind.COMPOSITE:
             with self:
                 return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **(kwargs or {}))
@@ -80,6 +79,9 @@ class _Kind(Enum):
     COMPOSITE = auto()  # arrives whole under inference mode; its parts are what allocates
     ALLOCATES = auto()
     REUSES = auto()  # a view, or in place
+
+
+_kinds: dict[int, _Kind] = {}  # by the operator's id: operators live as long as torch
 
 
 def _kind(func: Any) -> _Kind:

@@ -65,7 +65,8 @@ class RowList:
         rows = sheet.take("logit_rows", self.num_samples + self.num_prompts)
         rows[: len(sample_rows)] = sample_rows
         rows[self.num_samples : self.num_samples + len(prompt_rows)] = prompt_rows
-        sheet.take_int64("targets", self.num_prompts)[: len(self._targets)] = self._targets
+        if self._targets:
+            sheet.take_int64("targets", self.num_prompts)[: len(self._targets)] = self._targets
 
         wishes = [sampling for _, sampling, _ in self._samples]
         real = len(wishes)
