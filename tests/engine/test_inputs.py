@@ -60,7 +60,7 @@ def test_sample_and_prompt_rows_follow_the_plan():
     assert slab.temperature.tolist() == [np.float32(0.7), 0.0] and slab.top_k.tolist() == [5, 5]
     assert slab.seed.tolist() == [-3, -3] and slab.position.tolist() == [18, 33]
     assert slab.banned.tolist() == [[0, 7], [0, 9]] and slab.num_banned == 2
-    assert slab.restricted and not slab.all_greedy
+    assert slab.candidates and not slab.all_greedy
     # 70 positions of the second span, and 2 of the third, whose last token has no prompt token after it
     assert prompts.spans == ((1, 70), (2, 2)) and prompts.logprobs == 3
     assert built.inputs.logit_rows[2:74].tolist() == [*range(1, 71), 71, 72]

@@ -1,8 +1,10 @@
 """Sampling: exact distributions, draws that no neighbour can change, ranks."""
 
+import dataclasses
+
 import torch
 
-from hotstart.kernels.sampling import SamplingRows, sample, token_logprobs, uniform
+from hotstart.kernels.sampling import SamplingRows, candidates, sample, token_logprobs, uniform
 
 
 def make_rows(rows):
@@ -21,7 +23,7 @@ def make_rows(rows):
         position=column("position", torch.int64),
         banned=torch.tensor(banned, dtype=torch.int64).view(-1, 2),
         all_greedy=all(r["temperature"] == 0 for r in full),
-        restricted=any(r["top_k"] > 0 or r["top_p"] < 1 for r in full),
+        candidates=max((candidates(r["top_k"], r["top_p"]) for r in full if r["temperature"]), default=0),
         num_banned=len(banned),
     )
 
@@ -88,3 +90,22 @@ def test_logprobs_are_of_the_raw_logits():
     assert found.rank.tolist() == [1, 4] and found.top_ids[1].tolist() == [3, 2]
     torch.testing.assert_close(found.top_logprobs.double(), exact.topk(2).values, rtol=1e-6, atol=1e-6)
     assert token_logprobs(logits, torch.tensor([2, 0]), 0).top_ids.shape == (2, 0)
+
+
+def test_looking_at_few_candidates_changes_nothing():
+    """A neighbour with a wider cut makes the row look at more tokens; ties lie on the edge of every cut."""
+    r = torch.Generator().manual_seed(0)
+    logits = torch.randint(0, 4, (300, 700), generator=r).float()
+    rows = [{"seed": i, "top_k": 1 + i % 30, "top_p": 0.5 + i % 6 / 10} for i in range(300)]
+    few = make_rows(rows)
+    for wider in (170, 10**6):
+        many = dataclasses.replace(few, candidates=wider)
+        assert torch.equal(sample(logits, few), sample(logits, many))
+
+
+def test_extreme_logits_give_kept_tokens():
+    logits = torch.full((1, 50), -1e30)
+    logits[0, 7], logits[0, 9] = 1e30, -torch.inf
+    for setting in ({}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 0.01}, {"temperature": 100.0, "top_k": 50}):
+        tokens = torch.cat([sample(logits, make_rows([setting | {"seed": i}])) for i in range(20)])
+        assert tokens.eq(7).all(), setting

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hotstart.engine.plan import Sampling, StepPlan
 from hotstart.engine.sheet import Sheet
-from hotstart.kernels.sampling import SamplingRows
+from hotstart.kernels.sampling import SamplingRows, candidates
 
 __all__ = ["PromptRows", "RowList", "SampleRows"]
 
@@ -99,7 +99,7 @@ class RowList:
                 position=image["sample_positions"][rows],
                 banned=image["banned"].view(-1, 2)[first_banned : first_banned + num_banned],
                 all_greedy=all(wish.temperature == 0.0 for wish in wishes[rows]),
-                restricted=any(wish.temperature and (wish.top_k or wish.top_p < 1.0) for wish in wishes[rows]),
+                candidates=max((candidates(w.top_k, w.top_p) for w in wishes[rows] if w.temperature), default=0),
                 num_banned=num_banned,
             )
             slabs.append(slab)

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["SamplingRows", "TokenLogprobs", "sample", "token_logprobs", "uniform"]
+__all__ = ["SamplingRows", "TokenLogprobs", "candidates", "sample", "token_logprobs", "uniform"]
+
+ALL_TOKENS = 1 << 30  # more than any vocabulary
 
 _GAMMA = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed integer
 _MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
@@ -31,7 +33,7 @@ class SamplingRows:
     position: Tensor  # [R] int64: number of tokens before the one sampled
     banned: Tensor  # [B, 2] int64
     all_greedy: bool  # host
-    restricted: bool  # host: some row has a top_k or a top_p
+    candidates: int  # host: that many likeliest tokens decide what every row keeps (see `candidates`), 0: no row is cut
     num_banned: int  # host: B
 
 
@@ -73,7 +75,7 @@ def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
     hot = rows.temperature > 0
     scaled = logits.float() / torch.where(hot, rows.temperature, 1.0)[:, None]
     probs = scaled.softmax(-1)
-    if rows.restricted:
+    if rows.candidates:
         probs = probs * _kept(probs, rows)
     total = probs.cumsum(-1, dtype=torch.float64)
     target = uniform(rows.seed, rows.position)[:, None] * total[:, -1:]
@@ -81,16 +83,28 @@ def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
     return torch.where(hot, drawn, greedy)
 
 
+def candidates(top_k: int, top_p: float) -> int:
+    """Of a row that is not greedy: how many of the likeliest tokens must be looked at to know what it keeps."""
+    return top_k or (ALL_TOKENS if top_p < 1.0 else 0)
+
+
 def _kept(probs: Tensor, rows: SamplingRows) -> Tensor:
     """Which tokens top-k, then top-p, leave [R, vocab] bool; among equals the lower id comes first."""
-    order = probs.argsort(dim=-1, descending=True, stable=True)
-    ranked = probs.gather(-1, order)
-    place = torch.arange(probs.shape[-1], device=probs.device)
-    in_top_k = place < torch.where(rows.top_k > 0, rows.top_k, probs.shape[-1])[:, None]
-    ranked = (ranked * in_top_k).double()
+    vocab = probs.shape[-1]
+    # Bits of a positive float are ordered as it is; with the id below them no two keys are equal.
+    ids = torch.arange(vocab - 1, -1, -1, device=probs.device)
+    keys = torch.add(ids, probs.view(torch.int32), alpha=1 << 32)
+    # In few sizes, so that few shapes ever run.
+    count = max(32, 1 << (rows.candidates - 1).bit_length())
+    keys = keys.topk(count).values if 4 * count <= vocab else keys.sort(descending=True).values
+    order = vocab - 1 - (keys & 0xFFFFFFFF)
+    place = torch.arange(order.shape[-1], device=probs.device)
+    in_top_k = place < torch.where(rows.top_k > 0, rows.top_k, ALL_TOKENS)[:, None]
+    ranked = (probs.gather(-1, order) * in_top_k).double()
     before = ranked.cumsum(-1) - ranked
     kept = in_top_k & (before < rows.top_p[:, None].double() * ranked.sum(-1, keepdim=True))
-    return torch.zeros_like(kept).scatter_(-1, order, kept)
+    uncut = (rows.top_k <= 0) & (rows.top_p >= 1.0)
+    return uncut[:, None].expand_as(probs).scatter(-1, order, kept | uncut[:, None])
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, top_n: int) -> TokenLogprobs:
