@@ -8,6 +8,7 @@ first request with steady ones, and reads the seal's counters.  Exits with 1 if 
 """
 
 import argparse
+import json
 import random
 import statistics
 import sys
@@ -87,9 +88,11 @@ def show_batch(llm: LLM, examples: list[Example]) -> None:
             "[red]failed[/red]" if result.error else verdict,
         )
     console.print(table)
-    for task, share in score(examples, [result.outputs[0].text for result in results]).items():
-        console.print(f"{task}: {share:.0%} right", end="   ")
-    console.print()
+    shares = score(examples, [result.outputs[0].text for result in results])
+    console.print("right: " + ", ".join(f"{task} {share:.0%}" for task, share in shares.items()))
+    recorded = json.loads((CHECKPOINT / "score.json").read_text())
+    known = [f"{name} {value['exact']['all']:.1%} of {value['prompts']}" for name, value in recorded.items()]
+    console.print(f"on record: {', '.join(known)}")
     for error in {str(result.error) for result in results if result.error}:
         console.print(error, style="red", soft_wrap=True)
 

@@ -87,7 +87,7 @@ class MemoryPlan:
         """Their bytes add up to `total_bytes`."""
         m = self.measured
         used = (
-            PlanLine("process", "measured", m.process_bytes, "interpreter, libraries, all that is not listed below"),
+            PlanLine("process", "measured", m.process_bytes, "interpreter and libraries"),
             PlanLine("weights", "measured", m.weights_bytes),
             PlanLine("buffers", "measured", m.buffers_bytes, "staging and sampling"),
             PlanLine(

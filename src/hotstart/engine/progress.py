@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
@@ -19,7 +20,7 @@ def show_startup(enabled: bool = True) -> Iterator[OnPhase]:
     if not enabled:
         yield ignore_phases
     elif not console.is_terminal:
-        yield lambda event: console.print(_line(event), highlight=False) if isinstance(event, Phase) else None
+        yield partial(_print_phase, console)
     else:
         columns = TextColumn("{task.description:<16}"), BarColumn(bar_width=24), TextColumn("{task.fields[result]}")
         with Progress(*columns, console=console) as bars:
@@ -46,8 +47,9 @@ def _result(phase: Phase) -> str:
     return f"{phase.seconds:7.2f} s  {size:>10}  {phase.detail}".rstrip()
 
 
-def _line(phase: Phase) -> str:
-    return f"{phase.name:<16}{_result(phase)}"
+def _print_phase(console: Console, event: Phase | PhaseProgress) -> None:
+    if isinstance(event, Phase):
+        console.print(f"{event.name:<16}{_result(event)}", highlight=False, soft_wrap=True)
 
 
 class RequestProgress:
