@@ -5,6 +5,9 @@ The convolution is a launch of its own because several value heads read the chan
 the conv slot of a key head must be the only one that reads it.  Here each channel belongs to one program.  In the
 second launch each program owns one value head of one sequence, so its state too has one reader and one writer.
 
+From sm_90 on the second launch begins while the first still runs: it loads its states, and waits only then for the
+convolution.
+
 With a = exp(g), reading the old state once is enough, because S' = a S + d k^T:
 
     p = S k;  r = S q;  d = beta (v - a p);  o = a r + (k.q) d
@@ -16,8 +19,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
+from hotstart.kernels.launch import Launcher, LaunchSpace, kernel, launches_overlap
 from hotstart.kernels.ops import DecodeStep, GdnDims, GdnWeights
 
 __all__ = ["gdn_decode"]
@@ -38,7 +42,10 @@ def _conv_step_kernel(
     ROW: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_W: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    if OVERLAP:
+        gdc_launch_dependents()
     num_blocks: tl.constexpr = (C + BLOCK_C - 1) // BLOCK_C
     i_p = tl.program_id(0)
     i_n, i_c = (i_p // num_blocks).to(tl.int64), i_p % num_blocks
@@ -86,6 +93,7 @@ def _gdn_step_kernel(
     Z_OFFSET: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     C: tl.constexpr = 2 * H * K + HV * V
     i_p = tl.program_id(0).to(tl.int64)
@@ -95,34 +103,41 @@ def _gdn_step_kernel(
     i_write = tl.load(write_slots_ptr + i_n).to(tl.int64)
     if i_write < 0:
         return
-    o_k, o_v = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_V)
+    # K is cut into pieces of J: with the pieces as the slowest dim, a thread holds few rows and pieces of all of them,
+    # so that a vector over V costs few registers and a sum over K few exchanges between threads.
+    J: tl.constexpr = BLOCK_K if BLOCK_K < 32 else 32
+    o_v = tl.arange(0, BLOCK_V)
+    o_k = tl.arange(0, BLOCK_K // J)[:, None] * J + tl.arange(0, J)[None, :]
     m_k, m_v = o_k < K, o_v < V
-    o_s = o_v[:, None] * K + o_k[None, :]
-    m_s = m_v[:, None] & m_k[None, :]
-    m_read = (o_v < tl.where(i_read < 0, 0, V))[:, None] & m_k[None, :]
+    o_s = o_v[None, :, None] * K + o_k[:, None, :]  # [BLOCK_K / J, BLOCK_V, J]
+    m_s = m_v[None, :, None] & m_k[:, None, :]
+    m_read = (o_v < tl.where(i_read < 0, 0, V))[None, :, None] & m_k[:, None, :]
     b_s = tl.load(state_ptr + (i_read * HV + i_h) * V * K + o_s, mask=m_read, other=0).to(tl.float32)
 
+    # Nothing before this line reads what the convolution writes, nor writes anything.
+    if OVERLAP:
+        gdc_wait()
     p_u = u_ptr + i_n * C
     b_q = tl.load(p_u + i_k * K + o_k, mask=m_k, other=0)
     b_k = tl.load(p_u + (H + i_k) * K + o_k, mask=m_k, other=0)
     b_v = tl.load(p_u + 2 * H * K + i_h * V + o_v, mask=m_v, other=0)
-    b_q *= tl.rsqrt(tl.sum(b_q * b_q, axis=0) + 1e-6) * scale
-    b_k *= tl.rsqrt(tl.sum(b_k * b_k, axis=0) + 1e-6)
+    b_q *= tl.rsqrt(tl.sum(b_q * b_q) + 1e-6) * scale
+    b_k *= tl.rsqrt(tl.sum(b_k * b_k) + 1e-6)
 
     p_row = packed_ptr + i_n * ROW + Z_OFFSET
-    b_z = tl.load(p_row + i_h * V + o_v, mask=m_v, other=0).to(tl.float32)
     beta = tl.sigmoid(tl.load(p_row + HV * V + i_h).to(tl.float32))
     x = tl.load(p_row + HV * V + HV + i_h).to(tl.float32) + tl.load(dt_bias_ptr + i_h)
     softplus = tl.where(x > 20, x, tl.log(1 + tl.exp(tl.minimum(x, 20))))
     decay = tl.exp(-tl.exp(tl.load(A_log_ptr + i_h)) * softplus)
 
-    b_p = tl.sum(b_s * b_k[None, :], axis=1)
-    b_r = tl.sum(b_s * b_q[None, :], axis=1)
+    b_p = tl.sum(tl.sum(b_s * b_k[:, None, :], axis=0), axis=1)
+    b_r = tl.sum(tl.sum(b_s * b_q[:, None, :], axis=0), axis=1)
     b_d = beta * (b_v - decay * b_p)
-    b_o = decay * b_r + tl.sum(b_k * b_q, axis=0) * b_d
-    b_s = decay * b_s + b_d[:, None] * b_k[None, :]
+    b_o = decay * b_r + tl.sum(b_k * b_q) * b_d
+    b_s = decay * b_s + b_d[None, :, None] * b_k[:, None, :]
     tl.store(state_ptr + (i_write * HV + i_h) * V * K + o_s, b_s.to(state_ptr.dtype.element_ty), mask=m_s)
 
+    b_z = tl.load(p_row + i_h * V + o_v, mask=m_v, other=0).to(tl.float32)
     b_w = tl.load(norm_ptr + o_v, mask=m_v, other=0)
     b_y = b_o * tl.rsqrt(tl.sum(b_o * b_o, axis=0) / V + eps) * b_w * b_z * tl.sigmoid(b_z)
     tl.store(y_ptr + i_p * V + o_v, b_y.to(y_ptr.dtype.element_ty), mask=m_v)
@@ -149,6 +164,7 @@ def gdn_decode(
     assert conv.dtype == packed.dtype, (conv.dtype, packed.dtype)
     u = torch.empty(N, C, dtype=torch.float32, device=packed.device)
     slots = decode.read_slots, decode.write_slots
+    overlap = launches_overlap()
     _launch_conv_step(
         (N * triton.cdiv(C, _BLOCK_C),),
         packed,
@@ -161,6 +177,7 @@ def gdn_decode(
         ROW=dims.packed_width,
         BLOCK_C=_BLOCK_C,
         BLOCK_W=triton.next_power_of_2(W),
+        OVERLAP=overlap,
     )
     block_k, block_v = triton.next_power_of_2(K), triton.next_power_of_2(V)
     _launch_gdn_step(
@@ -183,8 +200,16 @@ def gdn_decode(
         Z_OFFSET=dims.z_offset,
         BLOCK_K=block_k,
         BLOCK_V=block_v,
-        num_warps=min(16, max(1, block_k * block_v // 2048)),
+        OVERLAP=overlap,
+        launch_pdl=overlap,
+        **_step_options(block_k * block_v),
     )
+
+
+def _step_options(tile: int) -> dict[str, int]:
+    """64 values of the state a thread; at 128 x 128, two programs share a multiprocessor's registers."""
+    num_warps = min(16, max(1, tile // 2048))
+    return {"num_warps": num_warps} | ({"maxnreg": 128} if num_warps == 8 else {})
 
 
 def _warmup(space: LaunchSpace) -> None:

@@ -10,6 +10,7 @@ A key is made of dtypes, constexprs and options alone: scalars are never special
 So no token count, no view and no slot number can make a binary that the warm-up did not see.
 """
 
+import functools
 import inspect
 import os
 import time
@@ -44,6 +45,7 @@ __all__ = [
     "WarmupReport",
     "Watch",
     "kernel",
+    "launches_overlap",
     "recording",
     "seal",
     "warm_up",
@@ -142,6 +144,19 @@ def _active_driver() -> Any:
             "Triton finds no GPU here; run under hotstart.kernels.dry.gpu(NAME) to compile for one, "
             "or choose --kernel-backend torch"
         ) from cause
+
+
+def launches_overlap() -> bool:
+    """Whether a kernel may be launched (with `launch_pdl`) before the one it depends on has ended: from sm_90 on."""
+    if knobs.runtime.interpret:
+        return False
+    active = _active_driver()
+    return _overlap_on(active.get_current_device())
+
+
+@functools.cache  # each stub is a device of its own, so the number is enough
+def _overlap_on(device: int) -> bool:
+    return int(driver.active.get_current_target().arch) >= 90
 
 
 class Launcher:
