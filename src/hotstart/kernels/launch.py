@@ -103,6 +103,7 @@ def kernel(function: Callable[..., None]) -> Kernel:
 class _Loaded:
     """What a launch needs once its binary is on the device."""
 
+    binary: object  # held, since Triton 3.9 unloads a binary that nobody holds
     run: Callable[..., None]
     function: object
     metadata: object
@@ -238,7 +239,7 @@ class Launcher:
         compiled = self.kernel.jit.run(*args, grid=grid, warmup=False, enable_fp_fusion=_FP_FUSION, **constexprs)
         assert compiled is not None, f"{self.kernel.name}: a hook of another library prevented the compile"
         tail = tuple(constexprs[name] for name in self.kernel.constexprs)
-        self._loaded[signature] = _Loaded(compiled.run, compiled.function, compiled.packed_metadata, tail)
+        self._loaded[signature] = _Loaded(compiled, compiled.run, compiled.function, compiled.packed_metadata, tail)
         self.known.add(self.key(args, constexprs))
 
     def _compile(self, args: tuple[Any, ...], constexprs: dict[str, Any]) -> None:

@@ -1,8 +1,7 @@
-"""RMS norms in fp32: plain, with the residual added, and gated.
+"""RMS norms in fp32, plain and with the residual added.
 
     rms_norm        y = x / rms(x) * (1 + w)
     add_rms_norm    r = x + r;  y = r / rms(r) * (1 + w)
-    gated_rms_norm  y = x / rms(x) * w * silu(z), per head        (w is plain here)
 
 rms(x) = sqrt(mean(x^2) + eps).  Source: Zhang & Sennrich 2019, arXiv:1910.07467; the 1 + w form is Qwen3-Next's.
 """
@@ -10,19 +9,15 @@ rms(x) = sqrt(mean(x^2) + eps).  Source: Zhang & Sennrich 2019, arXiv:1910.07467
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
-from hotstart.kernels.ops import GdnDims
 
 __all__ = [
     "add_rms_norm",
     "add_rms_norm_torch",
-    "gated_rms_norm",
-    "gated_rms_norm_torch",
     "rms_norm",
     "rms_norm_torch",
     "row_length",
@@ -57,14 +52,6 @@ def add_rms_norm_torch(x: Tensor, residual: Tensor, weight: Tensor, eps: float) 
     return rms_norm_torch(residual, weight, eps)
 
 
-def gated_rms_norm_torch(x: Tensor, packed: Tensor, weight: Tensor, dims: GdnDims) -> Tensor:
-    """x: [T, HV, V], packed: [T, packed_width] with z, weight: [V] -> [T, HV * V] in packed's dtype."""
-    T, HV, V = x.shape
-    z = packed[:, dims.z_offset : dims.b_offset].float().view(T, HV, V)
-    y = F.rms_norm(x.float(), (V,), weight.float(), dims.eps) * F.silu(z)
-    return y.to(packed.dtype).view(T, HV * V)
-
-
 @kernel
 def _rms_norm_kernel(x_ptr, weight_ptr, y_ptr, eps: tl.float32, D: tl.constexpr, BLOCK_D: tl.constexpr):
     i_t = tl.program_id(0).to(tl.int64)
@@ -94,30 +81,6 @@ def _add_rms_norm_kernel(
     tl.store(y_ptr + i_t * D + o_d, b_y.to(y_ptr.dtype.element_ty), mask=m_d)
 
 
-@kernel
-def _gated_rms_norm_kernel(
-    x_ptr,  # [T, HV, V]
-    packed_ptr,  # [T, ROW]
-    weight_ptr,  # [V]
-    y_ptr,  # [T, HV, V]
-    eps: tl.float32,
-    HV: tl.constexpr,
-    V: tl.constexpr,
-    ROW: tl.constexpr,
-    Z_OFFSET: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):
-    i_p = tl.program_id(0).to(tl.int64)
-    i_t, i_h = i_p // HV, i_p % HV
-    o_v = tl.arange(0, BLOCK_V)
-    m_v = o_v < V
-    b_x = tl.load(x_ptr + i_p * V + o_v, mask=m_v, other=0).to(tl.float32)
-    b_z = tl.load(packed_ptr + i_t * ROW + Z_OFFSET + i_h * V + o_v, mask=m_v, other=0).to(tl.float32)
-    b_w = tl.load(weight_ptr + o_v, mask=m_v, other=0).to(tl.float32)
-    b_y = b_x * tl.rsqrt(tl.sum(b_x * b_x, axis=0) / V + eps) * b_w * b_z * tl.sigmoid(b_z)
-    tl.store(y_ptr + i_p * V + o_v, b_y.to(y_ptr.dtype.element_ty), mask=m_v)
-
-
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x: [T, D], weight: [D] -> [T, D]."""
     T, D = x.shape
@@ -133,28 +96,6 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     y = torch.empty_like(x)
     _launch_add_rms_norm(
         (T,), x, residual, weight, y, eps, D=D, BLOCK_D=triton.next_power_of_2(D), num_warps=_num_warps(D)
-    )
-    return y
-
-
-def gated_rms_norm(x: Tensor, packed: Tensor, weight: Tensor, dims: GdnDims) -> Tensor:
-    """x: [T, HV, V], packed: [T, packed_width] with z, weight: [V] -> [T, HV * V] in packed's dtype."""
-    T, HV, V = x.shape
-    assert packed.shape == (T, dims.packed_width), (packed.shape, x.shape)
-    y = packed.new_empty(T, HV * V)
-    _launch_gated_rms_norm(
-        (T * HV,),
-        x,
-        packed,
-        weight,
-        y,
-        dims.eps,
-        HV=HV,
-        V=V,
-        ROW=dims.packed_width,
-        Z_OFFSET=dims.z_offset,
-        BLOCK_V=triton.next_power_of_2(V),
-        num_warps=1,
     )
     return y
 
@@ -175,16 +116,5 @@ def _warm_add_rms_norm(space: LaunchSpace) -> None:
         add_rms_norm(x, residual, space.weight(space.hidden_size, dtype=dtype), space.eps)
 
 
-def _warm_gated_rms_norm(space: LaunchSpace) -> None:
-    if space.gdn is None:
-        return
-    dims = space.gdn
-    for dtype in space.activation_dtypes:
-        x = space.empty(space.num_tokens, dims.num_value_heads, dims.value_dim, dtype=torch.float32)
-        weight = space.weight(dims.value_dim, dtype=torch.float32)
-        gated_rms_norm(x, space.tokens(dims.packed_width, dtype), weight, dims)
-
-
 _launch_rms_norm = Launcher(_rms_norm_kernel, warmup=_warm_rms_norm)
 _launch_add_rms_norm = Launcher(_add_rms_norm_kernel, warmup=_warm_add_rms_norm, in_place=True)
-_launch_gated_rms_norm = Launcher(_gated_rms_norm_kernel, warmup=_warm_gated_rms_norm)

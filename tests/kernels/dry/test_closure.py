@@ -10,7 +10,7 @@ from test_gdn import make_inputs
 from hotstart.kernels import dry
 from hotstart.kernels.gdn_decode import gdn_decode
 from hotstart.kernels.launch import Watch, recording, warm_up
-from hotstart.kernels.norm import add_rms_norm, gated_rms_norm, rms_norm
+from hotstart.kernels.norm import add_rms_norm, rms_norm
 
 COUNTS = (1, 2, 3, 16, 17, 64)
 
@@ -23,7 +23,6 @@ def serve(space, count):
     packed, weights, conv, state = make_inputs(dims, rows, count, dtype)
     out = torch.empty(rows, dims.num_value_heads * dims.value_dim, dtype=dtype)
     gdn_decode(packed, weights, conv, state.to(space.state_dtype), step.decode, dims, out)
-    gated_rms_norm(torch.empty(rows, dims.num_value_heads, dims.value_dim), packed, weights.norm, dims)
     x, weight = torch.empty(rows, space.hidden_size, dtype=dtype), torch.empty(space.hidden_size, dtype=dtype)
     add_rms_norm(rms_norm(x, weight, space.eps), x, weight, space.eps)
 

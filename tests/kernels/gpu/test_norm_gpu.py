@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from test_gdn import make_dims
 from tolerances import assert_close
 
 from hotstart.kernels import norm
@@ -23,12 +22,3 @@ def test_norms(shape, dtype):
     y = norm.add_rms_norm(x, residual, weight, 1e-6)
     assert torch.equal(residual, total)
     assert_close(y, norm.rms_norm_torch(total.double(), weight.double(), 1e-6))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_gated_norm(dtype):
-    dims = make_dims(16, 48, K=128, V=128)
-    x, packed = rows(33, 48, 128, dtype=torch.float32), rows(33, dims.packed_width, dtype=dtype, seed=1)
-    weight = rows(128, dtype=torch.float32, seed=2)
-    wanted = norm.gated_rms_norm_torch(x.double(), packed.double(), weight.double(), dims)
-    assert_close(norm.gated_rms_norm(x, packed, weight, dims), wanted)

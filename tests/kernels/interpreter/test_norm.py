@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from test_gdn import make_dims
 from tolerances import assert_close
 
 from hotstart.kernels import norm
@@ -31,12 +30,3 @@ def test_add_rms_norm_leaves_the_sum_in_the_residual(shape):
     assert_close(norm.add_rms_norm(x, residual, weight, 1e-6), wanted)
     assert_close(residual, wanted_residual)
     assert torch.equal(x, before)
-
-
-@pytest.mark.parametrize("scale", SCALES)
-def test_gated_rms_norm(scale):
-    dims = make_dims(H=2, HV=6, K=24, V=40)
-    x, packed = rows(5, 6, 40, scale=scale), rows(5, dims.packed_width, seed=1) * 3
-    weight = rows(40, seed=2)
-    wanted = norm.gated_rms_norm_torch(x.double(), packed.double(), weight.double(), dims)
-    assert_close(norm.gated_rms_norm(x, packed, weight, dims), wanted)
