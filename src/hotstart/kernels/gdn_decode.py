@@ -15,6 +15,8 @@ With a = exp(g), reading the old state once is enough, because S' = a S + d k^T:
 The state is one tile, and tiles are fixed: a kernel that works in place is never tuned.
 """
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -157,59 +159,48 @@ def gdn_decode(
     packed: [T, packed_width]; conv: [slots, W - 1, C]; state: [slots, HV, V, K], float32 or bfloat16;
     out: [T, HV * V].  No two sequences write one slot, and none reads a slot that another one writes.
     """
-    H, HV, K, V = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim
     C, W, N = dims.conv_channels, dims.conv_width, decode.write_slots.shape[0]
+    HV, K, V = dims.num_value_heads, dims.key_dim, dims.value_dim
     assert packed.shape[1] == dims.packed_width and out.shape[1] == HV * V, (packed.shape, out.shape)
     assert conv.shape[1:] == (W - 1, C) and state.shape[1:] == (HV, V, K), (conv.shape, state.shape)
     assert conv.dtype == packed.dtype, (conv.dtype, packed.dtype)
-    u = torch.empty(N, C, dtype=torch.float32, device=packed.device)
+    blocks, of_conv, of_step = _constants(dims, launches_overlap())
     slots = decode.read_slots, decode.write_slots
-    overlap = launches_overlap()
-    _launch_conv_step(
-        (N * triton.cdiv(C, _BLOCK_C),),
-        packed,
-        weights.conv,
-        conv,
-        *slots,
-        u,
-        C=C,
-        W=W,
-        ROW=dims.packed_width,
-        BLOCK_C=_BLOCK_C,
-        BLOCK_W=triton.next_power_of_2(W),
-        OVERLAP=overlap,
-    )
-    block_k, block_v = triton.next_power_of_2(K), triton.next_power_of_2(V)
-    _launch_gdn_step(
-        (N * HV,),
-        packed,
-        u,
-        weights.A_log,
-        weights.dt_bias,
-        weights.norm,
-        state,
-        *slots,
-        out,
-        K**-0.5,
-        dims.eps,
-        H=H,
-        HV=HV,
-        K=K,
-        V=V,
-        ROW=dims.packed_width,
-        Z_OFFSET=dims.z_offset,
-        BLOCK_K=block_k,
-        BLOCK_V=block_v,
-        OVERLAP=overlap,
-        launch_pdl=overlap,
-        **_step_options(block_k * block_v),
-    )
+    u = torch.empty(N, C, dtype=torch.float32, device=packed.device)
+    _launch_conv_step((N * blocks,), packed, weights.conv, conv, *slots, u, **of_conv)
+    gates = weights.A_log, weights.dt_bias
+    _launch_gdn_step((N * HV,), packed, u, *gates, weights.norm, state, *slots, out, K**-0.5, dims.eps, **of_step)
 
 
-def _step_options(tile: int) -> dict[str, int]:
-    """64 values of the state a thread; at 128 x 128, two programs share a multiprocessor's registers."""
-    num_warps = min(16, max(1, tile // 2048))
-    return {"num_warps": num_warps} | ({"maxnreg": 128} if num_warps == 8 else {})
+@functools.cache
+def _constants(dims: GdnDims, overlap: bool) -> tuple[int, dict[str, int], dict[str, int]]:
+    """Blocks of channels, then constants and options of the two launches."""
+    block_k, block_v = (triton.next_power_of_2(d) for d in (dims.key_dim, dims.value_dim))
+    conv = {
+        "C": dims.conv_channels,
+        "W": dims.conv_width,
+        "ROW": dims.packed_width,
+        "BLOCK_C": _BLOCK_C,
+        "BLOCK_W": triton.next_power_of_2(dims.conv_width),
+        "OVERLAP": overlap,
+    }
+    # 64 values of the state a thread; at 128 x 128, two programs share a multiprocessor's registers.
+    num_warps = min(16, max(1, block_k * block_v // 2048))
+    step = {
+        "H": dims.num_key_heads,
+        "HV": dims.num_value_heads,
+        "K": dims.key_dim,
+        "V": dims.value_dim,
+        "ROW": dims.packed_width,
+        "Z_OFFSET": dims.z_offset,
+        "BLOCK_K": block_k,
+        "BLOCK_V": block_v,
+        "OVERLAP": overlap,
+        "launch_pdl": overlap,
+        "num_warps": num_warps,
+        **({"maxnreg": 128} if num_warps == 8 else {}),
+    }
+    return triton.cdiv(dims.conv_channels, _BLOCK_C), conv, step
 
 
 def _warmup(space: LaunchSpace) -> None:
