@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 
 from hotstart.errors import InsufficientMemory
 
-__all__ = ["Measured", "MemoryPlan", "PlanLine", "Wish", "Wishes", "as_size", "solve", "step_sizes"]
+__all__ = ["Measured", "MemoryPlan", "PlanLine", "Wish", "Wishes", "as_size", "fits", "solve", "step_sizes"]
 
 RESERVE_SHARE = 1 / 32  # of the total, for what no meter sees: scratch inside operators, fragments, the host's own data
 MAX_RESERVE_BYTES = 256 * 2**20
@@ -188,6 +188,12 @@ class _Trial(NamedTuple):
             pages = m.pages_for(self.model_len) - max(1, -(-missing // m.page_bytes) if m.page_bytes else 1)
             return self._replace(model_len=max(pages, 1) * m.page_size)
         return None
+
+
+def fits(wishes: Wishes, measured: Measured, num_tokens: int) -> bool:
+    """Whether steps of so many tokens leave room for the other wishes as they are."""
+    trial = _Trial(wishes.max_model_len.value, wishes.max_num_seqs.value, num_tokens)
+    return trial.needed_bytes(measured) <= measured.total_bytes
 
 
 def solve(wishes: Wishes, measured: Measured) -> MemoryPlan:

@@ -4,36 +4,33 @@ They run on a minimal cache: every entry of every page table is page 0, every sl
 long as they ever get, while the cache is one page and one slot.  What they compute means nothing.
 """
 
-from collections.abc import Iterator
-
 from hotstart.engine.inputs import StepLimits
 from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Sampling, Span, StepPlan
 from hotstart.request import MAX_LOGPROBS, Request, SamplingParams
 
-__all__ = ["rung_plans", "trial_requests"]
+__all__ = ["rung_plans", "trial_requests", "worst_plans"]
 
 _GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0, position=1)
 _EVERYTHING = Sampling(temperature=0.8, top_k=5, top_p=0.9, seed=7, position=1, banned_ids=(0,), logprobs=MAX_LOGPROBS)
 
 
-def rung_plans(rungs: tuple[int, ...], worst: set[int], limits: StepLimits) -> Iterator[tuple[int, StepPlan]]:
-    """(rung, plan), largest rung first: that is when memory matters most.
-
-    Every rung runs as many decoding sequences as there can be, beside one prompt.  The rungs that bound a limit which
-    the planner may choose run their worst cases too: all tokens in one prompt, and as many prompts as there can be.
-    """
-    steps = 0
-    for rung in reversed(rungs):
-        shapes = [_decodes_and_a_prompt(rung, limits)]
-        if rung in worst:
-            shapes += [_prompts(rung, 1, limits), _prompts(rung, limits.max_num_seqs, limits)]
-        for lengths in dict.fromkeys(shapes):
-            for sampling in (_GREEDY, _EVERYTHING) if rung <= limits.max_num_seqs else (_EVERYTHING,):
-                yield rung, StepPlan(steps, tuple(_span(i, n, sampling, limits) for i, n in enumerate(lengths)))
-                steps += 1
+def worst_plans(rung: int, limits: StepLimits) -> list[StepPlan]:
+    """No step of up to `rung` tokens takes more memory than one of these: many answers, one prompt, many prompts."""
+    shapes = (
+        _answers_and_a_prompt(rung, limits),
+        _prompts(rung, 1, limits),
+        _prompts(rung, limits.max_num_seqs, limits),
+    )
+    return [_plan(shape, _EVERYTHING, limits, all_logprobs=True) for shape in dict.fromkeys(shapes)]
 
 
-def _decodes_and_a_prompt(rung: int, limits: StepLimits) -> tuple[int, ...]:
+def rung_plans(rung: int, limits: StepLimits) -> list[StepPlan]:
+    """As many answers as there can be, beside one prompt; both ways to sample where logits are all that differs."""
+    ways = (_GREEDY, _EVERYTHING) if rung <= limits.max_num_seqs else (_EVERYTHING,)
+    return [_plan(_answers_and_a_prompt(rung, limits), way, limits, all_logprobs=False) for way in ways]
+
+
+def _answers_and_a_prompt(rung: int, limits: StepLimits) -> tuple[int, ...]:
     decodes = min(rung, limits.max_num_seqs)
     prompt = min(rung - decodes + 1, limits.max_model_len)
     return (*(1 for _ in range(decodes - 1)), prompt)
@@ -46,21 +43,26 @@ def _prompts(rung: int, count: int, limits: StepLimits) -> tuple[int, ...]:
     return (*(2 for _ in range(count - 1)), min(rest, longest)) if longest > 1 else (1,)
 
 
-def _span(sequence_id: int, length: int, sampling: Sampling, limits: StepLimits) -> Span:
-    """At the far end of the longest sequence, where a step costs most; every third decode reads a token in flight."""
+def _plan(lengths: tuple[int, ...], sampling: Sampling, limits: StepLimits, *, all_logprobs: bool) -> StepPlan:
+    # Logits of every position are much work: one slab of them is like another.
+    longest = limits.max_model_len if all_logprobs else limits.slab_rows
+    return StepPlan(0, tuple(_span(i, n, sampling, 1 < n <= longest, limits) for i, n in enumerate(lengths)))
+
+
+def _span(sequence_id: int, length: int, sampling: Sampling, logprobs: bool, limits: StepLimits) -> Span:
+    """At the far end of the longest sequence, where a step costs most; every third answer reads a token in flight."""
     start = limits.max_model_len - length
-    decode = length == 1
     return Span(
         sequence_id=sequence_id,
         start=start,
         length=length,
-        token_ids=(IN_FLIGHT if decode and sequence_id % 3 == 0 else 0,) * length,
+        token_ids=(IN_FLIGHT if length == 1 and sequence_id % 3 == 0 else 0,) * length,
         pages=(0,) * limits.max_pages,
         read_slot=0 if start else NO_SLOT,
         write_slot=0,
         sampling=sampling,
-        prompt_logprobs=None if decode or sampling is _GREEDY else MAX_LOGPROBS,
-        next_prompt_id=None if decode or sampling is _GREEDY else 0,
+        prompt_logprobs=MAX_LOGPROBS if logprobs else None,
+        next_prompt_id=0 if logprobs else None,
     )
 
 

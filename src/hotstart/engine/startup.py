@@ -6,9 +6,9 @@
 Everything that can compile, tune, load or take memory does so before the caches are sized.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 
 from hotstart import log
 from hotstart.cache.layout import CacheLayout
@@ -18,9 +18,9 @@ from hotstart.config.model import ModelConfig, read_model_config
 from hotstart.engine.device import CpuDevice, Device
 from hotstart.engine.engine import Engine
 from hotstart.engine.inputs import InputBuilder, StepLimits
-from hotstart.engine.memory import Measured, MemoryPlan, Wish, Wishes, as_size, solve, step_sizes
+from hotstart.engine.memory import Measured, MemoryPlan, Wish, Wishes, as_size, fits, solve, step_sizes
 from hotstart.engine.phases import OnPhase, PhaseLog, RunningPhase, ignore_phases
-from hotstart.engine.rehearsal import rung_plans, trial_requests
+from hotstart.engine.rehearsal import rung_plans, trial_requests, worst_plans
 from hotstart.engine.runner import Runner
 from hotstart.engine.sampler import Sampler
 from hotstart.engine.scheduler import Scheduler, SchedulerLimits
@@ -32,6 +32,9 @@ from hotstart.models.qwen3_5 import Qwen35
 from hotstart.models.weights import fill_random, load_weights
 
 __all__ = ["start"]
+
+Peaks = dict[int, int]  # tokens of a step -> the most bytes that such a step takes
+Enough = Callable[[Peaks, int], bool]
 
 
 def start(config: EngineConfig, on_phase: OnPhase = ignore_phases) -> Engine:
@@ -47,7 +50,7 @@ def start(config: EngineConfig, on_phase: OnPhase = ignore_phases) -> Engine:
 
 
 def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog) -> Engine:
-    known = _Known(config, device, device.used_bytes())
+    known = _Known(*device.memory_limit(config.cpu_memory), device.used_bytes())
     with phases.phase("read config") as running:
         model_config = read_model_config(config.model)
         wishes = _wishes(config, model_config, device)
@@ -57,7 +60,7 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
         layout = model.layout(config.block_size)
         weights_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         # What cannot fit is refused here, before a byte of it is loaded.
-        solve(wishes, known.measured(layout, weights_bytes, 0, ((wishes.max_num_batched_tokens.value, 0),)))
+        solve(wishes, known.measured(layout, weights_bytes, 0, {wishes.max_num_batched_tokens.value: 0}))
         running.detail = f"{as_size(weights_bytes)} of weights, on meta"
     with phases.phase("load weights") as running:
         _load(config, model, device, running)
@@ -69,8 +72,15 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
         inputs = InputBuilder(limits, device)
         sampler = Sampler(model.logits, model_config.vocab_size, limits, device)
         buffers_bytes = device.arena.reserved_bytes() - weights_bytes
-        peaks = _run_rungs(model, layout, inputs, sampler, wishes.max_num_batched_tokens, device, running)
-        running.detail = f"{len(inputs.rungs)} rungs, step peak {as_size(peaks[-1][1])}"
+        peaks = _run_rungs(
+            Runner(model, CacheTensors(layout, 1, 1, partial(device.arena.allocate, "minimal cache")), inputs, sampler),
+            inputs,
+            step_sizes(*wishes.max_num_batched_tokens),
+            lambda peaks, size: fits(wishes, known.measured(layout, weights_bytes, buffers_bytes, peaks), size),
+            device,
+            running,
+        )
+        running.detail = f"{len(inputs.rungs)} rungs, step peak {as_size(max(peaks.values()))}"
     with phases.phase("plan memory") as running:
         plan = solve(wishes, known.measured(layout, weights_bytes, buffers_bytes, peaks))
         running.detail = f"{plan.num_pages} pages, {plan.num_slots} slots"
@@ -96,21 +106,18 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
 class _Known:
     """What stands before anything is loaded."""
 
-    config: EngineConfig
-    device: Device
+    total_bytes: int
+    total_source: str
     process_bytes: int
 
-    def measured(
-        self, layout: CacheLayout, weights_bytes: int, buffers_bytes: int, peaks: tuple[tuple[int, int], ...]
-    ) -> Measured:
-        total_bytes, source = self.device.memory_limit(self.config.cpu_memory)
+    def measured(self, layout: CacheLayout, weights_bytes: int, buffers_bytes: int, peaks: Peaks) -> Measured:
         return Measured(
-            total_bytes=total_bytes,
-            total_source=source,
+            total_bytes=self.total_bytes,
+            total_source=self.total_source,
             process_bytes=self.process_bytes,
             weights_bytes=weights_bytes,
             buffers_bytes=buffers_bytes,
-            step_peaks=peaks,
+            step_peaks=tuple(sorted(peaks.items())),
             page_size=layout.page_size,
             page_bytes=layout.page_bytes,
             slot_bytes=layout.slot_bytes,
@@ -201,31 +208,27 @@ def _scheduler_limits(
 
 
 def _run_rungs(
-    model: Qwen35,
-    layout: CacheLayout,
-    inputs: InputBuilder,
-    sampler: Sampler,
-    tokens_wish: Wish,
-    device: Device,
-    running: RunningPhase,
-) -> tuple[tuple[int, int], ...]:
-    """(tokens, bytes), ascending: the most that a step of so many tokens takes, for all limits that may be chosen."""
-    cache = CacheTensors(layout, 1, 1, partial(device.arena.allocate, "minimal cache"))
-    runner = Runner(model, cache, inputs, sampler)
-    peaks = {inputs.rung(size): 0 for size in reversed(step_sizes(*tokens_wish))}
-    steps = list(rung_plans(inputs.rungs, set(peaks), inputs.limits))
-    total = sum(plan.num_tokens for _, plan in steps)
-    done = 0
-    for rung, plan in steps:
-        if rung in peaks:
+    runner: Runner, inputs: InputBuilder, sizes: tuple[int, ...], enough: Enough, device: Device, running: RunningPhase
+) -> Peaks:
+    """Measure the worst steps of `sizes`, largest first, until one leaves enough memory; then run all smaller rungs."""
+    peaks: dict[int, int] = {}
+    for size in sizes:
+        peaks[size] = 0
+        worst = worst_plans(inputs.rung(size), inputs.limits)
+        for done, plan in enumerate(worst):
+            running.progress(done, len(worst) + len(inputs.rungs))
             with device.measure_peak() as peak:
                 runner.launch(plan).wait()
-            peaks[rung] = max(peaks[rung], peak.num_bytes)
-        else:
+            peaks[size] = max(peaks[size], peak.num_bytes)
+        if enough(peaks, size):
+            break
+    rest = [rung for rung in inputs.rungs if rung < inputs.rung(size)]
+    for done, rung in enumerate(reversed(rest)):
+        running.progress(len(inputs.rungs) - len(rest) + done, len(inputs.rungs))
+        for plan in rung_plans(rung, inputs.limits):
             runner.launch(plan).wait()
-        done += plan.num_tokens
-        running.progress(done, total)
-    return tuple(zip(peaks, accumulate(peaks.values(), max), strict=True))
+    running.progress(len(inputs.rungs), len(inputs.rungs))
+    return peaks
 
 
 def _try(engine: Engine, device: Device) -> None:
