@@ -21,6 +21,7 @@ from hotstart.errors import (
 
 PHASES = [
     "read config",
+    "choose kernels",
     "build model",
     "load weights",
     "warm up kernels",
@@ -60,6 +61,7 @@ def test_phases_are_named_timed_and_account_for_every_byte(folders):
         ({"max_num_seqs": 100_000_000}, InsufficientMemory, "lower --max-num-seqs 100000000"),
         ({"device": "cuda"}, ConfigError, "--device cuda"),
         ({"kernel_backend": "triton"}, ConfigError, "--kernel-backend triton needs a GPU"),
+        ({"gdn_prefill_backend": "fla"}, ConfigError, "--gdn-prefill-backend fla needs a GPU"),
         ({"load_format": "auto"}, CheckpointError, "safetensors"),
         ({"model": "/nowhere"}, CheckpointError, "/nowhere"),
     ],

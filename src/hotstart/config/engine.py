@@ -111,10 +111,15 @@ class EngineConfig:
         "auto",
         choices=("auto", "torch", "triton"),
     )
-    gdn_prefill_backend: Literal["auto", "torch", "triton"] = _option(
-        "which kernels run the chunked delta rule; auto follows the kernel backend",
+    gdn_prefill_backend: Literal["auto", "triton", "flashinfer", "fla", "torch"] = _option(
+        "whose chunked delta rule runs the prompts; auto: the fastest that was measured on this GPU and is installed",
         "auto",
-        choices=("auto", "torch", "triton"),
+        choices=("auto", "triton", "flashinfer", "fla", "torch"),
+    )
+    tune: Literal["auto", "off", "force"] = _option(
+        "tiles of kernels that no table has for this GPU: time them once at start-up, never, or all of them anew",
+        "auto",
+        choices=("auto", "off", "force"),
     )
     jit_monitor_mode: Literal["warn", "error"] = _option(
         "a compile, tuning run, load or growth after the seal: warn, or fail the requests of its step",

@@ -20,7 +20,7 @@ from hotstart.engine.inputs import InputBuilder, StepLimits
 from hotstart.engine.limits import SchedulerLimits
 from hotstart.engine.space import launch_space, moved
 from hotstart.engine.traffic import random_plans
-from hotstart.kernels import dry
+from hotstart.kernels import dry, tune
 from hotstart.kernels.backends import Backend, ops_for
 from hotstart.kernels.launch import LaunchKey, LaunchSpace, Recording, WarmupReport, recording, warm_up
 from hotstart.kernels.ops import Ops
@@ -125,7 +125,10 @@ class Checker:
         return launch_space(self.config, *self.dtypes, self.limits, self.device)
 
     def warm_up(self) -> WarmupReport:
-        return warm_up(self.space())
+        """With the tiles that this GPU would get without timing anything: of a table, or the default."""
+        space = self.space()
+        tune.resolve(space, "off")
+        return warm_up(space)
 
     def run(self, num_steps: int, watch: Watch, seed: int = 0) -> Recording:
         """Random steps through scheduler, inputs and layers; the recording says which keys were asked for."""

@@ -40,6 +40,7 @@ class Measured:
     page_size: int
     page_bytes: int
     slot_bytes: int
+    tuning_bytes: int = 0  # scratch of tuning: held before the caches were sized, and free again
 
     @property
     def reserve_bytes(self) -> int:
@@ -130,6 +131,8 @@ class MemoryPlan:
         return "\n".join(
             [line("memory", "", "bytes", ""), *(line(*row) for row in rows), ruler, line(*total), limits]
             + [f"lowered: {note}" for note in self.notes]
+            + [f"tuning held {as_size(self.measured.tuning_bytes)} before this, all free again"]
+            * bool(self.measured.tuning_bytes)
         )
 
     def as_dict(self) -> dict[str, object]:
@@ -143,6 +146,7 @@ class MemoryPlan:
             "page_size": self.measured.page_size,
             "page_bytes": self.measured.page_bytes,
             "slot_bytes": self.measured.slot_bytes,
+            "tuning_bytes": self.measured.tuning_bytes,
             "notes": list(self.notes),
         }
 

@@ -28,6 +28,7 @@ class PhaseProgress:
     name: str
     done: int = 0
     total: int = 0
+    note: str = ""  # what it does just now, and how long it may yet take
 
 
 OnPhase = Callable[[Phase | PhaseProgress], None]
@@ -81,5 +82,5 @@ class RunningPhase:
     _on_phase: OnPhase
     detail: str = ""
 
-    def progress(self, done: int, total: int) -> None:
-        self._on_phase(PhaseProgress(self.name, done, total))
+    def progress(self, done: int, total: int, note: str = "") -> None:
+        self._on_phase(PhaseProgress(self.name, done, total, note))

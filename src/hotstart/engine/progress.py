@@ -39,7 +39,7 @@ class _PhaseBars:
         if isinstance(event, Phase):
             self._bars.update(task, total=1, completed=1, result=_result(event))
         elif event.total:
-            self._bars.update(task, total=event.total, completed=event.done)
+            self._bars.update(task, total=event.total, completed=event.done, result=event.note)
 
 
 def _result(phase: Phase) -> str:

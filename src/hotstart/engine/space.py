@@ -10,7 +10,7 @@ from hotstart.config.model import ModelConfig
 from hotstart.engine.device import Device
 from hotstart.engine.inputs import InputBuilder, StepLimits
 from hotstart.engine.plan import NO_SLOT, Span, StepPlan
-from hotstart.kernels.ops import Step
+from hotstart.kernels.ops import Prefill, Step
 from hotstart.kernels.space import LaunchSpace
 from hotstart.layers.gated_delta_net import gdn_dims
 
@@ -21,7 +21,12 @@ T = TypeVar("T")
 
 
 def launch_space(
-    config: ModelConfig, dtype: torch.dtype, state_dtype: torch.dtype, limits: StepLimits, device: Device
+    config: ModelConfig,
+    dtype: torch.dtype,
+    state_dtype: torch.dtype,
+    limits: StepLimits,
+    device: Device,
+    gdn_prefill: Prefill = "triton",
 ) -> LaunchSpace:
     """Warm-up steps hold two answers and two prompts: one from zero, one that goes on; one ends within a chunk."""
     chunk, size = limits.chunk_length, limits.page_size
@@ -74,6 +79,7 @@ def launch_space(
         num_pages=1,
         page_size=size,
         gdn=gdn_dims(config),
+        gdn_prefill=gdn_prefill,
         state_dtype=state_dtype,
     )
 

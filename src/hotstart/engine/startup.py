@@ -1,7 +1,7 @@
 """Start-up: one function, from the user's wishes to a sealed engine.
 
-    read config -> build on meta -> load weights -> warm up kernels -> run every rung on a minimal cache
-      -> plan memory -> allocate caches -> trial requests on the real path -> seal
+    read config -> choose kernels -> build on meta -> load weights -> warm up kernels
+      -> run every rung on a minimal cache -> plan memory -> allocate caches -> trial requests on the real path -> seal
 
 Everything that can compile, tune, load or take memory does so before the caches are sized.
 """
@@ -18,6 +18,7 @@ from hotstart.config.model import ModelConfig, read_model_config
 from hotstart.engine.device import CpuDevice, Device
 from hotstart.engine.engine import Engine
 from hotstart.engine.inputs import InputBuilder, StepLimits
+from hotstart.engine.kernels import KernelChoice, choose_kernels, warm_up_kernels
 from hotstart.engine.memory import Measured, MemoryPlan, Wish, Wishes, as_size, fits, solve, step_sizes
 from hotstart.engine.phases import OnPhase, PhaseLog, RunningPhase, ignore_phases
 from hotstart.engine.rehearsal import rung_plans, trial_requests, worst_plans
@@ -25,7 +26,6 @@ from hotstart.engine.runner import Runner
 from hotstart.engine.sampler import Sampler
 from hotstart.engine.scheduler import Scheduler, SchedulerLimits
 from hotstart.errors import ConfigError, StartupError
-from hotstart.kernels.backends import ops_for
 from hotstart.kernels.watch import MemoryWatch, Watch
 from hotstart.models import build_model, resolve_dtype, resolve_state_dtype
 from hotstart.models.qwen3_5 import Qwen35
@@ -55,8 +55,12 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
         model_config = read_model_config(config.model)
         wishes = _wishes(config, model_config, device)
         running.detail = f"{model_config.architecture}, {model_config.num_hidden_layers} layers"
+    with phases.phase("choose kernels") as running:
+        limits = _step_limits(config, model_config, wishes, device)
+        kernels = choose_kernels(config, model_config, limits, device)
+        running.detail = f"prefill by {kernels.prefill}"
     with phases.phase("build model") as running:
-        model = _build(config, model_config, wishes, device)
+        model = _build(config, model_config, wishes, kernels)
         layout = model.layout(config.block_size)
         weights_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         # What cannot fit is refused here, before a byte of it is loaded.
@@ -66,9 +70,8 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
         _load(config, model, device, running)
         weights_bytes = device.arena.reserved_bytes()
     with phases.phase("warm up kernels") as running:
-        running.detail = "torch operators only, which compile nothing"
+        warm = warm_up_kernels(kernels, config, running)
     with phases.phase("run rungs") as running:
-        limits = _step_limits(config, model_config, wishes, device)
         inputs = InputBuilder(limits, device)
         sampler = Sampler(model.logits, model_config.vocab_size, limits, device)
         buffers_bytes = device.arena.reserved_bytes() - weights_bytes
@@ -82,7 +85,8 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
         )
         running.detail = f"{len(inputs.rungs)} rungs, step peak {as_size(max(peaks.values()))}"
     with phases.phase("plan memory") as running:
-        plan = solve(wishes, known.measured(layout, weights_bytes, buffers_bytes, peaks))
+        tuning_bytes = warm.tiles.scratch_bytes if warm else 0
+        plan = solve(wishes, known.measured(layout, weights_bytes, buffers_bytes, peaks, tuning_bytes))
         running.detail = f"{plan.num_pages} pages, {plan.num_slots} slots"
         for note in plan.notes:
             log.info("limit lowered", what=note)
@@ -110,7 +114,9 @@ class _Known:
     total_source: str
     process_bytes: int
 
-    def measured(self, layout: CacheLayout, weights_bytes: int, buffers_bytes: int, peaks: Peaks) -> Measured:
+    def measured(
+        self, layout: CacheLayout, weights_bytes: int, buffers_bytes: int, peaks: Peaks, tuning_bytes: int = 0
+    ) -> Measured:
         return Measured(
             total_bytes=self.total_bytes,
             total_source=self.total_source,
@@ -121,18 +127,15 @@ class _Known:
             page_size=layout.page_size,
             page_bytes=layout.page_bytes,
             slot_bytes=layout.slot_bytes,
+            tuning_bytes=tuning_bytes,
         )
 
 
 def _device(config: EngineConfig) -> Device:
     if config.device == "cuda":
         raise ConfigError("--device cuda is not implemented in this version; use --device cpu")
-    for name, wish in (
-        ("--kernel-backend", config.kernel_backend),
-        ("--gdn-prefill-backend", config.gdn_prefill_backend),
-    ):
-        if wish not in ("auto", "torch"):
-            raise ConfigError(f"{name} {wish} needs a GPU, the device is cpu; use {name} auto")
+    if config.kernel_backend == "triton":
+        raise ConfigError("--kernel-backend triton needs a GPU, the device is cpu; use --kernel-backend auto")
     return CpuDevice(config.num_threads)
 
 
@@ -159,10 +162,10 @@ def _wishes(config: EngineConfig, model_config: ModelConfig, device: Device) -> 
     )
 
 
-def _build(config: EngineConfig, model_config: ModelConfig, wishes: Wishes, device: Device) -> Qwen35:
+def _build(config: EngineConfig, model_config: ModelConfig, wishes: Wishes, kernels: KernelChoice) -> Qwen35:
     return build_model(
         model_config,
-        ops_for(device.backend),
+        kernels.ops,
         resolve_dtype(model_config, config.dtype),
         resolve_state_dtype(model_config, config.mamba_ssm_cache_dtype),
         num_positions=wishes.max_model_len.value,

@@ -1,12 +1,13 @@
 """ops_for: the table of ops of a backend."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
 import torch.nn.functional as F
 
-from hotstart.kernels import activation, attention, gdn, gdn_decode, linear, moe, norm
-from hotstart.kernels.ops import Ops
+from hotstart.kernels import activation, attention, gdn, gdn_decode, gdn_external, linear, moe, norm
+from hotstart.kernels.ops import Ops, Prefill
 
 __all__ = ["Backend", "ops_for"]
 
@@ -36,5 +37,15 @@ _TRITON = replace(
 )
 
 
-def ops_for(backend: Backend) -> Ops:
-    return {"torch": _TORCH, "triton": _TRITON}[backend]
+_PREFILL: dict[Prefill, Callable[..., None]] = {
+    "torch": gdn.gdn_prefill,
+    "triton": _TRITON.gdn_prefill,
+    "fla": gdn_external.gdn_prefill_fla,
+    "flashinfer": gdn_external.gdn_prefill_flashinfer,
+}
+
+
+def ops_for(backend: Backend, gdn_prefill: Prefill | None = None) -> Ops:
+    """The table of a backend, with another prefill of the Gated DeltaNet mixer where one is named."""
+    ops = {"torch": _TORCH, "triton": _TRITON}[backend]
+    return ops if gdn_prefill is None else replace(ops, gdn_prefill=_PREFILL[gdn_prefill])

@@ -7,11 +7,14 @@ arrives as `StepInputs`' parts, which this package only reads (structurally: see
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
-__all__ = ["AttentionDims", "DecodeStep", "GdnDims", "GdnWeights", "Ops", "PrefillStep", "Step"]
+__all__ = ["EXTERNAL", "AttentionDims", "DecodeStep", "GdnDims", "GdnWeights", "Ops", "Prefill", "PrefillStep", "Step"]
+
+Prefill = Literal["torch", "triton", "fla", "flashinfer"]  # whose chunked delta rule runs
+EXTERNAL: frozenset[Prefill] = frozenset({"fla", "flashinfer"})
 
 
 class DecodeStep(Protocol):

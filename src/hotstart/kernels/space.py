@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from hotstart.kernels.ops import AttentionDims, GdnDims, GdnWeights, Step
+from hotstart.kernels.ops import AttentionDims, GdnDims, GdnWeights, Prefill, Step
 
 __all__ = ["LaunchSpace"]
 
@@ -35,6 +35,7 @@ class LaunchSpace:
     num_pages: int = 0
     page_size: int = 16
     gdn: GdnDims | None = None
+    gdn_prefill: Prefill = "triton"
     state_dtype: torch.dtype = torch.float32
     attention: AttentionDims | None = None
     device: torch.device = field(default_factory=lambda: torch.device("meta"))

@@ -7,8 +7,8 @@ import torch
 from steps import Row, make_step, moved
 
 from hotstart.cache.step import StepInputs
-from hotstart.kernels import dry
-from hotstart.kernels.launch import LaunchSpace
+from hotstart.kernels import dry, gdn_external
+from hotstart.kernels.launch import LAUNCHERS, LaunchSpace
 from hotstart.kernels.ops import GdnDims
 
 
@@ -43,3 +43,9 @@ def space() -> LaunchSpace:
         num_slots=6,
         gdn=GdnDims(num_key_heads=2, num_value_heads=6, key_dim=64, value_dim=48, conv_width=4, eps=1e-6),
     )
+
+
+@pytest.fixture
+def own_kernels() -> set[str]:
+    """Names of all kernels but those that stand around a library's prefill."""
+    return {launcher.kernel.name for launcher in LAUNCHERS if launcher.warmup is not gdn_external.warmup}

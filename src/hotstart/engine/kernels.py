@@ -1,0 +1,75 @@
+"""The kernels of a start: which ops the layers call is settled before the model is built, the rest in the warm-up."""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotstart.config.engine import EngineConfig
+from hotstart.config.model import ModelConfig
+from hotstart.engine.device import Device
+from hotstart.engine.inputs import StepLimits
+from hotstart.engine.phases import RunningPhase
+from hotstart.engine.space import launch_space
+from hotstart.kernels import tune
+from hotstart.kernels.backends import ops_for
+from hotstart.kernels.gdn_backends import PrefillChoice, choose_prefill, installed_packages, prove_prefill
+from hotstart.kernels.launch import LaunchSpace, WarmupReport, warm_up
+from hotstart.kernels.ops import Ops
+from hotstart.kernels.target import current_target
+from hotstart.kernels.tile_tables import Table, shipped
+from hotstart.layers.gated_delta_net import gdn_dims
+from hotstart.models import resolve_dtype, resolve_state_dtype
+
+__all__ = ["KernelChoice", "WarmKernels", "choose_kernels", "command_line", "warm_up_kernels"]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelChoice:
+    ops: Ops
+    prefill: PrefillChoice
+    space: LaunchSpace | None  # None where nothing is compiled
+
+
+@dataclass(frozen=True, slots=True)
+class WarmKernels:
+    tiles: tune.TileReport
+    binaries: WarmupReport
+
+
+def choose_kernels(config: EngineConfig, model_config: ModelConfig, limits: StepLimits, device: Device) -> KernelChoice:
+    """Raises ConfigError for a backend that cannot be had here, WarmupError if one that was asked for fails."""
+    dtype = resolve_dtype(model_config, config.dtype)
+    wish, dims = config.gdn_prefill_backend, gdn_dims(model_config)
+    if device.backend == "torch":
+        choice = choose_prefill(wish, None, dims, dtype, {}, Table(""))
+        return KernelChoice(ops_for("torch", choice.name), choice, None)
+    target = current_target()
+    choice = choose_prefill(wish, target, dims, dtype, installed_packages(), shipped(target))
+    states = resolve_state_dtype(model_config, config.mamba_ssm_cache_dtype)
+    space = launch_space(model_config, dtype, states, limits, device, choice.name)
+    proved = prove_prefill(choice, space)
+    if proved.name != choice.name:
+        space = launch_space(model_config, dtype, states, limits, device, proved.name)
+    return KernelChoice(ops_for("triton", proved.name), proved, space)
+
+
+def warm_up_kernels(choice: KernelChoice, config: EngineConfig, running: RunningPhase) -> WarmKernels | None:
+    """Choose tiles, then compile, load and launch every binary.  None where the ops are PyTorch's."""
+    if choice.space is None:
+        running.detail = "torch operators only, which compile nothing"
+        return None
+
+    def on_tuning(kernel: str, done: int, total: int, seconds_left: float) -> None:
+        running.progress(done, total, f"tuning {kernel}: at most {seconds_left:.0f} s more")
+
+    tiles = tune.resolve(choice.space, config.tune, command=command_line(), on_tuning=on_tuning)
+    report = warm_up(choice.space)
+    running.detail = f"{len(report.binaries)} binaries; {tiles.summary()}"
+    return WarmKernels(tiles, report)
+
+
+def command_line() -> str:
+    """What to write beside a measurement; names of this machine's folders are nobody's business."""
+    words = [Path(word).name if "/" in word else word for word in sys.argv]
+    return shlex.join(words)

@@ -1,0 +1,361 @@
+"""The chunked delta rule of a library, between our convolution and our gated norm: flash-linear-attention, FlashInfer.
+
+What stands around the core is ours, so that states are read and written by slot as everywhere: `_inputs_kernel` makes
+q, k, v and the gates of the packed rows, the library runs the rule, the norm fills `out`, and `_keep_inputs_kernel`
+leaves the inputs that the next step's convolution needs.  The states of the step's sequences are gathered for the
+library and scattered back, and memory is the library's own: start-up measures it like everything in a step.
+
+The cores are operators of torch with a form for meta tensors, which has shapes alone: a library is called, and warmed,
+on real tensors only.
+
+Sources: flash-linear-attention 0.6.0, `fla.ops.gated_delta_rule.chunk_gated_delta_rule`; FlashInfer 0.6.13 and 0.7.2,
+`flashinfer.gdn_prefill.chunk_gated_delta_rule`, whose g is exp of the log decay.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
+from hotstart.kernels.ops import EXTERNAL, GdnDims, GdnWeights, PrefillStep
+
+__all__ = ["CHUNK_LENGTH", "gdn_prefill_fla", "gdn_prefill_flashinfer", "warmup"]
+
+CHUNK_LENGTH = 64  # of both libraries
+# A library that tunes itself does so on the first prompts it sees: these, before the step's own short ones.
+_WARMUP_LENGTHS = (512,) * 4
+_BLOCK_D = 1024
+
+
+@kernel
+def _inputs_kernel(
+    packed_ptr,  # [T, ROW]
+    conv_ptr,  # [slots, W - 1, CHANNELS]
+    weight_ptr,  # [CHANNELS, W]
+    A_log_ptr,  # [HV]
+    dt_bias_ptr,  # [HV]
+    q_ptr,  # [P, H, K]
+    k_ptr,  # [P, H, K]
+    v_ptr,  # [P, HV, V]
+    g_ptr,  # [P, HV]
+    beta_ptr,  # [P, HV]
+    chunks_ptr,  # [*, 4]
+    read_slots_ptr,  # [N]
+    first_token: tl.int32,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    W: tl.constexpr,
+    ROW: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    LINEAR: tl.constexpr,
+):
+    """Program: chunk x head of q, of k, or of v, which brings its gates.  LINEAR: g is the decay, not its logarithm."""
+    HEADS: tl.constexpr = 2 * H + HV
+    CHANNELS: tl.constexpr = 2 * H * K + HV * V
+    i_p = tl.program_id(0).to(tl.int64)
+    i_h = i_p % HEADS
+    p_chunk = chunks_ptr + i_p // HEADS * 4
+    token = tl.load(p_chunk + 1).to(tl.int64)
+    n = tl.load(p_chunk + 2)
+    is_first = tl.load(p_chunk + 3) == 0
+    slot = tl.load(read_slots_ptr + tl.load(p_chunk)).to(tl.int64)
+    is_value = i_h >= 2 * H
+    i_hv = i_h - 2 * H
+    width = tl.where(is_value, V, K)
+    channel = tl.where(is_value, 2 * H * K + i_hv * V, i_h * K)
+
+    o_c, o_d = tl.arange(0, C), tl.arange(0, BLOCK_D)
+    m_c = o_c < n
+    m = m_c[:, None] & (o_d < width)[None, :]
+    b_u = tl.zeros([C, BLOCK_D], tl.float32)
+    for j in tl.static_range(W):
+        o_w = o_c + (j - W + 1)  # before the chunk lie the sequence's previous tokens, or the slot that has them
+        m_x = m & ((o_w >= 0) | (not is_first))[:, None]
+        b_x = tl.load(packed_ptr + (token + o_w)[:, None] * ROW + (channel + o_d)[None, :], m_x, 0)
+        m_old = m & (is_first & (o_w < 0) & (slot >= 0))[:, None]
+        p_old = conv_ptr + (slot * (W - 1) + o_w + W - 1)[:, None] * CHANNELS + (channel + o_d)[None, :]
+        b_x += tl.load(p_old, m_old, 0)
+        b_w = tl.load(weight_ptr + (channel + o_d) * W + j, o_d < width, 0)
+        b_u += b_x.to(tl.float32) * b_w.to(tl.float32)[None, :]
+    b_u *= tl.sigmoid(b_u)
+
+    row = token - first_token + o_c
+    if is_value:
+        p_v = v_ptr + (row * HV + i_hv)[:, None] * V + o_d[None, :]
+        tl.store(p_v, b_u.to(v_ptr.dtype.element_ty), m)
+        p_b = packed_ptr + (token + o_c) * ROW + CHANNELS + HV * V + i_hv
+        tl.store(beta_ptr + row * HV + i_hv, tl.sigmoid(tl.load(p_b, m_c, 0).to(tl.float32)), m_c)
+        x = tl.load(p_b + HV, m_c, 0).to(tl.float32) + tl.load(dt_bias_ptr + i_hv)
+        softplus = tl.where(x > 20, x, tl.log(1 + tl.exp(tl.minimum(x, 20))))
+        g = -tl.exp(tl.load(A_log_ptr + i_hv)) * softplus
+        if LINEAR:
+            g = tl.exp(g)
+        tl.store(g_ptr + row * HV + i_hv, g, m_c)
+    else:
+        b_u *= tl.rsqrt(tl.sum(b_u * b_u, axis=1) + 1e-6)[:, None]
+        i_k = i_h % H
+        o_k = (row * H + i_k)[:, None] * K + o_d[None, :]
+        tl.store(q_ptr + o_k, b_u.to(q_ptr.dtype.element_ty), m & (i_h < H))
+        tl.store(k_ptr + o_k, b_u.to(k_ptr.dtype.element_ty), m & (i_h >= H))
+
+
+@kernel
+def _gated_norm_kernel(
+    o_ptr,  # [P, HV, V]
+    packed_ptr,  # [T, ROW]
+    weight_ptr,  # [V]
+    y_ptr,  # [T, HV, V]
+    first_token: tl.int32,
+    eps: tl.float32,
+    HV: tl.constexpr,
+    V: tl.constexpr,
+    ROW: tl.constexpr,
+    Z_OFFSET: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+):
+    """Program: token x value head."""
+    i_p = tl.program_id(0).to(tl.int64)
+    i_t, i_h = first_token + i_p // HV, i_p % HV
+    o_v = tl.arange(0, BLOCK_V)
+    m_v = o_v < V
+    b_o = tl.load(o_ptr + i_p * V + o_v, m_v, 0).to(tl.float32)
+    b_z = tl.load(packed_ptr + i_t * ROW + Z_OFFSET + i_h * V + o_v, m_v, 0).to(tl.float32)
+    b_w = tl.load(weight_ptr + o_v, m_v, 0)
+    b_y = b_o * tl.rsqrt(tl.sum(b_o * b_o, axis=0) / V + eps) * b_w * b_z * tl.sigmoid(b_z)
+    tl.store(y_ptr + (i_t * HV + i_h) * V + o_v, b_y.to(y_ptr.dtype.element_ty), m_v)
+
+
+@kernel
+def _keep_inputs_kernel(
+    packed_ptr,  # [T, ROW]
+    conv_ptr,  # [slots, W - 1, CHANNELS]
+    read_slots_ptr,  # [N]
+    write_slots_ptr,  # [N]
+    cu_seqlens_ptr,  # [N + 1]
+    CHANNELS: tl.constexpr,
+    W: tl.constexpr,
+    ROW: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Program: sequence x BLOCK_D channels.  A sequence shorter than the window keeps the end of the old one."""
+    NUM_BLOCKS: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
+    i_p = tl.program_id(0)
+    i_n = i_p // NUM_BLOCKS
+    i_read = tl.load(read_slots_ptr + i_n).to(tl.int64)
+    i_write = tl.load(write_slots_ptr + i_n).to(tl.int64)
+    first = tl.load(cu_seqlens_ptr + i_n).to(tl.int64)
+    length = tl.load(cu_seqlens_ptr + i_n + 1) - first
+    o_d = i_p % NUM_BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
+    o_w = tl.arange(0, BLOCK_W)
+    o_t = length - (W - 1) + o_w
+    m = (o_w < W - 1)[:, None] & (o_d < CHANNELS)[None, :]
+    b_x = tl.load(packed_ptr + (first + o_t)[:, None] * ROW + o_d[None, :], m & (o_t >= 0)[:, None], 0)
+    p_old = conv_ptr + (i_read * (W - 1) + o_t + W - 1)[:, None] * CHANNELS + o_d[None, :]
+    b_x += tl.load(p_old, m & ((o_t < 0) & (i_read >= 0))[:, None], 0)
+    tl.debug_barrier()  # both slots may be one: every row is read before any is written
+    p_new = conv_ptr + (i_write * (W - 1) + o_w)[:, None] * CHANNELS + o_d[None, :]
+    tl.store(p_new, b_x, m & (i_write >= 0))
+
+
+Core = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@functools.cache
+def _of_fla() -> Callable[..., Any]:
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+    return chunk_gated_delta_rule  # type: ignore[no-any-return]  # the library has no types
+
+
+@functools.cache
+def _of_flashinfer() -> Callable[..., Any]:
+    from flashinfer.gdn_prefill import chunk_gated_delta_rule
+
+    # From 0.7 on it may split a sequence by what else is in the step, and results would depend on neighbours.
+    known = inspect.signature(chunk_gated_delta_rule).parameters
+    return functools.partial(chunk_gated_delta_rule, **({"use_cp": False} if "use_cp" in known else {}))
+
+
+def _fla(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, states: Tensor, cu_seqlens: Tensor, chunks: Tensor
+) -> tuple[Tensor, Tensor]:
+    one = (x.unsqueeze(0) for x in (q, k, v, g, beta))
+    out, last = _of_fla()(
+        *one,
+        initial_state=states,
+        output_final_state=True,
+        state_v_first=True,
+        cu_seqlens=cu_seqlens,
+        chunk_indices=chunks,
+    )
+    return out.squeeze(0), last
+
+
+def _flashinfer(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, states: Tensor, cu_seqlens: Tensor, chunks: Tensor
+) -> tuple[Tensor, Tensor]:
+    out, last = _of_flashinfer()(
+        q,
+        k,
+        v,
+        g=g,
+        beta=beta,
+        initial_state=states,
+        output_final_state=True,
+        output_state=torch.empty_like(states),
+        cu_seqlens=cu_seqlens,
+    )
+    return out, last
+
+
+def _shapes(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, states: Tensor, cu_seqlens: Tensor, chunks: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(v), torch.empty_like(states)
+
+
+_LIBRARY = torch.library.Library("hotstart", "DEF")
+for _name, _core in (("fla", _fla), ("flashinfer", _flashinfer)):
+    _LIBRARY.define(
+        f"{_name}_gated_delta_rule(Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor states, "
+        "Tensor cu_seqlens, Tensor chunks) -> (Tensor, Tensor)"
+    )
+    _LIBRARY.impl(f"{_name}_gated_delta_rule", _core, "CompositeExplicitAutograd")
+    _LIBRARY.impl(f"{_name}_gated_delta_rule", _shapes, "Meta")
+
+
+def _gdn_prefill(
+    core: Core,
+    linear: bool,
+    packed: Tensor,
+    weights: GdnWeights,
+    conv: Tensor,
+    state: Tensor,
+    prefill: PrefillStep,
+    dims: GdnDims,
+    out: Tensor,
+) -> None:
+    H, HV, K, V, W = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim, dims.conv_width
+    C, P, first = prefill.chunk_length, sum(prefill.lengths), prefill.first_token
+    assert C == CHUNK_LENGTH, f"the libraries' chunks are of {CHUNK_LENGTH} tokens, the step's of {C}"
+    if not P:
+        return
+    q, k = (packed.new_empty(P, H, K) for _ in range(2))
+    v = packed.new_empty(P, HV, V)
+    g, beta = (torch.empty(P, HV, dtype=torch.float32, device=packed.device) for _ in range(2))
+    _launch_inputs(
+        (prefill.num_chunks * (2 * H + HV),),
+        packed,
+        conv,
+        weights.conv,
+        weights.A_log,
+        weights.dt_bias,
+        q,
+        k,
+        v,
+        g,
+        beta,
+        prefill.chunks,
+        prefill.read_slots,
+        first,
+        H=H,
+        HV=HV,
+        K=K,
+        V=V,
+        W=W,
+        ROW=dims.packed_width,
+        C=C,
+        BLOCK_D=triton.next_power_of_2(max(K, V)),
+        LINEAR=linear,
+    )
+    reads = prefill.read_slots.long()
+    states = state.index_select(0, reads.clamp(min=0)).float()
+    states.masked_fill_((reads < 0).view(-1, 1, 1, 1), 0)  # whatever the slot held, NaN too
+    o, states = core(q, k, v, g, beta, states, prefill.cu_seqlens - first, prefill.chunks[:, ::3].contiguous())
+    state.index_copy_(0, prefill.write_slots.long(), states.to(state.dtype))
+    _launch_gated_norm(
+        (P * HV,),
+        o.contiguous(),
+        packed,
+        weights.norm,
+        out,
+        first,
+        dims.eps,
+        HV=HV,
+        V=V,
+        ROW=dims.packed_width,
+        Z_OFFSET=dims.z_offset,
+        BLOCK_V=triton.next_power_of_2(V),
+        num_warps=1,
+    )
+    channels = dims.conv_channels
+    _launch_keep_inputs(
+        (len(prefill.lengths) * triton.cdiv(channels, _BLOCK_D),),
+        packed,
+        conv,
+        prefill.read_slots,
+        prefill.write_slots,
+        prefill.cu_seqlens,
+        CHANNELS=channels,
+        W=W,
+        ROW=dims.packed_width,
+        BLOCK_D=_BLOCK_D,
+        BLOCK_W=triton.next_power_of_2(W - 1),
+    )
+
+
+def gdn_prefill_fla(
+    packed: Tensor,
+    weights: GdnWeights,
+    conv: Tensor,
+    state: Tensor,
+    prefill: PrefillStep,
+    dims: GdnDims,
+    out: Tensor,
+) -> None:
+    """As `Ops.gdn_prefill`, with flash-linear-attention's rule; prefill spans own a slot each."""
+    core = torch.ops.hotstart.fla_gated_delta_rule
+    _gdn_prefill(core, False, packed, weights, conv, state, prefill, dims, out)
+
+
+def gdn_prefill_flashinfer(
+    packed: Tensor,
+    weights: GdnWeights,
+    conv: Tensor,
+    state: Tensor,
+    prefill: PrefillStep,
+    dims: GdnDims,
+    out: Tensor,
+) -> None:
+    """As `Ops.gdn_prefill`, with FlashInfer's rule; prefill spans own a slot each."""
+    core = torch.ops.hotstart.flashinfer_gated_delta_rule
+    _gdn_prefill(core, True, packed, weights, conv, state, prefill, dims, out)
+
+
+def warmup(space: LaunchSpace) -> None:
+    if space.gdn is None or space.gdn_prefill not in EXTERNAL:
+        return
+    op = gdn_prefill_fla if space.gdn_prefill == "fla" else gdn_prefill_flashinfer
+    dims = space.gdn
+    for dtype in space.activation_dtypes:
+        for step in (space.prompts(space.device, _WARMUP_LENGTHS), space.step(space.device)):
+            rows, slots = step.num_tokens, max(space.num_slots, len(_WARMUP_LENGTHS))
+            packed, weights, conv, state = replace(space, num_tokens=rows, num_slots=slots).gdn_inputs(dims, dtype)
+            out = space.empty(rows, dims.num_value_heads * dims.value_dim, dtype=dtype)
+            op(packed, weights, conv, state, step.prefill, dims, out)
+
+
+_launch_inputs = Launcher(_inputs_kernel, warmup=warmup)
+_launch_gated_norm = Launcher(_gated_norm_kernel, warmup=warmup)
+_launch_keep_inputs = Launcher(_keep_inputs_kernel, warmup=warmup, in_place=True)
