@@ -108,6 +108,13 @@ def test_a_stream_joins_to_the_text_and_can_be_left(llm: LLM) -> None:
     stream.close()  # type: ignore[attr-defined]  # a generator
 
 
+def test_streams_run_beside_each_other(llm: LLM) -> None:
+    add, copy, sort = (llm.stream(prompt, GREEDY) for prompt in (ADD, COPY, SORT))
+    first = next(copy)
+    assert texts(llm.generate([ADD, COPY], GREEDY, use_tqdm=False)) == ["42", "lfs p日x rd"]
+    assert ["".join(add), first + "".join(copy), "".join(sort)] == ["42", "lfs p日x rd", "01239"]
+
+
 @pytest.mark.parametrize(
     ("bad", "params", "error", "words"),
     [
@@ -148,7 +155,8 @@ def test_without_a_tokenizer(llm: LLM) -> None:
     with LLM(CHECKPOINT, skip_tokenizer_init=True, use_tqdm=False, **SMALL) as bare:
         ids = llm.get_tokenizer().encode(ADD)
         with pytest.raises(ConfigError, match="token ids"):
-            bare.generate(ADD)
+            bare.generate([ids, ADD])
+        assert not bare.engine.has_work
         result = bare.generate(ids, SamplingParams(temperature=0.0, max_tokens=2, logprobs=0), use_tqdm=False)[0]
         assert llm.get_tokenizer().decode(result.outputs[0].token_ids) == "42"
         assert (result.outputs[0].text, next(iter((result.outputs[0].logprobs or [])[0].values())).decoded_token) == (

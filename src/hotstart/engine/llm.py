@@ -10,6 +10,7 @@ import difflib
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self
 
@@ -68,6 +69,7 @@ class LLM:
             self.engine: Engine = start(config, on_phase)
         self._chat_template: ChatTemplate | None = None
         self._numbers = itertools.count()
+        self._running: dict[str, OutputBuilder] = {}
 
     @property
     def memory_plan(self) -> MemoryPlan:
@@ -149,10 +151,13 @@ class LLM:
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[str]:
         """The text of one answer as it grows.  Raises the error that ended it, if one did."""
-        builders = self._make_builders([prompt], sampling_params)
-        yield from (text for text in self._run(builders) if text)
-        if builders[0].error is not None:
-            raise builders[0].error
+        (builder,) = builders = self._make_builders([prompt], sampling_params)
+        for _ in self._run(builders):
+            if text := builder.take_text():
+                yield text
+        yield from filter(None, [builder.take_text()])  # of steps that other calls made
+        if builder.error is not None:
+            raise builder.error
 
     def close(self) -> None:
         self.engine.close()
@@ -173,14 +178,17 @@ class LLM:
         if len(each) != len(prompts):
             raise RequestError(f"{len(prompts)} prompts and {len(each)} sampling_params; give one, or one for each")
         builders: list[OutputBuilder] = []
-        try:
-            for prompt, wishes in zip(prompts, each, strict=True):
-                builder = self._make_builder(prompt, wishes)
-                self.engine.add(builder.request)
+        with ExitStack() as undo:
+            undo.callback(self._abort, builders)
+            for number, (prompt, wishes) in enumerate(zip(prompts, each, strict=True)):
+                try:
+                    builder = self._make_builder(prompt, wishes)
+                    self.engine.add(builder.request)
+                except RequestError as error:
+                    raise type(error)(f"prompt {number}: {error}") from error
                 builders.append(builder)
-        except RequestError as error:
-            self._abort(builders)
-            raise type(error)(f"prompt {len(builders)}: {error}") from error
+            undo.pop_all()
+        self._running |= {builder.request.id: builder for builder in builders}
         return builders
 
     def _make_builder(self, prompt: Prompt, params: SamplingParams) -> OutputBuilder:
@@ -199,29 +207,38 @@ class LLM:
         request = Request(str(next(self._numbers)), tuple(ids), params, time.monotonic())
         return OutputBuilder(request, text, self.tokenizer)
 
-    def _run(self, builders: Sequence[OutputBuilder], progress: RequestProgress | None = None) -> Iterator[str]:
-        """Steps the engine until all are finished; yields their new text."""
-        unfinished = {builder.request.id: builder for builder in builders}
+    def _run(self, builders: Sequence[OutputBuilder], progress: RequestProgress | None = None) -> Iterator[None]:
+        """Steps the engine until all of these are finished; pauses after each step."""
+        unfinished = list(builders)
         try:
-            while unfinished:
-                for event in self.engine.step():
-                    builder = unfinished.get(event.request_id)
-                    if builder is None:  # it ended at a stop string, which the engine did not see
-                        continue
-                    before = builder.num_tokens
-                    text = builder.push(event)
-                    if builder.finished:
-                        del unfinished[event.request_id]
-                        if event.finish_reason is None:
-                            self.engine.abort(event.request_id)
-                    if progress:
-                        progress.update(builder.num_tokens - before, int(builder.finished))
-                    yield text
+            while unfinished := [builder for builder in unfinished if not builder.finished]:
+                tokens = self._step()
+                if progress:
+                    progress.update(tokens, sum(builder.finished for builder in unfinished))
+                yield
         finally:
-            self._abort(unfinished.values())
+            self._abort(unfinished)
+
+    def _step(self) -> int:
+        """One step of all that is in the engine, requests of other streams too.  Returns the number of new tokens."""
+        assert self.engine.has_work, f"the engine lost requests {list(self._running)}"
+        tokens = 0
+        for event in self.engine.step():
+            builder = self._running.get(event.request_id)
+            if builder is None:  # left, or ended at a stop string while its next token was on the way
+                continue
+            tokens -= builder.num_tokens
+            builder.push(event)
+            tokens += builder.num_tokens
+            if builder.finished:
+                del self._running[event.request_id]
+                if event.finish_reason is None:  # at a stop string, which the engine does not see
+                    self.engine.abort(event.request_id)
+        return tokens
 
     def _abort(self, builders: Iterable[OutputBuilder]) -> None:
         for builder in builders:
+            self._running.pop(builder.request.id, None)
             self.engine.abort(builder.request.id)
 
 

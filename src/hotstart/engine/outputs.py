@@ -63,6 +63,7 @@ class OutputBuilder:
         self._detokenizer = Detokenizer(tokenizer, params.skip_special_tokens) if tokenizer else None
         self._stops = StopStrings(params.stop, params.include_stop_str_in_output)
         self._text: list[str] = []
+        self._num_taken = 0
         self._token_ids: list[int] = []
         self._logprobs: list[PositionLogprobs] = []
         self._prompt_logprobs: tuple[PositionLogprobs | None, ...] = ()
@@ -72,14 +73,12 @@ class OutputBuilder:
     def finished(self) -> bool:
         return self.finish_reason is not None
 
-    def push(self, event: TokenEvent) -> str:
-        """The text that may be shown now.
-
-        A stop string ends the request here, while the engine knows nothing of it: the caller aborts it there, and
+    def push(self, event: TokenEvent) -> None:
+        """A stop string ends the request here, while the engine knows nothing of it: the caller aborts it there, and
         whatever the engine still says about it is dropped.
         """
         if self.finished:
-            return ""
+            return
         self._prompt_logprobs = self._prompt_logprobs or event.prompt_logprobs
         self._num_cached_tokens = max(self._num_cached_tokens, event.num_cached_tokens)
         shown = []
@@ -94,8 +93,11 @@ class OutputBuilder:
         self.num_tokens = len(self._token_ids)
         if not self.finished and event.finish_reason is not None:
             self._finish(event, shown)
-        text = "".join(shown)
-        self._text.append(text)
+        self._text += shown
+
+    def take_text(self) -> str:
+        """The text that may be shown and was not taken yet."""
+        text, self._num_taken = "".join(self._text[self._num_taken :]), len(self._text)
         return text
 
     def output(self) -> RequestOutput:

@@ -21,8 +21,13 @@ def push_each(
     builder: OutputBuilder, ids: Sequence[int], reason: FinishReason, stop_id: int | None = None
 ) -> list[str]:
     *first, last = ids
-    shown = [builder.push(TokenEvent("7", (i,))) for i in first]
-    return [*shown, builder.push(TokenEvent("7", (last,), finish_reason=reason, stop_token_id=stop_id))]
+    events = [TokenEvent("7", (i,)) for i in first]
+    events.append(TokenEvent("7", (last,), finish_reason=reason, stop_token_id=stop_id))
+    shown = []
+    for event in events:
+        builder.push(event)
+        shown.append(builder.take_text())
+    return shown
 
 
 def test_shown_text_joins_to_the_output(tokenizer: Tokenizer) -> None:
@@ -47,9 +52,9 @@ def test_a_stop_string_ends_the_text(tokenizer: Tokenizer, params: dict[str, Any
     builder = builder_for(tokenizer, **params)
     for token_id in tokenizer.encode(TEXT):
         builder.push(TokenEvent("7", (token_id,)))
-    late = builder.push(TokenEvent("7", (1,), finish_reason=FinishReason.ABORT))
+    builder.push(TokenEvent("7", (1,), finish_reason=FinishReason.ABORT))  # too late: it has ended
     output = builder.output().outputs[0]
-    assert (output.text, output.finish_reason, output.stop_reason, late) == (text, "stop", reason, "")
+    assert (output.text, output.finish_reason, output.stop_reason) == (text, "stop", reason)
     assert tokenizer.decode(output.token_ids).startswith(text)  # ids go on to the end of the token that completed it
 
 
