@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import hotstart
-from hotstart.cli import audit, check, generate, plan
+from hotstart.cli import audit, check, generate, plan, tune
 from hotstart.errors import HotstartError, StepError
 
 __all__ = ["main"]
@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_command(commands)
     check.add_command(commands)
     audit.add_command(commands)
+    tune.add_command(commands)
     return parser
 
 

@@ -127,7 +127,7 @@ class Checker:
     def warm_up(self) -> WarmupReport:
         """With the tiles that this GPU would get without timing anything: of a table, or the default."""
         space = self.space()
-        tune.resolve(space, "off")
+        tune.resolve(space, mode="off")
         return warm_up(space)
 
     def run(self, num_steps: int, watch: Watch, seed: int = 0) -> Recording:

@@ -17,7 +17,7 @@ from hotstart.kernels.gdn_backends import PrefillChoice, choose_prefill, install
 from hotstart.kernels.launch import LaunchSpace, WarmupReport, warm_up
 from hotstart.kernels.ops import Ops
 from hotstart.kernels.target import current_target
-from hotstart.kernels.tile_tables import Table, shipped
+from hotstart.kernels.tile_tables import Table, read_cached, shipped
 from hotstart.layers.gated_delta_net import gdn_dims
 from hotstart.models import resolve_dtype, resolve_state_dtype
 
@@ -45,7 +45,8 @@ def choose_kernels(config: EngineConfig, model_config: ModelConfig, limits: Step
         choice = choose_prefill(wish, None, dims, dtype, {}, Table(""))
         return KernelChoice(ops_for("torch", choice.name), choice, None)
     target = current_target()
-    choice = choose_prefill(wish, target, dims, dtype, installed_packages(), shipped(target))
+    measured = shipped(target).merged(read_cached(target).entries)
+    choice = choose_prefill(wish, target, dims, dtype, installed_packages(), measured)
     states = resolve_state_dtype(model_config, config.mamba_ssm_cache_dtype)
     space = launch_space(model_config, dtype, states, limits, device, choice.name)
     proved = prove_prefill(choice, space)
@@ -63,7 +64,7 @@ def warm_up_kernels(choice: KernelChoice, config: EngineConfig, running: Running
     def on_tuning(kernel: str, done: int, total: int, seconds_left: float) -> None:
         running.progress(done, total, f"tuning {kernel}: at most {seconds_left:.0f} s more")
 
-    tiles = tune.resolve(choice.space, config.tune, command=command_line(), on_tuning=on_tuning)
+    tiles = tune.resolve(choice.space, mode=config.tune, command=command_line(), on_tuning=on_tuning)
     report = warm_up(choice.space)
     running.detail = f"{len(report.binaries)} binaries; {tiles.summary()}"
     return WarmKernels(tiles, report)

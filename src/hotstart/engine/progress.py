@@ -9,8 +9,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from hotstart.engine.memory import as_size
 from hotstart.engine.phases import OnPhase, Phase, PhaseProgress, ignore_phases
+from hotstart.kernels.tune import OnTuning
 
-__all__ = ["RequestProgress", "show_requests", "show_startup"]
+__all__ = ["RequestProgress", "show_requests", "show_startup", "show_tuning"]
 
 
 @contextmanager
@@ -76,3 +77,23 @@ def show_requests(num_requests: int, enabled: bool = True) -> Iterator[RequestPr
     )
     with Progress(*columns, console=Console(stderr=True), disable=not enabled) as bars:
         yield RequestProgress(bars, num_requests)
+
+
+@contextmanager
+def show_tuning() -> Iterator[OnTuning]:
+    """A bar for each kernel, with the seconds that all of them may yet take."""
+    columns = (
+        TextColumn("{task.description:<16}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("at most {task.fields[left]:.0f} s more"),
+    )
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+
+        def on_tuning(kernel: str, done: int, total: int, seconds_left: float) -> None:
+            if kernel not in tasks:
+                tasks[kernel] = bars.add_task(kernel, left=0.0)
+            bars.update(tasks[kernel], completed=done, total=total, left=seconds_left)
+
+        yield on_tuning

@@ -7,7 +7,7 @@ prove_prefill(choice, ...)   call it on real tensors; if it was our own choice a
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from triton.runtime import driver
@@ -37,6 +37,11 @@ class RuleFamily:
     key_dim: int
     value_dim: int
     dtype: str
+
+    @classmethod
+    def of(cls, dims: GdnDims, dtype: torch.dtype, backend: str = "") -> Self:
+        name = str(dtype).removeprefix("torch.")
+        return cls(backend, dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +82,7 @@ def choose_prefill(
         return PrefillChoice("torch", "the layers run PyTorch's ops")
     best, gain, notes = None, WORTH_IT, []
     for name in PACKAGES:
-        family = RuleFamily(
-            name, dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim, str(dtype).split(".")[-1]
-        )
-        entry = measured.find("gdn_prefill_backend", asdict(family))
+        entry = measured.find("gdn_prefill_backend", asdict(RuleFamily.of(dims, dtype, name)))
         if entry is None:
             if name in installed:
                 notes.append(f"{name} was not measured against it on {target.gpu} at these shapes")
@@ -104,7 +106,7 @@ def _impossible(
         return "needs a GPU and --kernel-backend triton; use --gdn-prefill-backend auto"
     if name in PACKAGES and name not in installed:
         return f"needs {PACKAGES[name]}, which is not installed; pip install 'hotstart[{name}]'"
-    shapes = f"K={dims.key_dim}, V={dims.value_dim} in {str(dtype).split('.')[-1]}"
+    shapes = f"K={dims.key_dim}, V={dims.value_dim} in {str(dtype).removeprefix('torch.')}"
     if name == "fla" and dims.key_dim > 256:
         return f"takes K up to 256, the model has {shapes}; use --gdn-prefill-backend triton"
     if name == "flashinfer":

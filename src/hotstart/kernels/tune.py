@@ -31,7 +31,7 @@ from hotstart.kernels.target import Target, current_target
 from hotstart.kernels.tile_tables import Entry, Table, cached_path, read_cached, shipped, write_table
 from hotstart.kernels.tiles import TUNABLES, Trial, Tunable
 
-__all__ = ["SCRATCH_BYTES", "Choice", "OnTuning", "TileReport", "TuneMode", "resolve"]
+__all__ = ["SCRATCH_BYTES", "Choice", "OnTuning", "TileReport", "TuneMode", "keep", "resolve", "shape_name"]
 
 TuneMode = Literal["auto", "off", "force"]
 Origin = Literal["shipped", "cached", "tuned", "default"]
@@ -77,32 +77,31 @@ class TileReport:
 
 
 def resolve(
-    space: LaunchSpace,
+    *spaces: LaunchSpace,
     mode: TuneMode = "auto",
-    *,
     command: str = "",
     time_limit_s: float = TIME_LIMIT_S,
     on_tuning: OnTuning = lambda kernel, done, total, seconds_left: None,
 ) -> TileReport:
-    """Choose tiles for every family of the space, and use them.  "off" times nothing, "force" times all anew.
+    """Choose tiles for every family of the spaces, and use them.  "off" times nothing, "force" times all anew.
 
     `command` is written beside the measurements.  Raises WarmupError if no candidate of a kernel runs.
     """
     target = current_target()
-    tuner = _Tuner(space, target, command, time_limit_s, on_tuning)
+    tuner = _Tuner(target, command, time_limit_s, on_tuning)
     tables: tuple[tuple[Origin, Table], ...] = (("shipped", shipped(target)), ("cached", read_cached(target)))
     choices = []
     for tunable in TUNABLES:
-        for family in tunable.families(space):
+        families = {family: asking for asking in spaces for family in tunable.families(asking)}
+        for family, space in families.items():
             choice = None if mode == "force" else _stored(tunable, family, target, tables)
-            if choice is None:
-                choice = (
-                    tuner.choose(tunable, family) if mode != "off" else _default(tunable, family, "; tuning is off")
-                )
+            if choice is None and mode != "off":
+                choice = tuner.choose(tunable, family, space)
+            choice = choice or _default(tunable, family, "; tuning is off")
             tunable.use(family, choice.tiles)
             choices.append(choice)
             log.info("tiles", kernel=tunable.name, tiles=_in_words(choice.tiles), origin=choice.origin + choice.note)
-    _keep(target, tuple(c.entry for c in choices if c.origin == "tuned" and c.entry is not None))
+    keep(target, tuple(c.entry for c in choices if c.origin == "tuned" and c.entry is not None))
     return TileReport(target, tuple(choices), tuner.seconds, tuner.scratch_bytes)
 
 
@@ -127,7 +126,8 @@ def _default(tunable: Tunable[Any, Any], family: Any, why: str) -> Choice:
     return Choice(tunable.name, family, tunable.default(family), "default", why)
 
 
-def _keep(target: Target, entries: tuple[Entry, ...]) -> None:
+def keep(target: Target, entries: tuple[Entry, ...]) -> None:
+    """On this machine's disk, if it can be written."""
     if not entries:
         return
     try:
@@ -139,12 +139,9 @@ def _keep(target: Target, entries: tuple[Entry, ...]) -> None:
 class _Tuner:
     """Times candidates until its time is up."""
 
-    def __init__(
-        self, space: LaunchSpace, target: Target, command: str, time_limit_s: float, on_tuning: OnTuning
-    ) -> None:
+    def __init__(self, target: Target, command: str, time_limit_s: float, on_tuning: OnTuning) -> None:
         self.seconds = 0.0
         self.scratch_bytes = 0
-        self._space = space
         self._target = target
         self._command = command
         self._time_limit_s = time_limit_s
@@ -153,7 +150,8 @@ class _Tuner:
         self._device = driver.active.get_active_torch_device()
         self._on_gpu = self._device.type == "cuda"  # a stub's tensors are on the CPU
 
-    def choose(self, tunable: Tunable[Any, Any], family: Any) -> Choice:
+    def choose(self, tunable: Tunable[Any, Any], family: Any, space: LaunchSpace) -> Choice:
+        self._space = space
         candidates = tunable.candidates(self._target, family)
         if len(candidates) == 1:
             return _default(tunable, family, "; there is no other")
@@ -178,7 +176,7 @@ class _Tuner:
 
     def _fastest(self, tunable: Tunable[Any, Any], family: Any, candidates: tuple[Any, ...]) -> Choice:
         end = time.perf_counter() + self._seconds_left
-        shapes = {_label(lengths): lengths for lengths in self._fitting(tunable, family)}
+        shapes = {shape_name(lengths): lengths for lengths in self._fitting(tunable, family)}
         times: dict[Any, dict[str, float]] = {}
         refused: dict[Any, str] = {}
         for first in range(0, len(candidates), self._workers):
@@ -276,7 +274,7 @@ class _Tuner:
                     yield tiles, label, round(ms * 1000, 2)
 
 
-def _label(lengths: tuple[int, ...]) -> str:
+def shape_name(lengths: tuple[int, ...]) -> str:
     return f"{len(lengths)}x{max(lengths)}"
 
 

@@ -9,7 +9,7 @@ from tiny import CONFIGS
 from hotstart.config.engine import EngineConfig
 from hotstart.config.model import parse_model_config
 from hotstart.config.published import published_config
-from hotstart.engine import kernels
+from hotstart.engine import kernels, tuning
 from hotstart.engine.check import Checker
 from hotstart.engine.kernels import choose_kernels, warm_up_kernels
 from hotstart.engine.phases import PhaseProgress, RunningPhase
@@ -101,8 +101,15 @@ def test_our_own_choice_that_fails_is_replaced_before_anything_is_sized(checker,
     assert "prefill backend failed  backend=fla" in caplog.text
 
 
+def test_a_library_and_ours_are_timed_on_the_same_prompts(checker, calls, a100):
+    """The whole mixer, conv to gated norm; the stub's times are all 1 ms."""
+    times = tuning._times(checker.space(), "fla")
+    assert times == dict.fromkeys(["1x8192", "8x1024", "32x256", "1x512", "1x64"], 1000.0)
+    assert [tokens for tokens, _ in calls] == [8192, 8192, 8192, 512, 64]
+
+
 def test_tuning_shows_how_long_it_may_yet_take(checker, a100, monkeypatch):
-    def resolve(space, mode, *, command, on_tuning):
+    def resolve(space, *, mode, command, on_tuning):
         assert mode == "force" and command
         on_tuning("gdn_scan", 3, 12, 41.2)
         return kernels.tune.TileReport(kernels.current_target(), (), 0.0, 0)

@@ -8,12 +8,17 @@ import torch
 import triton.language as tl
 import triton.testing
 
+from hotstart.cli.main import main
+from hotstart.config.published import published_config
+from hotstart.engine import tuning
 from hotstart.errors import ConfigError, WarmupError
-from hotstart.kernels import dry, gdn_decode, norm, tile_tables, tune
+from hotstart.kernels import dry, gdn_decode, gdn_external, norm, tile_tables, tune
+from hotstart.kernels.gdn_backends import choose_prefill
 from hotstart.kernels.launch import LAUNCHERS, Launcher, kernel, recording
 from hotstart.kernels.target import Target, current_target
 from hotstart.kernels.tile_tables import Entry, Table
 from hotstart.kernels.tiles import TUNABLES, Trial, Tunable
+from hotstart.layers.gated_delta_net import gdn_dims
 
 
 @dataclass(frozen=True)
@@ -141,13 +146,13 @@ def test_more_shared_memory_admits_more_candidates(product, times, space):
 
 def test_off_never_times_and_force_times_again(product, times, space, small_gpu):
     seen = times()
-    assert tune.resolve(space, "off").choices[0].origin == "default"
+    assert tune.resolve(space, mode="off").choices[0].origin == "default"
     tune.resolve(space)
     count = len(seen["seen"])
     seen[SMALL] = 50.0
-    assert tune.resolve(space, "off").choices[0].origin == "cached"
+    assert tune.resolve(space, mode="off").choices[0].origin == "cached"
     assert len(seen["seen"]) == count
-    forced = tune.resolve(space, "force").choices[0]
+    forced = tune.resolve(space, mode="force").choices[0]
     assert (forced.tiles, forced.origin) == (SMALL, "tuned")
     assert tune.resolve(space).choices[0].tiles == SMALL
 
@@ -183,7 +188,7 @@ def test_time_is_bounded_and_what_was_timed_competes(product, times, space, smal
     assert "1 of 4 candidates timed" in report.choices[0].note
     assert progress == [("product", 1, 4, 5.0), ("product", 1, 4, 0.0)]
     seen["seen"].clear()
-    report = tune.resolve(space, "force", time_limit_s=5.0)
+    report = tune.resolve(space, mode="force", time_limit_s=5.0)
     assert (report.choices[0].origin, seen["seen"]) == ("default", [])
     assert "too short" in report.choices[0].note
 
@@ -281,3 +286,38 @@ def test_shipped_tables_are_read_and_stand_under_their_name():
             table = tile_tables.read_table(path)
             assert table.entries
             assert tile_tables.shipped(Target(table.gpu, 90, 0, "")) == table, path.name
+
+
+def test_the_command_times_and_exports_a_table(product, times, small_gpu, tmp_path, capsys, monkeypatch):
+    path, command = tmp_path / "table.json", ["tune", "qwen3.5-2b", "qwen3.5-27b", "--export"]
+    product.families = lambda space: (FAMILY,)  # of both models: timed once
+    assert main([*command, str(path)]) == 2
+    assert "on the GPU of this machine, and there is none" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    seen = times()
+    seen[SMALL] = 50.0
+    assert main([*command, str(path)]) == 0
+    assert seen["seen"].count(SMALL) == 2  # shapes
+    (entry,) = tile_tables.read_table(path).entries
+    assert (entry.tiles, entry.us["1x256"]) == (asdict(SMALL), 50.0)
+    assert "product: block=16 warps=4 for width=320 dtype=fp32: tuned, 2.00 times" in capsys.readouterr().out
+    path.write_text(path.read_text().replace('"stub"', '"NVIDIA Other"', 1))
+    assert main([*command, str(path)]) == 2
+    assert "is a table for NVIDIA Other" in capsys.readouterr().err
+
+
+def test_installed_libraries_are_compared_and_the_next_start_knows(monkeypatch, tmp_path):
+    """On this stub ours takes 100 us for anything, the library 50; another does not fit the GPU."""
+    monkeypatch.setenv("HOTSTART_CACHE", str(tmp_path))
+    installed = {"fla": "0.6.0", "flashinfer": "0.6.13"}
+    monkeypatch.setattr(tuning, "installed_packages", lambda: installed)
+    monkeypatch.setattr(gdn_external, "warmup", lambda space: None)
+    monkeypatch.setattr(tuning, "_times", lambda space, name: {"1x8192": 50.0 if name == "fla" else 100.0})
+    configs = [published_config("qwen3.5-2b"), published_config("qwen3.5-0.8b")]  # the same heads
+    with dry.gpu("a100"):
+        compared = tuning.compare_backends(configs, on_tuning=lambda *event: None)
+        assert [(e.family["backend"], e.gain) for e in compared.entries] == [("fla", 2.0)]
+        assert any("flashinfer has no kernel for sm_80" in line for line in compared.lines)
+        dims, table = gdn_dims(configs[0]), tile_tables.read_cached(current_target())
+        choice = choose_prefill("auto", current_target(), dims, torch.bfloat16, installed, table)
+    assert choice.name == "fla" and "2.00 times as fast as ours on NVIDIA A100" in choice.reason
