@@ -10,10 +10,10 @@ With S the state of one value head [V, K], zero at first, and all in float32:
 Source: Yang, Kautz & Hatamizadeh 2024, arXiv:2412.06464.  The chunked form solves all tokens of a chunk at once:
 with G the running sum of g in the chunk, M_ij = exp(G_i - G_j) for i >= j and A = strictly_lower(beta_i k_i.k_j M_ij),
 
-    (I + A) U = beta (V - exp(G) (K S^T))
-    O = exp(G) (Q S^T) + (Q K^T * M) U;  S = exp(G_L) S + (exp(G_L - G) U)^T K
+    (I + A) U = beta (V - exp(G) K S^T)
+    O = exp(G) Q S^T + (Q K^T * M) U;  S = exp(G_L) S + U^T (exp(G_L - G) K)
 
-A is the same for any S, so (I + A)^-1 is found for many chunks at once; the rest follows chunk by chunk.
+With T = (I + A)^-1, U = T (beta V) - T (beta exp(G) K) S^T: all but the products with S is done for many chunks at once.
 """
 
 from collections.abc import Sequence
@@ -82,56 +82,62 @@ def _chunked_rule(u: Tensor, gates: Tensor, states: Tensor, counts: Sequence[int
     """R chunks of N sequences; row after row, those of one index within their sequence are the first of the sequences.
 
     u: [R, L, C], q | k | v after the convolution; gates: [R, L, 2, HV], g and beta; states: [N, HV, V, K], in place;
-    counts: rows of each index -> o [R, HV, L, V], K^0.5 too large (see `_gated_norm`).  All float32.
+    counts: rows of each index -> o [R, L, HV, V], K^0.5 too large (see `_gated_norm`).  All float32.
     """
     H, HV, K, V = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim
     R, L, group = u.shape[0], u.shape[1], HV // H
-    heads = [count * H for count in counts]
-    value_heads = [count * HV for count in counts]
-    g, beta = gates.permute(2, 0, 3, 1).contiguous()  # [R, HV, L]
-    total = g.cumsum(-1)
-    # Clamped before exp: above the diagonal the exponents are positive and would overflow.
-    decay = (total[..., :, None] - total[..., None, :]).clamp_(max=0).exp_().tril_()
     qk = u[..., : 2 * H * K].view(R, L, 2, H, K).permute(0, 3, 2, 1, 4)
     qk = torch.div(qk, row_length(qk, L2_EPS), out=u.new_empty(R, H, 2, L, K)).view(R * H, 2 * L, K)
-    k = qk[:, L:]
-    products = torch.bmm(qk, k.transpose(1, 2)).view(R, H, 1, 2, L, L) * decay.view(R, H, group, 1, L, L)
-    reads, system = products.view(R * HV, 2, L, L).unbind(1)
-    system.mul_(beta.view(R * HV, L, 1))
-    inverse = torch.linalg.solve_triangular(
-        system, torch.eye(L, device=u.device).expand_as(system), upper=False, left=False, unitriangular=True
-    )
-    grown = total.exp().view(R * H, group, L, 1)
-    beta = beta.view(R * H, group, L, 1)
+    q, k = qk[:, :L], qk[:, L:]
+    g, beta = gates.permute(2, 0, 3, 1).contiguous().view(2, R * H, group, L, 1)
+    total = g.cumsum(2)  # [R * H, r, L, 1]
+    carry = total[:, :, -1:]
+    grown, left = total.exp(), (carry - total).exp_()
+
+    # Clamped before exp: above the diagonal the exponents are positive and would overflow.
+    decay = (total - total.transpose(2, 3)).clamp_(max=0).exp_().tril_()
+    products = torch.bmm(qk, k.transpose(1, 2)).view(R * H, 1, 2, L, L)
+    reads, system = u.new_empty(2, R * H, group, L, L)
+    torch.mul(products[:, :, 0], decay, out=reads)
+    torch.mul(products[:, :, 1], decay, out=system).mul_(beta)
+    inverse = _unit_lower_inverse(system.view(R * HV, L, L))
     v = u[..., 2 * H * K :].view(R, L, H, group, V).permute(0, 2, 3, 1, 4)
-    wanted = torch.mul(v, beta.view(R, H, group, L, 1), out=u.new_empty(R, H, group, L, V)).view(R * H, group, L, V)
-    carry = total[..., -1:]
-    outputs = u.new_empty(R * HV, L, V)
-    buffer = u.new_empty(heads[0], L, group, V)
-    pieces = zip(
-        heads,
-        qk.split(heads),
-        k.split(heads),
-        wanted.split(heads),
-        (-beta * grown).split(heads),
-        inverse.split(value_heads),
-        outputs.split(value_heads),
-        grown.split(heads),
-        reads.split(value_heads),
-        (carry - total).exp_().view(R * H, group, L, 1).split(heads),
-        carry.exp().view(R * H, group, 1, 1).expand(R * H, group, V, 1).reshape(R * H, group * V, 1).split(heads),
+    wanted = torch.mul(v, beta.view(R, H, group, L, 1), out=u.new_empty(R, H, group, L, V))
+    deltas = torch.bmm(inverse, wanted.view(R * HV, L, V))
+    b_k = k.unsqueeze(1)
+    lost = torch.bmm(inverse, (b_k * (grown * beta).neg_()).view(R * HV, L, K))
+    kept = (b_k * left).view(R * HV, L, K)
+
+    found = u.new_empty(R * H, L, group * V)
+    by_head, by_value_head = [n * H for n in counts], [n * HV for n in counts]
+    for b_q, b_found, b_deltas, b_lost, b_kept, b_carry in zip(
+        q.split(by_head),
+        found.split(by_head),
+        deltas.split(by_value_head),
+        lost.split(by_value_head),
+        kept.split(by_value_head),
+        carry.exp().view(R * HV, 1, 1).split(by_value_head),
         strict=True,
-    )
-    s = states.view(-1, group * V, K)
-    for n, b_qk, b_k, b_wanted, b_lost, b_inverse, b_o, b_grown, b_reads, b_left, b_carry in pieces:
-        b_s = s[:n]
-        b_qs, b_ks = torch.bmm(b_qk, b_s.transpose(1, 2)).view(n, 2, L, group, V).transpose(2, 3).unbind(1)
-        b_u = torch.bmm(b_inverse, torch.addcmul(b_wanted, b_ks, b_lost).view(-1, L, V))
-        torch.mul(b_qs, b_grown, out=b_o.view(n, group, L, V))
-        b_o.baddbmm_(b_reads, b_u)
-        b_left_u = torch.mul(b_u.view(n, group, L, V), b_left, out=buffer[:n].transpose(1, 2))
-        b_s.mul_(b_carry).baddbmm_(b_left_u.transpose(1, 2).reshape(n, L, group * V).transpose(1, 2), b_k)
-    return outputs.view(R, HV, L, V)
+    ):
+        s = states[: b_kept.shape[0] // HV].view(-1, V, K)
+        columns = s.transpose(1, 2)
+        torch.bmm(b_q, s.view(-1, group * V, K).transpose(1, 2), out=b_found)
+        b_deltas.baddbmm_(b_lost, columns)
+        s.mul_(b_carry).baddbmm_(b_deltas.transpose(1, 2), b_kept)
+
+    within = torch.bmm(reads.view(R * HV, L, L), deltas).view(R, H, group, L, V)
+    o = u.new_empty(R, L, H, group, V)
+    before = found.view(R, H, L, group, V).transpose(2, 3)
+    torch.addcmul(within, before, grown.view(R, H, group, L, 1), out=o.permute(0, 2, 3, 1, 4))
+    return o.view(R, L, HV, V)
+
+
+def _unit_lower_inverse(a: Tensor) -> Tensor:
+    """(I + strictly_lower(a))^-1 of each [L, L]."""
+    eye = torch.eye(a.shape[-1], device=a.device).expand_as(a)
+    # From the right: for a row-major matrix that is what the library solves without copying it.
+    inverse: Tensor = torch.linalg.solve_triangular(a, eye, upper=False, left=False, unitriangular=True)
+    return inverse
 
 
 def _gates(packed: Tensor, weights: GdnWeights, dims: GdnDims) -> tuple[Tensor, Tensor]:
@@ -268,7 +274,7 @@ def _prefill_one(
         if tail:  # with g = beta = 0 a token changes nothing
             u, gates = F.pad(u, (0, 0, 0, tail)), F.pad(gates, (0, 0, 0, 0, 0, tail))
         o = _chunked_rule(u.view(chunks, L, -1), gates.view(chunks, L, 2, -1), wide, (1,) * chunks, dims)
-        o = o.transpose(1, 2).reshape(chunks * L, -1, dims.value_dim)[: rows.shape[0]]
+        o = o.flatten(0, 1)[: rows.shape[0]]
         _gated_norm(o, rows, weights, dims, out[start : start + slab])
     if wide is not state:
         state.copy_(wide)
@@ -295,5 +301,5 @@ def _prefill_batch(
     o = _chunked_rule(u, gates.view(u.shape[0], L, 2, -1), wide, batch.counts, dims)
     if wide is not state:
         state.copy_(wide)
-    o = o.transpose(1, 2).reshape(-1, dims.num_value_heads, dims.value_dim).index_select(0, batch.places)
+    o = o.flatten(0, 1).index_select(0, batch.places)
     _gated_norm(o, packed, weights, dims, out)
