@@ -13,7 +13,7 @@ with G the running sum of g in the chunk, M_ij = exp(G_i - G_j) for i >= j and A
     (I + A) U = beta (V - exp(G) K S^T)
     O = exp(G) Q S^T + (Q K^T * M) U;  S = exp(G_L) S + U^T (exp(G_L - G) K)
 
-With T = (I + A)^-1, U = T (beta V) - T (beta exp(G) K) S^T: all but the products with S is done for many chunks at once.
+With T = (I + A)^-1, U = T (beta V) - T (beta exp(G) K) S^T: all but the products with S comes for many chunks at once.
 """
 
 from collections.abc import Sequence
