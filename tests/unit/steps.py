@@ -44,7 +44,7 @@ def make_step(
             -1, width
         )
 
-    blank = Row(length=1, read=-1, write=-1)
+    blank = Row(length=0, read=-1, write=-1)
     padded = [*decodes, *[blank] * (padding if decodes else 0)]
     decode = DecodeInputs(
         num_sequences=len(decodes),
@@ -53,7 +53,7 @@ def make_step(
         reads=tuple(r.read for r in padded),
         writes=tuple(r.write for r in padded),
         page_table=tables(padded),
-        context_lens=ints([r.start + 1 for r in padded]),
+        context_lens=ints([r.start + r.length for r in padded]),
         read_slots=ints([r.read for r in padded]),
         write_slots=ints([r.write for r in padded]),
     )

@@ -27,8 +27,8 @@ def test_ops_run_on_meta_tensors():
     norm, rope = torch.empty(16, device="meta"), torch.empty(99, 4, device="meta")
     keys, values = torch.empty(2, 30, 4, 2, 16, device="meta")
     packed = torch.empty(T, 16 * 16, device="meta")
-    queries, gate = ops.attention_prepare(packed, norm, norm, rope, keys, values, step, dims)
-    assert ops.sigmoid_mul(ops.paged_attention(queries, keys, values, step, dims), gate).shape == (T, 96)
+    queries = ops.attention_prepare(packed, norm, norm, rope, keys, values, step, dims)
+    assert ops.paged_attention(queries, packed, keys, values, step, dims).shape == (T, 96)
 
     x, residual, weight = (torch.empty(*s, device="meta") for s in ((T, 64), (T, 64), (64,)))
     assert ops.add_rms_norm(ops.rms_norm(x, weight, 1e-6), residual, weight, 1e-6).shape == (T, 64)

@@ -16,7 +16,8 @@ __all__ = ["DecodeInputs", "PrefillInputs", "StepInputs"]
 class DecodeInputs:
     """The sequences that advance by one token: tokens [0, N) of the step.
 
-    A read slot of -1 starts from the zero state; a write slot of -1 marks a padding row, which touches nothing.
+    A read slot of -1 starts from the zero state; a write slot of -1 and a context of 0 mark a padding row, which
+    touches no slot and no page.
     """
 
     num_sequences: int  # N, real ones

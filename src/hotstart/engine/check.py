@@ -184,14 +184,7 @@ def _shapes_of_torch_ops(ops: Ops) -> tuple[Ops, tuple[str, ...]]:
     return replace(ops, **stand_ins), names
 
 
-def _prepared_shape(packed: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    T, dims = packed.shape[0], rest[-1]
-    return packed.new_empty(T, dims.num_heads, dims.head_dim), packed.new_empty(T, dims.num_heads * dims.head_dim)
-
-
 _SHAPES: dict[str, Callable[..., Any]] = {
-    "attention_prepare": _prepared_shape,
-    "paged_attention": lambda queries, *rest: queries.flatten(1),
     "gdn_prefill": lambda *arguments: None,
     "moe": lambda x, *rest: torch.empty_like(x),
 }

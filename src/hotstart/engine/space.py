@@ -12,6 +12,7 @@ from hotstart.engine.inputs import InputBuilder, StepLimits
 from hotstart.engine.plan import NO_SLOT, Span, StepPlan
 from hotstart.kernels.ops import Prefill, Step
 from hotstart.kernels.space import LaunchSpace
+from hotstart.layers.attention import attention_dims
 from hotstart.layers.gated_delta_net import gdn_dims
 
 __all__ = ["launch_space", "moved"]
@@ -81,6 +82,8 @@ def launch_space(
         gdn=gdn_dims(config),
         gdn_prefill=gdn_prefill,
         state_dtype=state_dtype,
+        attention=attention_dims(config),
+        num_positions=longest,
     )
 
 

@@ -1,17 +1,19 @@
-"""Gated attention over pages: q/k norm, partial rotary and the write of keys and values; then causal attention.
+"""Gated causal attention over pages: o = softmax(q k^T / sqrt(D)) v;  y = sigmoid(gate) * o.
 
-Heads are grouped (GQA): query head j reads key head j // (H / Hkv).  Softmax is float32.
+Heads are grouped (GQA): query head j reads key head j // (H / Hkv).  Softmax is float32.  On a GPU one kernel attends
+for the decoding sequences (attention_decode.py), another for the prompts (attention_prefill.py).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hotstart.kernels.norm import row_length, scalar
+from hotstart.kernels.activation import sigmoid_mul
+from hotstart.kernels.attention_decode import attention_decode
+from hotstart.kernels.attention_prefill import attention_prefill
 from hotstart.kernels.ops import AttentionDims, Step
-from hotstart.kernels.rotary import apply_rotary
 
-__all__ = ["attention_prepare", "attention_reference", "paged_attention"]
+__all__ = ["attention_reference", "paged_attention", "paged_attention_torch"]
 
 QUERY_SLAB = 64  # rows of a prompt that attend at once
 GATHER_BYTES = 1 << 22  # keys or values of several sequences that are gathered at once
@@ -28,51 +30,35 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.einsum("hqk,khd->qhd", scores.masked_fill(~mask, float("-inf")).softmax(-1), v)
 
 
-def attention_prepare(
-    packed: Tensor,
-    q_norm: Tensor,
-    k_norm: Tensor,
-    rope: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    step: Step,
-    dims: AttentionDims,
-) -> tuple[Tensor, Tensor]:
-    """Queries [T, H, D] and gates [T, H * D] of a packed projection (q, gate) by head | k | v; fills the pages.
-
-    packed: [T, *]; q_norm, k_norm: [D], zero-centred; rope: cos | sin [positions, rotary_dim] float32; keys, values:
-    [pages, page_size, Hkv, D].  Rows of padding are zero.
-    """
-    T, n = packed.shape[0], step.num_tokens
-    H, Hkv, D = dims.num_heads, dims.num_kv_heads, dims.head_dim
-    heads = packed[:, : 2 * H * D].view(T, H, 2 * D)
-    k, v = packed[:n, 2 * H * D : (2 * H + 2 * Hkv) * D].view(n, 2, Hkv, D).unbind(1)
-    qk = torch.cat([heads[:n, :, :D], k], dim=1).float()  # [n, H + Hkv, D]
-    qk = qk / row_length(qk, dims.eps * D)
-    for part, weight in ((qk[:, :H], q_norm), (qk[:, H:], k_norm)):
-        part.mul_(torch.add(scalar(D**0.5), weight.float(), alpha=D**0.5))
-    apply_rotary(qk, rope.index_select(0, step.positions[:n]))
-    qk = qk.to(packed.dtype)
-    keys.view(-1, Hkv, D).index_copy_(0, step.kv_index[:n], qk[:, H:].to(keys.dtype))
-    values.view(-1, Hkv, D).index_copy_(0, step.kv_index[:n], v.to(values.dtype))
-    return _padded(qk[:, :H], T), heads[:, :, D:].reshape(T, H * D)
-
-
-def paged_attention(queries: Tensor, keys: Tensor, values: Tensor, step: Step, dims: AttentionDims) -> Tensor:
-    """Causal attention of every sequence to its own pages.  queries: [T, H, D] -> [T, H * D], rows of padding zero."""
+def paged_attention_torch(
+    queries: Tensor, packed: Tensor, keys: Tensor, values: Tensor, step: Step, dims: AttentionDims
+) -> Tensor:
+    """See `paged_attention`."""
     T, H, D = queries.shape
     parts, first = [], 0
     for spans in _gathers(_spans(step), keys):
         for (length, _, _), k, v in zip(spans, _gather(keys, spans), _gather(values, spans), strict=True):
             parts.append(_attend(queries.narrow(0, first, length), k, v))
             first += length
-    return _padded(parts[0] if len(parts) == 1 else torch.cat(parts), T).view(T, H * D)
+    attended = parts[0] if len(parts) == 1 else torch.cat(parts)
+    gated = sigmoid_mul(attended, packed[:first, : 2 * H * D].view(first, H, 2 * D)[:, :, D:]).view(first, H * D)
+    return gated if first == T else torch.cat([gated, gated.new_zeros(T - first, H * D)])
 
 
-def _padded(x: Tensor, num_rows: int) -> Tensor:
-    """Rows of zeros after those of x."""
-    missing = num_rows - x.shape[0]
-    return torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) if missing else x
+def paged_attention(
+    queries: Tensor, packed: Tensor, keys: Tensor, values: Tensor, step: Step, dims: AttentionDims
+) -> Tensor:
+    """Causal attention of every sequence to its own pages, times sigmoid(gate) -> [T, H * D], rows of padding zero.
+
+    queries: [T, H, D]; packed: [T, *], (query, gate) by head; keys, values: [pages, page_size, Hkv, D].
+    """
+    T, H, D = queries.shape
+    out = queries.new_empty(T, H * D)
+    if step.num_decodes or not step.prefill.num_sequences:
+        attention_decode(queries, packed, keys, values, step, dims, out)
+    if step.prefill.num_sequences:
+        attention_prefill(queries, packed, keys, values, step, dims, out)
+    return out
 
 
 def _spans(step: Step) -> list[Span]:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch.nn.functional as F
 
-from hotstart.kernels import activation, attention, gdn, gdn_decode, gdn_external, linear, moe, norm
+from hotstart.kernels import activation, attention, attention_prepare, gdn, gdn_decode, gdn_external, linear, moe, norm
 from hotstart.kernels.ops import Ops, Prefill
 
 __all__ = ["Backend", "ops_for"]
@@ -19,9 +19,8 @@ _TORCH = Ops(
     rms_norm=norm.rms_norm_torch,
     add_rms_norm=norm.add_rms_norm_torch,
     silu_mul=activation.silu_mul,
-    attention_prepare=attention.attention_prepare,
-    paged_attention=attention.paged_attention,
-    sigmoid_mul=activation.sigmoid_mul,
+    attention_prepare=attention_prepare.attention_prepare_torch,
+    paged_attention=attention.paged_attention_torch,
     gdn_decode=gdn.gdn_decode,
     gdn_prefill=gdn.gdn_prefill,
     moe=moe.moe,
@@ -33,6 +32,8 @@ _TRITON = replace(
     linear=F.linear,
     rms_norm=norm.rms_norm,
     add_rms_norm=norm.add_rms_norm,
+    attention_prepare=attention_prepare.attention_prepare,
+    paged_attention=attention.paged_attention,
     gdn_decode=gdn_decode.gdn_decode,
 )
 

@@ -143,6 +143,10 @@ class AttentionDims:
     rotary_dim: int
     eps: float
 
+    @property
+    def packed_width(self) -> int:
+        return 2 * (self.num_heads + self.num_kv_heads) * self.head_dim
+
 
 @dataclass(frozen=True, slots=True)
 class Ops:
@@ -158,12 +162,10 @@ class Ops:
     # (x [T, 2 I]: gate | up) -> silu(gate) * up [T, I]
     silu_mul: Callable[[Tensor], Tensor]
     # (packed [T, *], q_norm [D], k_norm [D], rope [positions, rotary_dim]: cos | sin float32, keys, values, step, dims)
-    # -> queries [T, H, D], gates [T, H * D]; writes normed and rotated keys, and values, at step.kv_index
-    attention_prepare: Callable[..., tuple[Tensor, Tensor]]
-    # (queries [T, H, D], keys, values, step, dims) -> [T, H * D]
+    # -> queries [T, H, D]; writes normed and rotated keys, and values, at step.kv_index
+    attention_prepare: Callable[..., Tensor]
+    # (queries [T, H, D], packed [T, *], keys, values, step, dims) -> attention * sigmoid(the packed gates) [T, H * D]
     paged_attention: Callable[..., Tensor]
-    # (x [T, N], gate [T, N]) -> x * sigmoid(gate)
-    sigmoid_mul: Callable[[Tensor, Tensor], Tensor]
     # (packed [T, packed_width], weights, conv, state, decode: DecodeInputs, dims, out [T, HV * V]): fills rows [0, N)
     gdn_decode: Callable[..., None]
     # (packed, weights, conv, state, prefill: PrefillInputs, dims, out): fills the rows of the prefill spans

@@ -38,6 +38,7 @@ class LaunchSpace:
     gdn_prefill: Prefill = "triton"
     state_dtype: torch.dtype = torch.float32
     attention: AttentionDims | None = None
+    num_positions: int = 64  # of the rotary table: enough for the steps above
     device: torch.device = field(default_factory=lambda: torch.device("meta"))
 
     def __post_init__(self) -> None:
@@ -58,6 +59,17 @@ class LaunchSpace:
 
     def slots(self, *shape: int, dtype: torch.dtype) -> Tensor:
         return self.empty(self.num_slots, *shape, dtype=dtype)
+
+    def pages(self, *shape: int, dtype: torch.dtype) -> Tensor:
+        return self.empty(self.num_pages, self.page_size, *shape, dtype=dtype)
+
+    def attention_inputs(
+        self, dims: AttentionDims, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """A packed projection, a norm weight, a rotary table, and small pools of key and value pages."""
+        rope = self.weight(self.num_positions, dims.rotary_dim, dtype=torch.float32)
+        keys, values = (self.pages(dims.num_kv_heads, dims.head_dim, dtype=dtype) for _ in range(2))
+        return self.tokens(dims.packed_width, dtype), self.weight(dims.head_dim, dtype=dtype), rope, keys, values
 
     def gdn_inputs(self, dims: GdnDims, dtype: torch.dtype) -> tuple[Tensor, GdnWeights, Tensor, Tensor]:
         """A packed projection, the weights of a mixer, and small pools of its conv and recurrent states."""

@@ -11,7 +11,17 @@ from hotstart.layers.fused import Fused, by_rows
 from hotstart.layers.linear import Layer, Linear, meta_parameter
 from hotstart.layers.rotary import RotaryTable
 
-__all__ = ["GatedAttention"]
+__all__ = ["GatedAttention", "attention_dims"]
+
+
+def attention_dims(config: ModelConfig) -> AttentionDims:
+    return AttentionDims(
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        rotary_dim=config.rope.rotary_dim,
+        eps=config.rms_norm_eps,
+    )
 
 
 class GatedAttention(Layer):
@@ -19,13 +29,7 @@ class GatedAttention(Layer):
         super().__init__()
         self.index = index
         self.ops = ops
-        self.dims = dims = AttentionDims(
-            num_heads=config.num_attention_heads,
-            num_kv_heads=config.num_key_value_heads,
-            head_dim=config.head_dim,
-            rotary_dim=config.rope.rotary_dim,
-            eps=config.rms_norm_eps,
-        )
+        self.dims = dims = attention_dims(config)
         width, kv_width = dims.num_heads * dims.head_dim, dims.num_kv_heads * dims.head_dim
         # By head its query rows, then its gate rows; then all keys, then all values.
         self.widths = {"q_proj.weight": 2 * width, "k_proj.weight": kv_width, "v_proj.weight": kv_width}
@@ -44,8 +48,8 @@ class GatedAttention(Layer):
 
     def forward(self, x: Tensor, step: StepInputs, cache: CacheTensors) -> Tensor:  # [T, D] -> [T, D]
         keys, values = cache.kv(self.index)
-        q, gate = self.ops.attention_prepare(
-            self.qkv_proj(x), self.q_norm_weight, self.k_norm_weight, self.rotary.table, keys, values, step, self.dims
+        packed = self.qkv_proj(x)
+        q = self.ops.attention_prepare(
+            packed, self.q_norm_weight, self.k_norm_weight, self.rotary.table, keys, values, step, self.dims
         )
-        o = self.ops.paged_attention(q, keys, values, step, self.dims)  # [T, H * D]
-        return self.o_proj(self.ops.sigmoid_mul(o, gate))
+        return self.o_proj(self.ops.paged_attention(q, packed, keys, values, step, self.dims))

@@ -9,7 +9,7 @@ from steps import Row, make_step, moved
 from hotstart.cache.step import StepInputs
 from hotstart.kernels import dry, gdn_external
 from hotstart.kernels.launch import LAUNCHERS, LaunchSpace
-from hotstart.kernels.ops import GdnDims
+from hotstart.kernels.ops import AttentionDims, GdnDims
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,9 @@ def space() -> LaunchSpace:
         step=step_on,
         num_tokens=9,
         num_slots=6,
+        num_pages=1,
         gdn=GdnDims(num_key_heads=2, num_value_heads=6, key_dim=64, value_dim=48, conv_width=4, eps=1e-6),
+        attention=AttentionDims(num_heads=6, num_kv_heads=1, head_dim=80, rotary_dim=20, eps=1e-6),
     )
 
 

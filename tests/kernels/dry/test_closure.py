@@ -8,6 +8,8 @@ from steps import Row, make_step
 from test_gdn import make_inputs
 
 from hotstart.kernels import dry
+from hotstart.kernels.attention import paged_attention
+from hotstart.kernels.attention_prepare import attention_prepare
 from hotstart.kernels.gdn_decode import gdn_decode
 from hotstart.kernels.launch import Watch, recording, warm_up
 from hotstart.kernels.norm import add_rms_norm, rms_norm
@@ -23,8 +25,18 @@ def serve(space, count):
     packed, weights, conv, state = make_inputs(dims, rows, count, dtype)
     out = torch.empty(rows, dims.num_value_heads * dims.value_dim, dtype=dtype)
     gdn_decode(packed, weights, conv, state.to(space.state_dtype), step.decode, dims, out)
+    attend(space, step)
+    attend(space, make_step([], [Row(count, pages=(0,) * count)], page_size=space.page_size, padding=count % 2))
     x, weight = torch.empty(rows, space.hidden_size, dtype=dtype), torch.empty(space.hidden_size, dtype=dtype)
     add_rms_norm(rms_norm(x, weight, space.eps), x, weight, space.eps)
+
+
+def attend(space, step):
+    dims, rows, dtype = space.attention, step.token_ids.shape[0], space.activation_dtypes[0]
+    packed, norm = torch.empty(rows, dims.packed_width, dtype=dtype), torch.empty(dims.head_dim, dtype=dtype)
+    keys, values = torch.empty(2, 3, space.page_size, dims.num_kv_heads, dims.head_dim, dtype=dtype)
+    queries = attention_prepare(packed, norm, norm, torch.empty(70, dims.rotary_dim), keys, values, step, dims)
+    paged_attention(queries, packed, keys, values, step, dims)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_120"])

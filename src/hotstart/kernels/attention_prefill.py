@@ -1,0 +1,256 @@
+"""Causal attention of prompts to their pages, gated: y = sigmoid(gate) * softmax(q k^T) v, with an online softmax.
+
+A sequence's new tokens are cut into blocks from its first one on, so a token's tiles are its own sequence's alone.
+Blocks of all sequences share one grid: sequence i begins at block (tokens before it) // BLOCK_M + i, which leaves room
+for its last, partly filled one.  A program finds its sequence by counting those that begin at or before its block.
+What follows the last sequence is padding, which is one sequence more, without a context.
+
+Source: Dao 2023, arXiv:2307.08691.
+"""
+
+from dataclasses import dataclass
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hotstart.kernels.key import type_name
+from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
+from hotstart.kernels.ops import AttentionDims, Step
+from hotstart.kernels.target import Target
+from hotstart.kernels.tiles import Trial, Tunable
+
+__all__ = ["attention_prefill"]
+
+_LOG2E = 1.4426950408889634
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    head_dim: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    queries: int
+    keys: int
+    warps: int
+    stages: int
+
+
+@triton.jit
+def _attend(
+    b_o,
+    b_max,
+    b_sum,
+    b_q,
+    p_keys,
+    p_values,
+    p_table,
+    o_m,
+    begin,
+    end,
+    scale,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Go on with keys [begin, end); MASKED: some queries (at positions o_m) must not see all of them."""
+    o_n, o_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    for start in range(begin, end, BLOCK_N):
+        o_t = start + o_n
+        m_kv = m_d[None, :]
+        if MASKED:
+            i_page = tl.load(p_table + o_t // PAGE, mask=o_t < end, other=0).to(tl.int64)
+            m_kv = m_kv & (o_t < end)[:, None]
+        else:
+            i_page = tl.load(p_table + o_t // PAGE).to(tl.int64)
+        o_kv = (i_page * PAGE + o_t % PAGE)[:, None] * (HKV * D) + o_d[None, :]
+        b_k = tl.load(p_keys + o_kv, mask=m_kv, other=0)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3") * scale
+        if MASKED:
+            b_s = tl.where(o_t[None, :] <= o_m[:, None], b_s, float("-inf"))
+        b_new_max = tl.maximum(b_max, tl.max(b_s, axis=1))
+        b_p = tl.exp2(b_s - b_new_max[:, None])
+        b_shrink = tl.exp2(b_max - b_new_max)
+        b_sum = b_sum * b_shrink + tl.sum(b_p, axis=1)
+        b_v = tl.load(p_values + o_kv, mask=m_kv, other=0)
+        b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o * b_shrink[:, None], input_precision="tf32x3")
+        b_max = b_new_max
+    return b_o, b_max, b_sum
+
+
+@kernel
+def _attention_prefill_kernel(
+    queries_ptr,  # [T, H, D]
+    packed_ptr,  # [T, ROW]: for each head its query, then its gate
+    keys_ptr,  # [pages, PAGE, HKV, D]
+    values_ptr,  # likewise
+    page_table_ptr,  # [N, table_width]
+    context_lens_ptr,  # [N]
+    cu_seqlens_ptr,  # [N + 1]
+    y_ptr,  # [T, H, D]
+    scale: tl.float32,
+    num_tokens: tl.int32,
+    num_sequences: tl.int32,
+    num_blocks: tl.int32,
+    table_width: tl.int32,
+    H: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    ROW: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Program: block of queries x query head.  Late blocks, which see most keys, come first."""
+    i_h = tl.program_id(0) % H
+    i_block = num_blocks - 1 - tl.program_id(0) // H
+    first_token = tl.load(cu_seqlens_ptr)
+    i_n = tl.full([], -1, tl.int32)
+    for some in range(0, num_sequences + 1, 128):
+        o_n = some + tl.arange(0, 128)
+        begins = (tl.load(cu_seqlens_ptr + o_n, mask=o_n <= num_sequences, other=0) - first_token) // BLOCK_M + o_n
+        i_n += tl.sum(((begins <= i_block) & (o_n <= num_sequences)).to(tl.int32), axis=0)
+    begin = tl.load(cu_seqlens_ptr + i_n)
+    end = tl.load(cu_seqlens_ptr + i_n + 1, mask=i_n < num_sequences, other=num_tokens)
+    first = (i_block - (begin - first_token) // BLOCK_M - i_n) * BLOCK_M  # within the sequence
+    length = end - begin
+    if first >= length:
+        return
+    o_r = first + tl.arange(0, BLOCK_M)
+    o_d = tl.arange(0, BLOCK_D)
+    m_q = (o_r < length)[:, None] & (o_d < D)[None, :]
+    o_y = ((begin + o_r).to(tl.int64) * H + i_h)[:, None] * D + o_d[None, :]
+    if i_n == num_sequences:
+        tl.store(y_ptr + o_y, tl.zeros([BLOCK_M, BLOCK_D], tl.float32).to(y_ptr.dtype.element_ty), mask=m_q)
+        return
+
+    context = tl.load(context_lens_ptr + i_n)
+    past = context - length
+    b_q = tl.load(queries_ptr + o_y, mask=m_q, other=0)
+    b_o = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    b_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    b_sum = tl.zeros([BLOCK_M], tl.float32)
+    p_keys = keys_ptr + i_h // (H // HKV) * D
+    p_values = values_ptr + i_h // (H // HKV) * D
+    p_table = page_table_ptr + i_n.to(tl.int64) * table_width
+    o_m = past + o_r
+    seen_by_all = (past + first + 1) // BLOCK_N * BLOCK_N
+    seen_by_some = tl.minimum(past + first + BLOCK_M, context)
+    b_o, b_max, b_sum = _attend(
+        b_o, b_max, b_sum, b_q, p_keys, p_values, p_table, o_m, 0, seen_by_all, scale,
+        HKV, D, PAGE, BLOCK_N, BLOCK_D, False,
+    )  # fmt: skip
+    b_o, b_max, b_sum = _attend(
+        b_o, b_max, b_sum, b_q, p_keys, p_values, p_table, o_m, seen_by_all, seen_by_some, scale,
+        HKV, D, PAGE, BLOCK_N, BLOCK_D, True,
+    )  # fmt: skip
+    p_gate = packed_ptr + (begin + o_r).to(tl.int64)[:, None] * ROW + i_h * 2 * D + D + o_d[None, :]
+    b_y = b_o / b_sum[:, None] * tl.sigmoid(tl.load(p_gate, mask=m_q, other=0).to(tl.float32))
+    tl.store(y_ptr + o_y, b_y.to(y_ptr.dtype.element_ty), mask=m_q)
+
+
+def attention_prefill(
+    queries: Tensor, packed: Tensor, keys: Tensor, values: Tensor, step: Step, dims: AttentionDims, out: Tensor
+) -> None:
+    """The prompts' rows of out [T, H * D], and zeros in all rows that follow them.
+
+    queries: [T, H, D]; packed: [T, *], (query, gate) by head; keys, values: [pages, page_size, Hkv, D].
+    """
+    prefill, T = step.prefill, out.shape[0]
+    H, Hkv, D = dims.num_heads, dims.num_kv_heads, dims.head_dim
+    tiles = _tiles(Family(D, type_name(queries.dtype)))
+    num_sequences = prefill.page_table.shape[0]
+    num_blocks = (T - prefill.first_token) // tiles.queries + num_sequences + 1
+    _launch(
+        (num_blocks * H,),
+        queries,
+        packed,
+        keys,
+        values,
+        prefill.page_table,
+        prefill.context_lens,
+        prefill.cu_seqlens,
+        out,
+        D**-0.5 * _LOG2E,
+        T,
+        num_sequences,
+        num_blocks,
+        prefill.page_table.shape[1],
+        H=H,
+        HKV=Hkv,
+        D=D,
+        ROW=packed.shape[1],
+        PAGE=keys.shape[1],
+        BLOCK_M=tiles.queries,
+        BLOCK_N=tiles.keys,
+        BLOCK_D=_block_d(D),
+        num_warps=tiles.warps,
+        num_stages=tiles.stages,
+    )
+
+
+def _block_d(head_dim: int) -> int:
+    return max(16, int(triton.next_power_of_2(head_dim)))
+
+
+def _candidates(target: Target, family: Family) -> tuple[Tiles, ...]:
+    if family.dtype == "fp32":  # three products for each: registers are what is short
+        return (Tiles(16, 16, 4, 1),)
+    row = 2 * _block_d(family.head_dim)  # bytes
+    if 90 <= target.arch < 120:  # wgmma: 64 queries to each four warps
+        tiles = [
+            Tiles(128, 64, 8, 3),
+            Tiles(128, 64, 8, 2),
+            Tiles(128, 32, 8, 3),
+            Tiles(64, 64, 4, 3),
+            Tiles(64, 32, 4, 2),
+        ]
+    else:
+        tiles = [Tiles(64, 32, 8, 2), Tiles(64, 64, 8, 2), Tiles(64, 32, 8, 3), Tiles(32, 32, 4, 2)]
+    return tuple(t for t in tiles if (t.queries + 4 * t.keys) * row <= target.shared_bytes) or (Tiles(16, 16, 4, 1),)
+
+
+def _trial(space: LaunchSpace, family: Family, lengths: tuple[int, ...]) -> Trial:
+    dims = space.attention
+    assert dims is not None
+    step = space.prompts(space.device, lengths)
+    num_tokens = sum(lengths)
+    dtype = next(d for d in space.activation_dtypes if type_name(d) == family.dtype)
+    packed = space.empty(num_tokens, dims.packed_width, dtype=dtype)
+    queries = space.empty(num_tokens, dims.num_heads, dims.head_dim, dtype=dtype)
+    keys, values = (space.pages(dims.num_kv_heads, dims.head_dim, dtype=dtype) for _ in range(2))
+    out = space.empty(num_tokens, dims.num_heads * dims.head_dim, dtype=dtype)
+
+    def call() -> None:
+        attention_prefill(queries, packed, keys, values, step, dims, out)
+
+    return Trial(call, (packed, queries, keys, values, out))
+
+
+def _families(space: LaunchSpace) -> tuple[Family, ...]:
+    if space.attention is None:
+        return ()
+    return tuple(Family(space.attention.head_dim, type_name(dtype)) for dtype in space.activation_dtypes)
+
+
+def _warmup(space: LaunchSpace) -> None:
+    dims = space.attention
+    if dims is None:
+        return
+    for dtype in space.activation_dtypes:
+        packed, _, _, keys, values = space.attention_inputs(dims, dtype)
+        queries = space.empty(space.num_tokens, dims.num_heads, dims.head_dim, dtype=dtype)
+        out = space.tokens(dims.num_heads * dims.head_dim, dtype)
+        attention_prefill(queries, packed, keys, values, space.step(space.device), dims, out)
+
+
+_launch = Launcher(_attention_prefill_kernel, warmup=_warmup)
+_tiles = Tunable("attention_prefill", (_launch,), families=_families, candidates=_candidates, trial=_trial)

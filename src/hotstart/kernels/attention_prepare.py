@@ -1,0 +1,170 @@
+"""Before attention: RMS norm of queries and keys, partial rotary embedding, and the write of keys and values.
+
+    q' = rotate(q / rms(q) * (1 + w_q), position);  k' likewise;  page <- k', v
+
+Queries are returned, keys and values go where `step.kv_index` says.  The gates stay in the packed projection, where
+attention reads them.  Everything is float32 until the one rounding that ends it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
+from hotstart.kernels.norm import row_length, scalar
+from hotstart.kernels.ops import AttentionDims, Step
+from hotstart.kernels.rotary import apply_rotary
+
+__all__ = ["attention_prepare", "attention_prepare_torch"]
+
+_TILE = 2048  # values of one program
+
+
+def attention_prepare_torch(
+    packed: Tensor,
+    q_norm: Tensor,
+    k_norm: Tensor,
+    rope: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    step: Step,
+    dims: AttentionDims,
+) -> Tensor:
+    """See `attention_prepare`."""
+    T, n = packed.shape[0], step.num_tokens
+    H, Hkv, D = dims.num_heads, dims.num_kv_heads, dims.head_dim
+    heads = packed[:n, : 2 * H * D].view(n, H, 2 * D)
+    k, v = packed[:n, 2 * H * D : (2 * H + 2 * Hkv) * D].view(n, 2, Hkv, D).unbind(1)
+    qk = torch.cat([heads[:, :, :D], k], dim=1).float()  # [n, H + Hkv, D]
+    qk = qk / row_length(qk, dims.eps * D)
+    for part, weight in ((qk[:, :H], q_norm), (qk[:, H:], k_norm)):
+        part.mul_(torch.add(scalar(D**0.5), weight.float(), alpha=D**0.5))
+    apply_rotary(qk, rope.index_select(0, step.positions[:n]))
+    qk = qk.to(packed.dtype)
+    keys.view(-1, Hkv, D).index_copy_(0, step.kv_index[:n], qk[:, H:].to(keys.dtype))
+    values.view(-1, Hkv, D).index_copy_(0, step.kv_index[:n], v.to(values.dtype))
+    queries = qk[:, :H]
+    return queries if n == T else torch.cat([queries, queries.new_zeros(T - n, H, D)])
+
+
+@kernel
+def _attention_prepare_kernel(
+    packed_ptr,  # [T, ROW]
+    q_norm_ptr,  # [D]
+    k_norm_ptr,  # [D]
+    rope_ptr,  # [positions, R]: cos | sin
+    positions_ptr,  # [T]
+    kv_index_ptr,  # [T]
+    queries_ptr,  # [T, H, D]
+    keys_ptr,  # [pages * page_size, HKV, D]
+    values_ptr,  # likewise
+    eps: tl.float32,
+    H: tl.constexpr,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    R: tl.constexpr,
+    ROW: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Program: token x block of heads, which are counted through queries, keys and values."""
+    HALF: tl.constexpr = R // 2
+    num_heads: tl.constexpr = H + 2 * HKV
+    num_blocks: tl.constexpr = (num_heads + BLOCK_H - 1) // BLOCK_H
+    i_p = tl.program_id(0)
+    i_t = (i_p // num_blocks).to(tl.int64)
+    i_kv = tl.load(kv_index_ptr + i_t)
+    o_h = i_p % num_blocks * BLOCK_H + tl.arange(0, BLOCK_H)
+    o_d = tl.arange(0, BLOCK_D)
+    m_d, m_r = o_d < D, o_d < R
+    # A row of padding reads nothing, so that its queries are zero, and writes no page.
+    m_h = o_h < tl.where(i_kv < 0, 0, num_heads)
+    m_q = o_h < H
+    p_x = packed_ptr + i_t * ROW + tl.where(m_q, o_h * 2 * D, (H + o_h) * D)[:, None]
+    b_x = tl.load(p_x + o_d[None, :], mask=m_h[:, None] & m_d[None, :], other=0)
+    b_wide = b_x.to(tl.float32)
+    b_scale = tl.rsqrt(tl.sum(b_wide * b_wide, axis=1) / D + eps)[:, None]
+
+    # The other half of a rotated pair comes from memory again: it is in the cache, and registers cannot be permuted.
+    o_pair = tl.where(o_d < HALF, o_d + HALF, o_d - HALF)
+    b_pair = tl.load(p_x + o_pair[None, :], mask=m_h[:, None] & m_r[None, :], other=0).to(tl.float32)
+    b_w = _either(m_q, q_norm_ptr, k_norm_ptr, o_d, m_d)
+    b_w_pair = _either(m_q, q_norm_ptr, k_norm_ptr, o_pair, m_r)
+    p_angle = rope_ptr + tl.load(positions_ptr + i_t).to(tl.int64) * R + tl.where(o_d < HALF, o_d, o_d - HALF)
+    b_cos = tl.load(p_angle, mask=m_r, other=1)
+    b_sin = tl.load(p_angle + HALF, mask=m_r, other=0)
+    b_sin = tl.where(o_d < HALF, -b_sin, b_sin)
+    b_y = b_scale * (b_wide * (1 + b_w) * b_cos[None, :] + b_pair * (1 + b_w_pair) * b_sin[None, :])
+
+    p_q = queries_ptr + (i_t * H + o_h)[:, None] * D + o_d[None, :]
+    tl.store(p_q, b_y.to(queries_ptr.dtype.element_ty), mask=m_q[:, None] & m_d[None, :])
+    m_kv = m_h & (o_h >= H)
+    p_k = keys_ptr + (i_kv * HKV + o_h - H)[:, None] * D + o_d[None, :]
+    tl.store(p_k, b_y.to(keys_ptr.dtype.element_ty), mask=(m_kv & (o_h < H + HKV))[:, None] & m_d[None, :])
+    p_v = values_ptr + (i_kv * HKV + o_h - H - HKV)[:, None] * D + o_d[None, :]
+    tl.store(p_v, b_x.to(values_ptr.dtype.element_ty), mask=(m_kv & (o_h >= H + HKV))[:, None] & m_d[None, :])
+
+
+@triton.jit
+def _either(first, one_ptr, other_ptr, offsets, mask):
+    """Rows of a tile from the one vector, the other rows from the other."""
+    one = tl.load(one_ptr + offsets, mask=mask, other=0).to(tl.float32)
+    other = tl.load(other_ptr + offsets, mask=mask, other=0).to(tl.float32)
+    return tl.where(first[:, None], one[None, :], other[None, :])
+
+
+def attention_prepare(
+    packed: Tensor,
+    q_norm: Tensor,
+    k_norm: Tensor,
+    rope: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    step: Step,
+    dims: AttentionDims,
+) -> Tensor:
+    """Queries [T, H, D] of a packed projection (q, gate) by head | k | v; fills the pages.  Rows of padding are zero.
+
+    packed: [T, *]; q_norm, k_norm: [D], zero-centred; rope: cos | sin [positions, rotary_dim] float32; keys, values:
+    [pages, page_size, Hkv, D].
+    """
+    T, H, Hkv, D = packed.shape[0], dims.num_heads, dims.num_kv_heads, dims.head_dim
+    assert rope.shape[1] == dims.rotary_dim and keys.shape[2:] == (Hkv, D), (rope.shape, keys.shape)
+    queries = packed.new_empty(T, H, D)
+    num_heads = H + 2 * Hkv
+    block_d = triton.next_power_of_2(D)
+    block_h = min(triton.next_power_of_2(num_heads), max(1, _TILE // block_d))
+    _launch(
+        (T * triton.cdiv(num_heads, block_h),),
+        packed,
+        q_norm,
+        k_norm,
+        rope,
+        step.positions,
+        step.kv_index,
+        queries,
+        keys,
+        values,
+        dims.eps,
+        H=H,
+        HKV=Hkv,
+        D=D,
+        R=dims.rotary_dim,
+        ROW=packed.shape[1],
+        BLOCK_H=block_h,
+        BLOCK_D=block_d,
+    )
+    return queries
+
+
+def _warmup(space: LaunchSpace) -> None:
+    dims = space.attention
+    if dims is None:
+        return
+    for dtype in space.activation_dtypes:
+        packed, norm, rope, keys, values = space.attention_inputs(dims, dtype)
+        attention_prepare(packed, norm, norm, rope, keys, values, space.step(space.device), dims)
+
+
+_launch = Launcher(_attention_prepare_kernel, warmup=_warmup)
