@@ -13,6 +13,8 @@ from hotstart.kernels.tune import OnTuning
 
 __all__ = ["RequestProgress", "show_requests", "show_startup", "show_tuning"]
 
+_BAR = 10  # columns
+
 
 @contextmanager
 def show_startup(enabled: bool = True) -> Iterator[OnPhase]:
@@ -23,7 +25,7 @@ def show_startup(enabled: bool = True) -> Iterator[OnPhase]:
     elif not console.is_terminal:
         yield partial(_print_phase, console)
     else:
-        columns = TextColumn("{task.description:<16}"), BarColumn(bar_width=24), TextColumn("{task.fields[result]}")
+        columns = TextColumn("{task.description:<16}"), BarColumn(bar_width=_BAR), TextColumn("{task.fields[result]}")
         with Progress(*columns, console=console) as bars:
             yield _PhaseBars(bars)
 
@@ -38,7 +40,8 @@ class _PhaseBars:
             self._tasks[event.name] = self._bars.add_task(event.name, total=None, result="")
         task = self._tasks[event.name]
         if isinstance(event, Phase):
-            self._bars.update(task, total=1, completed=1, result=_result(event))
+            room = self._bars.console.width - 16 - _BAR - 2  # a longer line would squeeze the bar
+            self._bars.update(task, total=1, completed=1, result=_result(event)[:room])
         elif event.total:
             self._bars.update(task, total=event.total, completed=event.done, result=event.note)
 
