@@ -9,26 +9,22 @@ import random
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "tiny-qwen3.5"
-NUM_THREADS, NUM_PROCESSES, NUM_LATER = 2, 5, 20
+from bench.engines import NUM_THREADS, Hotstart, Job
+from bench.measure import write_result
+
+NUM_PROCESSES, NUM_LATER = 5, 20
 PROMPT, ANSWER = 200, 16
 TARGET = 1.1
 
 
 def one_process() -> dict[str, float]:
-    from bench.engines import Hotstart, Job
-    from bench.measure import seconds
-    from hotstart import LLM
-
     rng = random.Random(1)
-    jobs = [Job(tuple(rng.randrange(397) for _ in range(PROMPT)), ANSWER) for _ in range(1 + NUM_LATER)]
-    with LLM(CHECKPOINT, dtype="float32", max_model_len=1024, num_threads=NUM_THREADS, use_tqdm=False) as llm:
-        ours = Hotstart(llm)
-        times = [seconds(lambda job=job: ours.serve([job])) for job in jobs]
-        assert not llm.late_events, llm.late_events
+    jobs = [Job([rng.randrange(397) for _ in range(PROMPT)], ANSWER) for _ in range(1 + NUM_LATER)]
+    ours = Hotstart("tiny")
+    times = [ours.crowd([job], {}) for job in jobs]
+    assert not ours.llm.late_events, ours.llm.late_events
     return {"first": times[0], "later": statistics.median(times[1:])}
 
 
@@ -38,8 +34,6 @@ def main() -> None:
     if parser.parse_args().child:
         print(json.dumps(one_process()))
         return
-    from bench.measure import write_result
-
     command = [sys.executable, "-m", "bench.first_request_cpu", "--child"]
     found: list[dict[str, float]] = []
     for _ in range(NUM_PROCESSES):
