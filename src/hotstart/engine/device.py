@@ -19,6 +19,7 @@ from hotstart.kernels.gdn import CPU_CHUNK_LENGTH
 __all__ = ["Arena", "CpuDevice", "Device", "Peak", "Staging", "rungs"]
 
 CPU_MEMORY_SHARE = 0.5  # of the machine's memory, where the user names no size
+ONE_THREAD = 200_000_000  # multiplications: two milliseconds of one core
 
 
 class Arena:
@@ -79,6 +80,7 @@ class Device(Protocol):
     def used_bytes(self) -> int: ...
     def resident_bytes(self) -> int | None: ...
     def staging(self, num_bytes: int) -> Staging: ...
+    def step_scope(self, multiplications: int) -> AbstractContextManager[None]: ...
     def measure_peak(self) -> AbstractContextManager[Peak]: ...
 
 
@@ -144,6 +146,19 @@ class CpuDevice:
 
     def staging(self, num_bytes: int) -> Staging:
         return _SharedStaging(self.arena.allocate("staging", (num_bytes,), torch.uint8))
+
+    @contextmanager
+    def step_scope(self, multiplications: int) -> Iterator[None]:
+        """A small step runs on one thread: to hand its work out costs more than it saves, and waits for a busy core."""
+        num_threads = torch.get_num_threads()
+        if num_threads == 1 or multiplications >= ONE_THREAD:
+            yield
+            return
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(num_threads)
 
     @contextmanager
     def measure_peak(self) -> Iterator[Peak]:

@@ -1,6 +1,7 @@
 """Runner: a StepPlan goes in, a Flight comes out; waiting for it gives the StepResult."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,10 @@ from hotstart.engine.inputs import InputBuilder
 from hotstart.engine.plan import StepPlan, StepResult
 from hotstart.engine.sampler import Sampled, Sampler
 
-__all__ = ["Flight", "Forward", "Runner"]
+__all__ = ["Flight", "Forward", "Runner", "StepScope"]
 
 Forward = Callable[[StepInputs, CacheTensors], Tensor]  # a model: hidden states [T, D]
+StepScope = Callable[[int], AbstractContextManager[None]]  # what a step of so many multiplications runs in
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,18 @@ class Flight:
 
 
 class Runner:
-    def __init__(self, model: Forward, cache: CacheTensors, inputs: InputBuilder, sampler: Sampler) -> None:
+    def __init__(
+        self,
+        model: Forward,
+        num_weights: int,
+        inputs: InputBuilder,
+        sampler: Sampler,
+        step_scope: StepScope,
+        cache: CacheTensors,
+    ) -> None:
         self._model = model
+        self._num_weights = num_weights
+        self._step_scope = step_scope
         self._cache = cache
         self._inputs = inputs
         self._sampler = sampler
@@ -39,7 +51,8 @@ class Runner:
         # The one place where inference mode is entered: whatever runs in it has run in it at start-up too.
         with torch.inference_mode():
             built = self._inputs.build(plan)
-            if built.reads_last_tokens:
-                self._sampler.fill_tokens(built.inputs)
-            hidden = self._model(built.inputs, self._cache)
-            return Flight(plan, self._sampler.run(hidden, built))
+            with self._step_scope(self._num_weights * len(built.inputs.token_ids)):
+                if built.reads_last_tokens:
+                    self._sampler.fill_tokens(built.inputs)
+                hidden = self._model(built.inputs, self._cache)
+                return Flight(plan, self._sampler.run(hidden, built))

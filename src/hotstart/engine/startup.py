@@ -74,9 +74,11 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
     with phases.phase("run rungs") as running:
         inputs = InputBuilder(limits, device)
         sampler = Sampler(model.logits, model_config.vocab_size, limits, device)
+        num_weights = sum(p.numel() for p in model.parameters())
+        runner = partial(Runner, model, num_weights, inputs, sampler, device.step_scope)
         buffers_bytes = device.arena.reserved_bytes() - weights_bytes
         peaks = _run_rungs(
-            Runner(model, CacheTensors(layout, 1, 1, partial(device.arena.allocate, "minimal cache")), inputs, sampler),
+            runner(CacheTensors(layout, 1, 1, partial(device.arena.allocate, "minimal cache"))),
             inputs,
             step_sizes(*wishes.max_num_batched_tokens),
             lambda peaks, size: fits(wishes, known.measured(layout, weights_bytes, buffers_bytes, peaks), size),
@@ -94,7 +96,7 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
         cache = CacheTensors(layout, plan.num_pages, plan.num_slots, partial(device.arena.allocate, "cache"))
     engine = Engine(
         scheduler=Scheduler(_scheduler_limits(config, model_config, plan, device)),
-        runner=Runner(model, cache, inputs, sampler),
+        runner=runner(cache),
         watch=watch,
         device=device,
         vocab_size=model_config.vocab_size,
