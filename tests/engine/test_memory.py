@@ -40,6 +40,14 @@ def test_with_enough_memory_the_defaults_stand_and_the_rest_is_unused():
     assert plan.lines[-1].name == "unused" and plan.lines[-1].num_bytes > 0
 
 
+def test_scratch_of_tuning_is_told_and_takes_nothing_from_the_caches():
+    plan = solve(wishes(), dataclasses.replace(ROOMY, tuning_bytes=300 * MIB))
+    assert plan.lines == solve(wishes(), ROOMY).lines
+    assert "tuning held 300 MiB before this, all free again" in plan.explain()
+    assert plan.as_dict()["tuning_bytes"] == 300 * MIB
+    assert "tuning" not in solve(wishes(), ROOMY).explain()
+
+
 @pytest.mark.parametrize(
     ("mib", "expected"),  # 303 MiB for process, weights and buffers; 8 MiB for 4096 tokens of pages; 1/32 reserve
     [

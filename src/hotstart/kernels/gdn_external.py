@@ -26,9 +26,8 @@ from torch import Tensor
 from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
 from hotstart.kernels.ops import EXTERNAL, GdnDims, GdnWeights, PrefillStep
 
-__all__ = ["CHUNK_LENGTH", "gdn_prefill_fla", "gdn_prefill_flashinfer", "warmup"]
+__all__ = ["gdn_prefill_fla", "gdn_prefill_flashinfer", "warmup"]
 
-CHUNK_LENGTH = 64  # of both libraries
 # A library that tunes itself does so on the first prompts it sees: these, before the step's own short ones.
 _WARMUP_LENGTHS = (512,) * 4
 _BLOCK_D = 1024
@@ -168,7 +167,7 @@ def _keep_inputs_kernel(
     tl.store(p_new, b_x, m & (i_write >= 0))
 
 
-Core = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Core = Callable[..., tuple[Tensor, Tensor]]
 
 
 @functools.cache
@@ -188,7 +187,7 @@ def _of_flashinfer() -> Callable[..., Any]:
 
 
 def _fla(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, states: Tensor, cu_seqlens: Tensor, chunks: Tensor
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, states: Tensor, cu_seqlens: Tensor, chunks: Tensor, C: int
 ) -> tuple[Tensor, Tensor]:
     one = (x.unsqueeze(0) for x in (q, k, v, g, beta))
     out, last = _of_fla()(
@@ -198,12 +197,13 @@ def _fla(
         state_v_first=True,
         cu_seqlens=cu_seqlens,
         chunk_indices=chunks,
+        chunk_size=C,
     )
     return out.squeeze(0), last
 
 
 def _flashinfer(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, states: Tensor, cu_seqlens: Tensor, chunks: Tensor
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, states: Tensor, cu_seqlens: Tensor, chunks: Tensor, C: int
 ) -> tuple[Tensor, Tensor]:
     out, last = _of_flashinfer()(
         q,
@@ -220,7 +220,7 @@ def _flashinfer(
 
 
 def _shapes(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, states: Tensor, cu_seqlens: Tensor, chunks: Tensor
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, states: Tensor, cu_seqlens: Tensor, chunks: Tensor, C: int
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(v), torch.empty_like(states)
 
@@ -229,7 +229,7 @@ _LIBRARY = torch.library.Library("hotstart", "DEF")
 for _name, _core in (("fla", _fla), ("flashinfer", _flashinfer)):
     _LIBRARY.define(
         f"{_name}_gated_delta_rule(Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, Tensor states, "
-        "Tensor cu_seqlens, Tensor chunks) -> (Tensor, Tensor)"
+        "Tensor cu_seqlens, Tensor chunks, int C) -> (Tensor, Tensor)"
     )
     _LIBRARY.impl(f"{_name}_gated_delta_rule", _core, "CompositeExplicitAutograd")
     _LIBRARY.impl(f"{_name}_gated_delta_rule", _shapes, "Meta")
@@ -248,7 +248,6 @@ def _gdn_prefill(
 ) -> None:
     H, HV, K, V, W = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim, dims.conv_width
     C, P, first = prefill.chunk_length, sum(prefill.lengths), prefill.first_token
-    assert C == CHUNK_LENGTH, f"the libraries' chunks are of {CHUNK_LENGTH} tokens, the step's of {C}"
     if not P:
         return
     q, k = (packed.new_empty(P, H, K) for _ in range(2))
@@ -282,7 +281,7 @@ def _gdn_prefill(
     reads = prefill.read_slots.long()
     states = state.index_select(0, reads.clamp(min=0)).float()
     states.masked_fill_((reads < 0).view(-1, 1, 1, 1), 0)  # whatever the slot held, NaN too
-    o, states = core(q, k, v, g, beta, states, prefill.cu_seqlens - first, prefill.chunks[:, ::3].contiguous())
+    o, states = core(q, k, v, g, beta, states, prefill.cu_seqlens - first, prefill.chunks[:, ::3].contiguous(), C)
     state.index_copy_(0, prefill.write_slots.long(), states.to(state.dtype))
     _launch_gated_norm(
         (P * HV,),

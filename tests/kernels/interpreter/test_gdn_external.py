@@ -20,9 +20,11 @@ CASES = {name: rows for name, (decodes, rows) in STEPS.items() if rows and not d
 }
 
 
-def like_fla(q, k, v, g, beta, *, initial_state, output_final_state, state_v_first, cu_seqlens, chunk_indices):
+def like_fla(
+    q, k, v, g, beta, *, initial_state, output_final_state, state_v_first, cu_seqlens, chunk_indices, chunk_size
+):
     """Log decay; inputs with a leading 1; states [N, HV, V, K]; q not yet scaled."""
-    assert output_final_state and state_v_first and q.shape[0] == 1
+    assert output_final_state and state_v_first and q.shape[0] == 1 and chunk_size == 64
     lengths = cu_seqlens.diff().tolist()
     assert chunk_indices.tolist() == [[i, c] for i, n in enumerate(lengths) for c in range(-(-n // 64))]
     out, states = torch.empty_like(v), torch.empty_like(initial_state)
@@ -36,7 +38,12 @@ def like_flashinfer(q, k, v, *, g, beta, initial_state, output_final_state, outp
     """Linear decay, no leading dimension, and the states in the tensor that was given."""
     ones = (x.unsqueeze(0) for x in (q, k, v, g.log(), beta))
     chunks = [[i, c] for i, n in enumerate(cu_seqlens.diff().tolist()) for c in range(-(-n // 64))]
-    options = {"output_final_state": output_final_state, "state_v_first": True, "cu_seqlens": cu_seqlens}
+    options = {
+        "output_final_state": output_final_state,
+        "state_v_first": True,
+        "cu_seqlens": cu_seqlens,
+        "chunk_size": 64,
+    }
     out, states = like_fla(*ones, initial_state=initial_state, chunk_indices=torch.tensor(chunks), **options)
     return out[0], output_state.copy_(states)
 
