@@ -10,9 +10,10 @@ from hotstart.kernels.ops import AttentionDims
 STEPS = {  # decodes, prefills: length and tokens before
     "one token": ([(1, 9)], []),
     "decodes": ([(1, 9), (1, 0), (1, 3)], []),
+    "decodes of very different lengths": ([(1, 2), (1, 90), (1, 0), (1, 5)], []),
     "one prompt": ([], [(70, 0)]),
     "a long prompt": ([], [(300, 60)]),
-    "mixed": ([(1, 9)], [(5, 0), (3, 6), (0, 0), (9, 4)]),
+    "mixed": ([(1, 9), (1, 6)], [(5, 0), (3, 6), (0, 0), (9, 4)]),
 }
 
 

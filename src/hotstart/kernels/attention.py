@@ -11,7 +11,7 @@ from torch import Tensor
 from hotstart.kernels.activation import sigmoid_mul
 from hotstart.kernels.attention_decode import attention_decode
 from hotstart.kernels.attention_prefill import attention_prefill
-from hotstart.kernels.ops import AttentionDims, Step
+from hotstart.kernels.ops import AttentionDims, DecodeStep, Step
 
 __all__ = ["attention_reference", "paged_attention", "paged_attention_torch"]
 
@@ -35,9 +35,14 @@ def paged_attention_torch(
 ) -> Tensor:
     """See `paged_attention`."""
     T, H, D = queries.shape
-    parts, first = [], 0
-    for spans in _gathers(_spans(step), keys):
-        for (length, _, _), k, v in zip(spans, _gather(keys, spans), _gather(values, spans), strict=True):
+    parts, first, spans = [], 0, _spans(step)
+    n = step.num_decodes
+    # Together if padding at most doubles the work: a call for each sequence costs more than a short context.
+    if n > 1 and n * step.decode.max_context <= 2 * sum(step.decode.contexts):
+        parts.append(_attend_together(queries.narrow(0, 0, n), keys, values, step.decode))
+        first, spans = n, spans[n:]
+    for some in _gathers(spans, keys):
+        for (length, _, _), k, v in zip(some, _gather(keys, some), _gather(values, some), strict=True):
             parts.append(_attend(queries.narrow(0, first, length), k, v))
             first += length
     attended = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -73,15 +78,32 @@ def _spans(step: Step) -> list[Span]:
 def _gathers(spans: list[Span], keys: Tensor) -> list[list[Span]]:
     """Neighbours whose keys are gathered at once."""
     limit = GATHER_BYTES // (keys[0, 0].numel() * keys.element_size())  # tokens
-    groups: list[list[Span]] = [[]]
+    groups: list[list[Span]] = []
     tokens = 0
     for span in spans:
         tokens += span[1]
-        if groups[-1] and tokens > limit:
+        if not groups or tokens > limit:
             groups.append([])
             tokens = span[1]
         groups[-1].append(span)
     return groups
+
+
+def _attend_together(q: Tensor, keys: Tensor, values: Tensor, decode: DecodeStep) -> Tensor:
+    """One query of each decoding sequence, contexts padded to the longest.  q: [N, H, D] -> [N, H, D]."""
+    n, page_size = q.shape[0], keys.shape[1]
+    places = torch.arange(decode.max_context, device=q.device)
+    contexts = decode.context_lens[:n].unsqueeze(1)
+    seen = (places < contexts).view(n, 1, 1, -1)
+    # Padding repeats the sequence's own last token: whatever else lies there may not be a number.
+    places = places.minimum(contexts - 1)
+    pages = decode.page_table[:n].gather(1, places // page_size)
+    index = (pages * page_size + places % page_size).flatten()
+    k, v = (
+        cache.flatten(0, 1).index_select(0, index).view(n, -1, *cache.shape[2:]).transpose(1, 2)
+        for cache in (keys, values)
+    )
+    return F.scaled_dot_product_attention(q.unsqueeze(2), k, v, attn_mask=seen, enable_gqa=True).squeeze(2)
 
 
 def _gather(cache: Tensor, spans: list[Span]) -> list[Tensor]:
