@@ -42,6 +42,11 @@ NO_TORCH = [
     "log.py",
     "request.py",
     "text/*.py",
+    "config/*.py",
+    "server/*.py",
+    "engine/messages.py",
+    "engine/outputs.py",
+    "engine/phases.py",
     "engine/holdings.py",
     "engine/limits.py",
     "engine/pending.py",
@@ -55,6 +60,8 @@ NO_TORCH = [
 MAY_CATCH_EVERYTHING = {
     "engine/engine.py",
     "engine/startup.py",
+    "engine/worker.py",
+    "server/app.py",
     "kernels/gdn_backends.py",  # a library that fails at start-up, however it does, is refused or replaced
     "kernels/launch.py",
     "text/tokenizer.py",  # the tokenizers library raises Exception itself for a corrupt file
@@ -219,7 +226,7 @@ def public_names_exist(source: Source) -> Problems:
     public: list[str] = []
     statements = [s for node in source.tree.body for s in (node.body if isinstance(node, ast.If) else [node])]
     for node in statements:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             bound.add(node.name)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             bound |= {(alias.asname or alias.name).split(".")[0] for alias in node.names}

@@ -1,11 +1,12 @@
 """Command-line flags, derived from EngineConfig's fields."""
 
 import argparse
+from collections.abc import Iterable
 from typing import Any
 
-from hotstart.config.engine import EngineConfig, options
+from hotstart.config.engine import EngineConfig, Option, options
 
-__all__ = ["Commands", "add_engine_flags", "engine_config", "engine_options"]
+__all__ = ["Commands", "add_engine_flags", "add_flags", "engine_config", "engine_options", "given_options"]
 
 Commands = Any  # argparse names no public type for what add_subparsers returns
 
@@ -13,16 +14,7 @@ Commands = Any  # argparse names no public type for what add_subparsers returns
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="folder of a checkpoint in Hugging Face's layout")
     group = parser.add_argument_group("engine")
-    for option in options():
-        default = "" if option.default is None else f" (default: {option.default})"
-        group.add_argument(
-            option.flag,
-            dest=option.name,
-            default=argparse.SUPPRESS,
-            choices=option.choices or None,
-            metavar=option.metavar,
-            help=(option.help + default).replace("%", "%%"),
-        )
+    add_flags(group, options())
     group.add_argument(
         "--strict",
         dest="jit_monitor_mode",
@@ -33,10 +25,28 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_flags(group: Any, found: Iterable[Option]) -> None:
+    """To a parser or a group of one."""
+    for option in found:
+        default = "" if option.default is None else f" (default: {option.default})"
+        group.add_argument(
+            option.flag,
+            dest=option.name,
+            default=argparse.SUPPRESS,
+            choices=option.choices or None,
+            metavar=option.metavar,
+            help=(option.help + default).replace("%", "%%"),
+        )
+
+
+def given_options(arguments: argparse.Namespace, found: Iterable[Option]) -> dict[str, Any]:
+    """Those that the user set, as text, which the configuration reads."""
+    return {option.name: getattr(arguments, option.name) for option in found if hasattr(arguments, option.name)}
+
+
 def engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The fields that the user set, as text, which EngineConfig reads."""
-    names = ["model", *(option.name for option in options())]
-    return {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    return {"model": arguments.model, **given_options(arguments, options())}
 
 
 def engine_config(arguments: argparse.Namespace) -> EngineConfig:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import hotstart
-from hotstart.cli import audit, check, generate, plan, tune
+from hotstart.cli import audit, check, generate, plan, serve, tune
 from hotstart.errors import HotstartError, StepError
 
 __all__ = ["main"]
@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hotstart", description=hotstart.__doc__ and hotstart.__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"hotstart {hotstart.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    serve.add_command(commands)
     generate.add_command(commands)
     plan.add_command(commands)
     check.add_command(commands)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from hotstart import log
 from hotstart.engine.device import Device
+from hotstart.engine.limits import SchedulerLimits
 from hotstart.engine.memory import MemoryPlan
 from hotstart.engine.phases import StartupReport
 from hotstart.engine.plan import StepPlan, StepResult
@@ -14,7 +15,7 @@ from hotstart.errors import EngineDead, HotstartError, InvalidPrompt, InvalidSam
 from hotstart.kernels.watch import LateEvent, Watch
 from hotstart.request import FinishReason, Request, TokenEvent
 
-__all__ = ["Engine", "Growth"]
+__all__ = ["Engine", "Growth", "Use"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,17 @@ class Growth:
 
     arena_bytes: int
     resident_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Of pages and slots, now.  What is cached is free to whoever needs it."""
+
+    pages_used: int
+    pages_cached: int
+    slots_used: int
+    slots_cached: int
+    num_preemptions: int  # so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +68,29 @@ class Engine:
         self.device = device
         self._flights: deque[Flight | _FailedFlight] = deque()
         self._closed = False
+        self.num_steps = 0  # that have landed, and the tokens they computed
+        self.num_step_tokens = 0
         self._sealed_bytes = (0, 0)
 
     def seal(self, startup: StartupReport) -> None:
         """From here on, whatever compiles, tunes, loads or grows is late.  Called once, by start-up."""
         self.startup = startup
         self._sealed_bytes = (self.device.arena.reserved_bytes(), self.device.resident_bytes() or 0)
+        self.num_steps = self.num_step_tokens = 0
         self._watch.seal()
 
     @property
     def has_work(self) -> bool:
         return self._scheduler.has_work
+
+    @property
+    def limits(self) -> SchedulerLimits:
+        return self._scheduler.limits
+
+    @property
+    def use(self) -> Use:
+        pages, slots = self._scheduler.pages, self._scheduler.slots
+        return Use(pages.num_used, pages.num_cached, slots.num_used, slots.num_cached, self._scheduler.num_preemptions)
 
     @property
     def num_running(self) -> int:
@@ -111,6 +135,8 @@ class Engine:
         if not self._flights:
             return []
         flight = self._flights.popleft()
+        self.num_steps += 1
+        self.num_step_tokens += flight.plan.num_tokens
         try:
             result = flight.wait()
             self._watch.check()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hotstart.config.engine import EngineConfig
-from hotstart.config.files import read_optional_json
+from hotstart.config.generation import read_sampling_defaults
 from hotstart.engine.engine import Engine
 from hotstart.engine.memory import MemoryPlan
 from hotstart.engine.outputs import OutputBuilder, RequestOutput
@@ -91,11 +91,7 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """What the checkpoint's generation_config.json recommends."""
-        advice = read_optional_json(self._model_folder / "generation_config.json")
-        if advice.get("do_sample") is False:
-            return SamplingParams(temperature=0.0)
-        names = ("temperature", "top_k", "top_p")
-        return SamplingParams(**{name: advice[name] for name in names if advice.get(name) is not None})
+        return read_sampling_defaults(self._model_folder)
 
     def generate(
         self,

@@ -64,10 +64,10 @@ class OutputBuilder:
         self._stops = StopStrings(params.stop, params.include_stop_str_in_output)
         self._text: list[str] = []
         self._num_taken = 0
-        self._token_ids: list[int] = []
-        self._logprobs: list[PositionLogprobs] = []
-        self._prompt_logprobs: tuple[PositionLogprobs | None, ...] = ()
-        self._num_cached_tokens = 0
+        self.token_ids: list[int] = []
+        self.logprobs: list[PositionLogprobs] = []
+        self.prompt_logprobs: tuple[PositionLogprobs | None, ...] = ()
+        self.num_cached_tokens = 0
 
     @property
     def finished(self) -> bool:
@@ -79,18 +79,18 @@ class OutputBuilder:
         """
         if self.finished:
             return
-        self._prompt_logprobs = self._prompt_logprobs or event.prompt_logprobs
-        self._num_cached_tokens = max(self._num_cached_tokens, event.num_cached_tokens)
+        self.prompt_logprobs = self.prompt_logprobs or event.prompt_logprobs
+        self.num_cached_tokens = max(self.num_cached_tokens, event.num_cached_tokens)
         shown = []
         for position, token_id in enumerate(event.token_ids):
-            self._token_ids.append(token_id)
-            self._logprobs += event.logprobs[position : position + 1]
+            self.token_ids.append(token_id)
+            self.logprobs += event.logprobs[position : position + 1]
             ends_here = event.stop_token_id is not None and position == len(event.token_ids) - 1
             shown.append(self._show([] if ends_here and not self._shows_stop_token else [token_id]))
             if self._stops.matched is not None:
                 self.finish_reason, self.stop_reason = FinishReason.STOP, self._stops.matched
                 break
-        self.num_tokens = len(self._token_ids)
+        self.num_tokens = len(self.token_ids)
         if not self.finished and event.finish_reason is not None:
             self._finish(event, shown)
         self._text += shown
@@ -105,13 +105,13 @@ class OutputBuilder:
         completion = CompletionOutput(
             index=0,
             text="".join(self._text),
-            token_ids=list(self._token_ids),
-            cumulative_logprob=sum(position.logprob for position in self._logprobs) if wants_logprobs else None,
-            logprobs=[self._by_id(position) for position in self._logprobs] if wants_logprobs else None,
+            token_ids=list(self.token_ids),
+            cumulative_logprob=sum(position.logprob for position in self.logprobs) if wants_logprobs else None,
+            logprobs=[self._by_id(position) for position in self.logprobs] if wants_logprobs else None,
             finish_reason=None if self.finish_reason is None else str(self.finish_reason),
             stop_reason=self.stop_reason,
         )
-        prompt_logprobs = [None if position is None else self._by_id(position) for position in self._prompt_logprobs]
+        prompt_logprobs = [None if position is None else self._by_id(position) for position in self.prompt_logprobs]
         return RequestOutput(
             request_id=self.request.id,
             prompt=self._prompt,
@@ -119,7 +119,7 @@ class OutputBuilder:
             prompt_logprobs=prompt_logprobs if self.request.params.prompt_logprobs is not None else None,
             outputs=[completion],
             finished=self.finished,
-            num_cached_tokens=self._num_cached_tokens,
+            num_cached_tokens=self.num_cached_tokens,
             error=self.error,
         )
 
@@ -130,7 +130,7 @@ class OutputBuilder:
     def _show(self, token_ids: Sequence[int]) -> str:
         text = self._detokenizer.push(token_ids) if self._detokenizer else ""
         # What min_tokens forces out is not searched: the request could not have ended there.
-        return self._stops.push(text) if len(self._token_ids) > self.request.params.min_tokens else text
+        return self._stops.push(text) if len(self.token_ids) > self.request.params.min_tokens else text
 
     def _finish(self, event: TokenEvent, shown: list[str]) -> None:
         params = self.request.params

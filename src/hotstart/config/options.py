@@ -1,0 +1,108 @@
+"""Options of a configuration: dataclass fields that carry their help text, their choices and how they are read.
+
+From the fields alone the command line's flags, the keywords of Python calls and the messages of errors are derived.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hotstart.errors import ConfigError
+
+__all__ = ["Option", "check_options", "count", "flag", "option", "options_of", "parse_bytes", "parse_count"]
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_count(value: object) -> int:
+    """A number of tokens or sequences: 4096, "4096", "4k" (4000), "4K" (4096), as vLLM reads them."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kKmMgG]?)", str(value).strip())
+    if isinstance(value, bool) or match is None:
+        raise ConfigError(f"{value!r} is not a number of things; write 4096, 4k (4000) or 4K (4096)")
+    return _whole(value, float(match[1]) * _UNITS[match[2]])
+
+
+def parse_bytes(value: object) -> int:
+    """A number of bytes: 1073741824, "1GiB" (2**30), "1GB" (10**9), "1G" (2**30), "512MiB"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?B)?", str(value).strip())
+    if isinstance(value, bool) or match is None:
+        raise ConfigError(f"{value!r} is not a size; write 4GiB, 4GB, 512MiB or a number of bytes")
+    unit = match[2].upper()
+    return _whole(value, float(match[1]) * _UNITS[unit.lower() if match[3] == "B" else unit])
+
+
+def _whole(value: object, number: float) -> int:
+    if number != int(number):
+        raise ConfigError(f"{value!r} is not a whole number")
+    return int(number)
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One field as a command line sees it."""
+
+    name: str
+    flag: str
+    help: str
+    default: object
+    choices: tuple[str, ...] = ()
+    parse: Callable[[str], object] = str
+    metavar: str | None = None
+
+
+def option(
+    help: str,
+    default: Any = None,
+    *,
+    choices: tuple[str, ...] = (),
+    parse: Callable[[str], object] = str,
+    metavar: str | None = None,
+    minimum: int | None = None,
+) -> Any:
+    metadata = {"help": help, "choices": choices, "parse": parse, "metavar": metavar, "minimum": minimum}
+    if default is dataclasses.MISSING:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def count(help: str, default: int | None = None, minimum: int = 1) -> Any:
+    return option(help, default, parse=parse_count, metavar="N", minimum=minimum)
+
+
+def check_options(config: Any) -> None:
+    """For a frozen dataclass's `__post_init__`: reads what was given as text, and raises ConfigError for nonsense."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        choices, parse, minimum = (item.metadata[key] for key in ("choices", "parse", "minimum"))
+        if choices and value not in choices:
+            raise ConfigError(f"{flag(item.name)} is {value!r}, it must be one of {', '.join(choices)}")
+        if parse is not str and value is not None:
+            try:
+                number = parse(value)
+            except ConfigError as error:
+                raise ConfigError(f"{flag(item.name)}: {error}") from None
+            if number < minimum:
+                raise ConfigError(f"{flag(item.name)} is {number}, it must be at least {minimum}")
+            object.__setattr__(config, item.name, number)
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a field, as messages name it."""
+    return "--" + name.replace("_", "-")
+
+
+def options_of(kind: Any) -> Iterator[Option]:
+    """Every field of a configuration."""
+    for item in dataclasses.fields(kind):
+        metadata = item.metadata
+        yield Option(
+            name=item.name,
+            flag=flag(item.name),
+            help=metadata["help"],
+            default=item.default,
+            choices=metadata["choices"],
+            parse=metadata["parse"],
+            metavar=metadata["metavar"],
+        )

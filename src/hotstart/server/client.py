@@ -1,0 +1,309 @@
+"""EngineClient: the engine's process as the server sees it.  Requests go in, each comes back as batches of events.
+
+Whatever the engine's process does, every request that was accepted has its final event: a process that ends, or has
+been silent for too long, is answered for.
+"""
+
+import asyncio
+import itertools
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from hotstart import log
+from hotstart.config.engine import EngineConfig
+from hotstart.engine.messages import (
+    Abort,
+    Add,
+    Beat,
+    Close,
+    Command,
+    Died,
+    Late,
+    PhaseBegan,
+    PhaseEnded,
+    Ready,
+    Report,
+    Start,
+    Stats,
+    Stepped,
+    Token,
+    frame,
+    read_frames,
+)
+from hotstart.engine.phases import Phase
+from hotstart.errors import EngineDead, HotstartError, QueueFull
+from hotstart.request import FinishReason, Request, SamplingParams, TokenEvent
+
+__all__ = ["EngineClient", "Submission"]
+
+SILENCE_S = 5.0  # without a heartbeat /health says no
+LONGEST_SILENCE_S = 15.0  # then the process counts as dead
+EXIT_S = 5.0  # for the process to leave by itself
+
+# The phases of start-up, for the percentage: one that is not listed counts nothing.
+PHASES = (
+    "load libraries",
+    "read config",
+    "choose kernels",
+    "build model",
+    "load weights",
+    "warm up kernels",
+    "run rungs",
+    "plan memory",
+    "allocate caches",
+    "trial requests",
+    "warm up server",
+)
+
+
+class Submission:
+    """The requests of one HTTP request, whose events come in batches.  Close it: what is unfinished is aborted."""
+
+    def __init__(self, client: "EngineClient", request_ids: Sequence[str]) -> None:
+        self._client = client
+        self._numbers = {request_id: number for number, request_id in enumerate(request_ids)}
+        self._open = set(request_ids)
+        self._events: list[tuple[int, TokenEvent]] = []
+        self._arrived = asyncio.Event()
+
+    @property
+    def finished(self) -> bool:
+        return not self._open and not self._events
+
+    def push(self, event: TokenEvent) -> None:
+        if event.finish_reason is not None:
+            self._open.discard(event.request_id)
+        self._events.append((self._numbers[event.request_id], event))
+        self._arrived.set()
+
+    async def batch(self, timeout_s: float | None = None) -> list[tuple[int, TokenEvent]]:
+        """What has come since the last batch, with the number of each event's request; empty after the timeout.
+
+        A reader that comes rarely gets long batches: there is nothing else that could grow.
+        """
+        if not self._events:
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return []
+        batch, self._events = self._events, []
+        self._arrived.clear()
+        return batch
+
+    def abort(self, number: int) -> None:
+        """One request has all that it wants."""
+        request_id = next(name for name, n in self._numbers.items() if n == number)
+        if request_id in self._open:
+            self._open.discard(request_id)
+            self._client.forget((request_id,))
+
+    def close(self) -> None:
+        if self._open:
+            self._client.forget(tuple(self._open))
+            self._open.clear()
+
+
+@dataclass(slots=True)
+class StartupState:
+    """How far start-up has come."""
+
+    phase: str = PHASES[0]
+    done: int = 0
+    total: int = 0
+    phases: list[Phase] = field(default_factory=list)
+
+    @property
+    def percent(self) -> float:
+        if self.phase not in PHASES:
+            return 0.0
+        share = self.done / self.total if self.total else 0.0
+        return round(100 * (PHASES.index(self.phase) + share) / len(PHASES), 1)
+
+
+class EngineClient:
+    def __init__(self, config: EngineConfig, max_num_queued: int) -> None:
+        self.config = config
+        self.startup = StartupState()
+        self.ready: Ready | None = None
+        self.stats = Stats()
+        self.late_events: list[dict[str, Any]] = []
+        self.failure: HotstartError | None = None  # why the engine is dead
+        self.on_step: Callable[[Stats], None] = lambda stats: None
+        self._max_num_queued = max_num_queued
+        self._numbers = itertools.count()
+        self._live: dict[str, Submission] = {}
+        self._heard = time.monotonic()
+        self._turn_s = 0.0
+        self._changed = asyncio.Event()
+        self._closing = False
+
+    @property
+    def num_live(self) -> int:
+        return len(self._live)
+
+    @property
+    def capacity(self) -> int:
+        """Requests that may be in the engine, running and waiting."""
+        assert self.ready is not None, "the engine is not ready"
+        return self.ready.limits.max_num_seqs + self._max_num_queued
+
+    @property
+    def silence_s(self) -> float:
+        return time.monotonic() - self._heard
+
+    def trouble(self, step_timeout_s: float) -> str | None:
+        """What a liveness probe should know, if anything."""
+        if self.failure is not None:
+            return "the engine has stopped"
+        if self.silence_s > SILENCE_S:
+            return f"the engine has been silent for {self.silence_s:.0f} s"
+        turn_s = self._turn_s + self.silence_s
+        if self.ready is not None and turn_s > step_timeout_s:
+            return f"a step has been running for {turn_s:.0f} s"
+        return None
+
+    async def run(self) -> None:
+        """From the start of the process to its end.  Afterwards `failure` is set, unless it was closed."""
+        ours, theirs = socket.socketpair()
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "hotstart.engine.worker", str(theirs.fileno()), pass_fds=(theirs.fileno(),)
+        )
+        theirs.close()
+        reader, self._writer = await asyncio.open_connection(sock=ours)
+        self._heard = time.monotonic()
+        self._tell(Start(self.config))
+        try:
+            await self._listen(reader)
+        finally:
+            self._writer.close()
+            await self._end()
+
+    async def wait_ready(self) -> Ready:
+        """Raises what ended the engine, if it ends before."""
+        while self.ready is None and self.failure is None:
+            self._changed.clear()
+            await self._changed.wait()
+        if self.failure is not None:
+            raise self.failure
+        assert self.ready is not None
+        return self.ready
+
+    def close(self) -> None:
+        self._closing = True
+        if self.failure is None:
+            self._tell(Close())
+
+    def submit(self, prompts: Sequence[tuple[tuple[int, ...], SamplingParams]]) -> Submission:
+        """All of them, or none.  Raises QueueFull or EngineDead, and never waits."""
+        if self.failure is not None:
+            raise EngineDead("the engine has stopped")
+        if self.num_live + len(prompts) > self.capacity:
+            raise QueueFull(f"{self.num_live} requests are in the engine, at most {self.capacity} may be; try later")
+        now = time.monotonic()
+        requests = tuple(Request(str(next(self._numbers)), ids, params, now) for ids, params in prompts)
+        submission = Submission(self, [request.id for request in requests])
+        self._live.update((request.id, submission) for request in requests)
+        self._tell(Add(requests))
+        return submission
+
+    def forget(self, request_ids: tuple[str, ...]) -> None:
+        """Nobody wants the rest of these."""
+        for request_id in request_ids:
+            self._live.pop(request_id, None)
+        if self.failure is None:
+            self._tell(Abort(request_ids))
+
+    def abandon(self) -> None:
+        """End what is still in the engine: the time to drain is over."""
+        live, self._live = self._live, {}
+        if live and self.failure is None:
+            self._tell(Abort(tuple(live)))
+        _end_all(live, EngineDead("the server is shutting down"))
+
+    def _tell(self, command: Command) -> None:
+        # The engine reads at every step, so what waits here is bounded by what it accepts.
+        self._writer.write(frame(command))
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        decoder = msgspec.msgpack.Decoder(Report)
+        buffer = bytearray()
+        while True:
+            try:
+                async with asyncio.timeout(LONGEST_SILENCE_S):
+                    data = await reader.read(1 << 20)
+            except TimeoutError:
+                self._die(EngineDead(f"the engine's process was silent for {LONGEST_SILENCE_S:.0f} s"))
+                return
+            except OSError:
+                data = b""
+            if not data:
+                return
+            self._heard = time.monotonic()
+            buffer += data
+            for report in read_frames(buffer, decoder):
+                self._hear(report)
+
+    def _hear(self, report: Report) -> None:
+        match report:
+            case Stepped():
+                for token in report.tokens:
+                    self._pass_on(token)
+                if report.stats is not None:
+                    self.stats = report.stats
+                    self.on_step(report.stats)
+            case Beat():
+                self._turn_s = report.turn_s
+                return
+            case PhaseBegan():
+                self.startup.phase, self.startup.done, self.startup.total = report.name, report.done, report.total
+            case PhaseEnded():
+                self.startup.phases.append(report.phase)
+            case Ready():
+                self.ready = report
+            case Late():
+                self.late_events += report.events
+            case Died():
+                self._die(report.failure.error())
+        self._turn_s = 0.0
+        self._changed.set()
+
+    def _pass_on(self, token: Token) -> None:
+        # The submission may be gone, while steps that were under way still speak of it.
+        submission = self._live.get(token.request_id)
+        if submission is None:
+            return
+        if token.finish_reason is not None:
+            del self._live[token.request_id]
+        submission.push(token.event())
+
+    def _die(self, failure: HotstartError) -> None:
+        if self.failure is None:
+            self.failure = failure
+            if self.ready is not None:
+                log.error("engine is dead", cause=failure, requests=len(self._live))
+        live, self._live = self._live, {}
+        _end_all(live, self.failure)
+        self._changed.set()
+
+    async def _end(self) -> None:
+        """The socket is closed: the process must go, and is helped if it does not."""
+        try:
+            async with asyncio.timeout(0 if self.failure and self.silence_s > SILENCE_S else EXIT_S):
+                code = await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
+            code = await self._process.wait()
+        if not self._closing or self._live:
+            self._die(EngineDead(f"the engine's process ended with code {code}"))
+
+
+def _end_all(live: dict[str, Submission], error: HotstartError) -> None:
+    for request_id, submission in live.items():
+        submission.push(TokenEvent(request_id, finish_reason=FinishReason.ERROR, error=error))

@@ -1,0 +1,193 @@
+"""/v1/completions: text or token ids in; text out, with the prompt and log-probabilities where they are asked for."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from msgspec import UNSET, UnsetType
+
+from hotstart.request import PositionLogprobs, SamplingParams
+from hotstart.server.errors import bad_request
+from hotstart.server.exchange import Exchange
+from hotstart.server.generation import Choice, Generation, Wish
+from hotstart.server.sampling import choices_of, params_of
+from hotstart.server.schemas import MAX_PROMPTS, Completion, CompletionRequest, TextChoice, TextLogprobs, Usage
+from hotstart.server.service import Service
+
+__all__ = ["complete"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    ids: tuple[int, ...]
+    text: str | None  # as it was given
+
+
+async def complete(service: Service, exchange: Exchange, request: CompletionRequest, request_id: str) -> None:
+    model = service.model_name(request.model)
+    _check(request)
+    prompts = [_encode(service, prompt, request) for prompt in _split(request.prompt)]
+    for prompt in prompts:
+        service.check_prompt(prompt.ids, request.max_tokens, "prompt")
+    params = _params(service, request)
+    n = request.n or 1
+    wishes: list[Wish] = [(prompt.ids, each) for prompt in prompts for each in choices_of(params, n)]
+    service.metrics.asked(n, request.max_tokens)
+    with Generation(service, request_id, wishes, n) as generation:
+        writer = _Writer(
+            service, request, model, f"cmpl-{request_id}", generation, [p for p in prompts for _ in range(n)]
+        )
+        if request.stream:
+            await writer.stream(exchange)
+        else:
+            await generation.complete()
+            await exchange.answer_json(writer.whole())
+
+
+def _check(request: CompletionRequest) -> None:
+    if request.suffix:
+        raise bad_request("suffix is not implemented; leave it away", "suffix", "unsupported_parameter")
+    if request.best_of not in (None, request.n or 1):
+        raise bad_request("best_of is not implemented; leave it away", "best_of", "unsupported_parameter")
+    if request.max_tokens == 0 and not request.echo:
+        raise bad_request("max_tokens is 0, which needs echo; raise it to at least 1", "max_tokens")
+    if request.stream and request.echo and request.logprobs is not None:
+        raise bad_request("echo with logprobs cannot be streamed; leave stream away", "stream", "unsupported_parameter")
+
+
+def _split(given: str | list[str | int | list[int]]) -> Sequence[str | list[int]]:
+    """One prompt or several, each as text or as token ids."""
+    if isinstance(given, str):
+        return [given]
+    if all(isinstance(item, int) for item in given):
+        return [given]  # type: ignore[list-item]  # all of it are integers
+    if len(given) > MAX_PROMPTS:
+        raise bad_request(f"{len(given)} prompts, at most {MAX_PROMPTS} are accepted in one request", "prompt")
+    if any(isinstance(item, int) for item in given):
+        raise bad_request("prompt mixes token ids with prompts; give one list of ids, or a list of prompts", "prompt")
+    return given  # type: ignore[return-value]  # no integer is in it
+
+
+def _encode(service: Service, prompt: str | list[int], request: CompletionRequest) -> _Prompt:
+    if isinstance(prompt, str):
+        return _Prompt(service.encode(prompt, "prompt", request.add_special_tokens is not False), prompt)
+    if prompt and min(prompt) < 0:
+        raise bad_request("prompt holds a negative token id", "prompt")
+    return _Prompt(tuple(prompt), None)
+
+
+def _params(service: Service, request: CompletionRequest) -> SamplingParams:
+    return params_of(
+        request,
+        service.text.defaults,
+        # The engine always samples; what was not asked for is not shown.
+        max_tokens=16 if request.max_tokens is None else max(request.max_tokens, 1),
+        logprobs=request.logprobs,
+        prompt_logprobs=request.logprobs if request.echo else None,
+        end_token_id=service.text.tokenizer.eos_token_id,
+    )
+
+
+class _Writer:
+    def __init__(
+        self,
+        service: Service,
+        request: CompletionRequest,
+        model: str,
+        completion_id: str,
+        generation: Generation,
+        prompts: Sequence[_Prompt],
+    ) -> None:
+        self._service = service
+        self._request = request
+        self._model = model
+        self._id = completion_id
+        self._generation = generation
+        self._prompts = prompts
+        self._created = service.now()
+
+    def whole(self) -> Completion:
+        return self._completion([self._piece(choice) for choice in self._generation.choices], self._usage())
+
+    async def stream(self, exchange: Exchange) -> None:
+        options = self._request.stream_options
+        wants_usage = bool(options and options.include_usage)
+        always = wants_usage and bool(options and options.continuous_usage_stats)
+        no_usage = None if wants_usage else UNSET
+        keep_alive_s = float(self._service.server.sse_keep_alive_interval)
+        while not self._generation.finished:
+            grown = await self._generation.grow(keep_alive_s)
+            if not exchange.began_stream:
+                await exchange.begin_stream()
+            if not grown:
+                await exchange.send_comment()
+            pieces = [self._piece(choice) for choice in grown]
+            shown = [p for p in pieces if p.text or p.finish_reason or p.logprobs or p.token_ids]
+            usage = self._usage() if always else no_usage
+            if shown:
+                await exchange.send_events(*(self._completion([piece], usage) for piece in shown))
+        if wants_usage:
+            await exchange.send_events(self._completion([], self._usage()))
+        await exchange.end_stream()
+
+    def _usage(self) -> Usage:
+        usage = self._generation.usage()
+        if self._request.max_tokens == 0:
+            usage.completion_tokens, usage.total_tokens = 0, usage.prompt_tokens
+        return usage
+
+    def _completion(self, choices: list[TextChoice], usage: Usage | UnsetType | None) -> Completion:
+        return Completion(self._id, self._created, self._model, choices, usage=usage)
+
+    def _piece(self, choice: Choice) -> TextChoice:
+        """What is new of a choice; the first piece brings the prompt, if it is wanted."""
+        request = self._request
+        shows_answer = request.max_tokens != 0
+        first = not choice.num_pieces
+        choice.num_pieces += 1
+        text = choice.take_text() if shows_answer else ""
+        ids, positions = choice.take_ids(), list[PositionLogprobs | None](choice.take_logprobs())
+        prompt_ids = list(choice.prompt_token_ids)
+        if not shows_answer:
+            ids, positions = [], []
+        if request.echo and first:
+            prompt = self._prompts[choice.number]
+            text = (
+                self._service.text.tokenizer.decode(prompt.ids, False) if prompt.text is None else prompt.text
+            ) + text
+            positions = [*choice.builder.prompt_logprobs, *positions]
+        logprobs = None
+        if request.logprobs is not None:
+            named = prompt_ids if request.echo and first else []
+            logprobs = self._logprobs(choice, [*named, *ids], positions)
+        return TextChoice(
+            choice.number,
+            text,
+            logprobs,
+            ("length" if not shows_answer and choice.finish_reason else choice.finish_reason),
+            choice.stop_reason,
+            ids if request.return_token_ids else UNSET,
+            prompt_ids if request.return_token_ids and first else UNSET,
+        )
+
+    def _logprobs(
+        self, choice: Choice, ids: Sequence[int], positions: Sequence[PositionLogprobs | None]
+    ) -> TextLogprobs:
+        text = self._service.text.tokenizer.token_text
+        found = TextLogprobs([], [], [], [])
+        offset = choice.logprobs_offset
+        for token_id, position in zip(ids, positions, strict=True):
+            token = text(token_id)
+            found.text_offset.append(offset)
+            found.tokens.append(token)
+            found.token_logprobs.append(None if position is None else position.logprob)
+            found.top_logprobs.append(None if position is None else _top(position, text))
+            offset += len(token)
+        choice.logprobs_offset = offset
+        return found
+
+
+def _top(position: PositionLogprobs, text: Callable[[int], str]) -> dict[str, float]:
+    """The likeliest tokens, and the one that stands there."""
+    top = {text(token_id): logprob for token_id, logprob in zip(position.top_ids, position.top_logprobs, strict=True)}
+    top.setdefault(text(position.token_id), position.logprob)
+    return top

@@ -1,0 +1,153 @@
+"""Service: what the endpoints share.  Names, tokenizer, template, the engine, and who may come in."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hotstart.config.engine import EngineConfig
+from hotstart.config.generation import read_sampling_defaults
+from hotstart.config.server import Keys, ServerConfig
+from hotstart.engine.messages import Ready
+from hotstart.errors import CheckpointError, HotstartError, RequestError
+from hotstart.request import SamplingParams
+from hotstart.server.client import EngineClient, Submission
+from hotstart.server.errors import ApiError, api_error_of, bad_request
+from hotstart.server.metrics import Metrics
+from hotstart.text.chat import ChatTemplate, read_chat_template
+from hotstart.text.tokenizer import Tokenizer
+
+__all__ = ["Edge", "Service"]
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Text on its way in and out, and what the checkpoint recommends."""
+
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    template_error: str
+    defaults: SamplingParams
+
+    @classmethod
+    def read(cls, config: EngineConfig) -> "Edge":
+        """Raises CheckpointError or UnsupportedModel."""
+        folder = Path(config.tokenizer or config.model)
+        tokenizer = Tokenizer(folder)
+        try:
+            template, error = read_chat_template(folder, tokenizer.special_tokens), ""
+        except CheckpointError:
+            template, error = None, "this model has no chat template; use /v1/completions"
+        return cls(tokenizer, template, error, read_sampling_defaults(Path(config.model)))
+
+
+class Service:
+    def __init__(self, config: EngineConfig, server: ServerConfig, keys: Keys, client: EngineClient) -> None:
+        self.config = config
+        self.server = server
+        self.keys = keys
+        self.client = client
+        self.model_names = server.model_names(config.model)
+        self.metrics = Metrics(self.model_names[0])
+        self.created = int(time.time())
+        self.edge: Edge | None = None
+        self.is_open = False  # sealed and warm: requests of clients are served
+        self.is_draining = False
+
+    @property
+    def status(self) -> str:
+        if self.client.failure is not None:
+            return "dead"
+        if self.is_draining:
+            return "draining"
+        return "ready" if self.is_open else "loading"
+
+    @property
+    def ready(self) -> Ready:
+        assert self.client.ready is not None, "asked before the engine was ready"
+        return self.client.ready
+
+    @property
+    def text(self) -> Edge:
+        assert self.edge is not None, "asked before the tokenizer was read"
+        return self.edge
+
+    def check_open(self, is_warmup: bool) -> None:
+        """Raises the ApiError that says why nothing is served now."""
+        status = self.status
+        if status == "ready" or (is_warmup and status == "loading"):
+            return
+        if status == "loading":
+            message = f"the model is loading: {self.client.startup.phase}; ask /ready"
+        elif status == "draining":
+            message = "the server is shutting down"
+        else:
+            message = "the engine has stopped; the server is going down"
+        raise ApiError(503, status, message, retry_after_s=5)
+
+    def model_name(self, asked: str | None) -> str:
+        """The name to answer with.  Raises an ApiError for a model that is not here."""
+        if asked is None:
+            return self.model_names[0]
+        if asked not in self.model_names:
+            raise ApiError(
+                404, "model_not_found", "there is no such model here; /v1/models names those there are", param="model"
+            )
+        return asked
+
+    def check_prompt(self, token_ids: Sequence[int], max_tokens: int | None, field: str) -> None:
+        """Raises an ApiError for a prompt that could never run, or whose answer might not fit."""
+        limits = self.ready.limits
+        try:
+            limits.check_prompt(len(token_ids))
+        except RequestError as error:
+            found = api_error_of(error)
+            raise ApiError(found.status, found.code, found.message, param=field) from None
+        if max(token_ids) >= self.ready.vocab_size:
+            raise bad_request(f"token ids must be below {self.ready.vocab_size}, one of them is not", field)
+        if max_tokens is not None and len(token_ids) + max_tokens > limits.max_sequence_length:
+            raise ApiError(
+                400,
+                "context_length_exceeded",
+                f"the prompt has {len(token_ids)} tokens and max_tokens is {max_tokens}; together they may be "
+                f"{limits.max_sequence_length}; lower max_tokens or shorten the prompt",
+                param="max_tokens",
+            )
+
+    def encode(self, text: str, field: str, add_special_tokens: bool = True) -> tuple[int, ...]:
+        try:
+            return tuple(self.text.tokenizer.encode(text, add_special_tokens))
+        except RequestError as error:
+            raise bad_request(str(error), field) from None
+
+    def submit(self, prompts: Sequence[tuple[tuple[int, ...], SamplingParams]]) -> Submission:
+        """Raises an ApiError: too many now, or more than this server ever takes at once."""
+        if len(prompts) > self.client.capacity:
+            raise bad_request(
+                f"{len(prompts)} answers are asked for at once, this server takes {self.client.capacity}", "n"
+            )
+        try:
+            return self.client.submit(prompts)
+        except HotstartError as error:
+            raise api_error_of(error) from None
+
+    def now(self) -> int:
+        return int(time.time())
+
+    def plan(self) -> dict[str, Any]:
+        client = self.client
+        return {
+            "status": self.status,
+            "startup": [
+                {"name": p.name, "seconds": p.seconds, "num_bytes": p.num_bytes, "detail": p.detail}
+                for p in client.startup.phases
+            ],
+            "memory_plan": client.ready.memory_plan if client.ready else None,
+            "late_counts": client.stats.late,
+            "late_events": client.late_events,
+            "growth": {
+                "arena_bytes": client.stats.arena_growth_bytes,
+                "resident_bytes": client.stats.resident_growth_bytes,
+            },
+        }
