@@ -17,7 +17,7 @@ class DecodeInputs:
     """The sequences that advance by one token: tokens [0, N) of the step.
 
     A read slot of -1 starts from the zero state; a write slot of -1 and a context of 0 mark a padding row, which
-    touches no slot and no page.
+    touches no slot and no page.  There are such rows where the step has answers alone and its device captures steps.
     """
 
     num_sequences: int  # N, real ones
@@ -25,10 +25,10 @@ class DecodeInputs:
     contexts: tuple[int, ...]  # host: context_lens
     reads: tuple[int, ...]  # host: read_slots
     writes: tuple[int, ...]  # host: write_slots
-    page_table: Tensor  # [N, max_pages] int32, unused entries 0
-    context_lens: Tensor  # [N] int32: tokens to attend to, the new one included
-    read_slots: Tensor  # [N] int32
-    write_slots: Tensor  # [N] int32
+    page_table: Tensor  # [rows, max_pages] int32, unused entries 0; rows: N, and those of padding
+    context_lens: Tensor  # [rows] int32: tokens to attend to, the new one included
+    read_slots: Tensor  # [rows] int32
+    write_slots: Tensor  # [rows] int32
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,12 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
 def add_flags(group: Any, found: Iterable[Option]) -> None:
     """To a parser or a group of one."""
     for option in found:
+        if option.is_switch:
+            switch = argparse.BooleanOptionalAction
+            group.add_argument(
+                option.flag, dest=option.name, action=switch, default=argparse.SUPPRESS, help=option.help
+            )
+            continue
         default = "" if option.default is None else f" (default: {option.default})"
         group.add_argument(
             option.flag,

@@ -8,7 +8,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from hotstart.config.options import Option, check_options, count, flag, option, options_of, parse_bytes, parse_count
+from hotstart.config.options import (
+    Option,
+    check_options,
+    count,
+    flag,
+    option,
+    options_of,
+    parse_bytes,
+    parse_count,
+    parse_share,
+    parse_sizes,
+    size,
+    switch,
+)
 from hotstart.errors import ConfigError
 
 __all__ = ["EngineConfig", "Option", "flag", "options", "parse_bytes", "parse_count"]
@@ -32,16 +45,30 @@ class EngineConfig:
         "dummy fills the weights at random from the config alone", "auto", choices=("auto", "safetensors", "dummy")
     )
     max_model_len: int | None = count(
-        "longest sequence, prompt and answer together; default: min(the model's, 4096) or what fits"
+        "longest sequence, prompt and answer together; default: min(the model's, 4096; 32768 on a GPU) or what fits"
     )
-    max_num_seqs: int | None = count("sequences that run at the same time; default: 16 or what fits")
-    max_num_batched_tokens: int | None = count("tokens of one step; default: 512 or what fits")
+    max_num_seqs: int | None = count("sequences that run at the same time; default: 16 (256 on a GPU) or what fits")
+    max_num_batched_tokens: int | None = count("tokens of one step; default: 512 (8192 on a GPU) or what fits")
     block_size: int = count("tokens of one page of the KV cache", 16)
-    cpu_memory: int | None = option(
-        "bytes that the process may take on a CPU, such as 4GiB; default: half of the machine's memory",
-        parse=parse_bytes,
-        metavar="SIZE",
-        minimum=1,
+    cpu_memory: int | None = size(
+        "bytes that the process may take on a CPU, such as 4GiB; default: half of the machine's memory"
+    )
+    gpu_memory_utilization: float | None = option(
+        "part of the GPU's memory that may be in use, by us and by others; default: all of it but --reserve-bytes",
+        parse=parse_share,
+        metavar="SHARE",
+    )
+    device_memory_bytes: int | None = size("treat the GPU as one of this size, such as 32GiB; default: as it is")
+    kv_cache_memory_bytes: int | None = size("bytes of cache pages and state slots; default: what is left")
+    reserve_bytes: int | None = size(
+        "bytes that nobody plans with; default: 256MiB on a GPU, 1/32 of the memory (at most 256MiB) on a CPU", 0
+    )
+    enable_prefix_caching: bool = switch("keep pages and states of prompts for later ones that begin like them")
+    enforce_eager: bool = switch("capture no CUDA graphs: every step is launched kernel by kernel")
+    cudagraph_capture_sizes: tuple[int, ...] | None = option(
+        "sequences of a step, for which a CUDA graph is captured; default: up to --max-num-seqs",
+        parse=parse_sizes,
+        metavar="N,N,...",
     )
     mamba_ssm_cache_dtype: Literal["auto", "float32", "bfloat16"] = option(
         "of the recurrent states; auto is the checkpoint's mamba_ssm_dtype, float32 if it has none",

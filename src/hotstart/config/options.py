@@ -5,13 +5,26 @@ From the fields alone the command line's flags, the keywords of Python calls and
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from hotstart.errors import ConfigError
 
-__all__ = ["Option", "check_options", "count", "flag", "option", "options_of", "parse_bytes", "parse_count"]
+__all__ = [
+    "Option",
+    "check_options",
+    "count",
+    "flag",
+    "option",
+    "options_of",
+    "parse_bytes",
+    "parse_count",
+    "parse_share",
+    "parse_sizes",
+    "size",
+    "switch",
+]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -33,6 +46,34 @@ def parse_bytes(value: object) -> int:
     return _whole(value, float(match[1]) * _UNITS[unit.lower() if match[3] == "B" else unit])
 
 
+def parse_share(value: object) -> float:
+    """A part of a whole: 0.9."""
+    try:
+        share = float(str(value))
+    except ValueError:
+        share = -1.0
+    if isinstance(value, bool) or not 0.0 < share <= 1.0:
+        raise ConfigError(f"{value!r} is no part of a whole; write a number above 0 and up to 1, such as 0.9")
+    return share
+
+
+def parse_sizes(value: object) -> tuple[int, ...]:
+    """Distinct numbers of things, ascending: "1,2,4,8" or [1, 2, 4, 8]."""
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, Iterable):
+        raise ConfigError(f"{value!r} is not a list of sizes; write 1,2,4,8")
+    sizes = tuple(sorted({parse_count(part) for part in parts}))
+    if not sizes or sizes[0] < 1:
+        raise ConfigError(f"{value!r} is not a list of sizes of at least 1; write 1,2,4,8")
+    return sizes
+
+
+def parse_switch(value: object) -> bool:
+    if str(value).lower() not in ("true", "false"):
+        raise ConfigError(f"{value!r} is neither true nor false")
+    return str(value).lower() == "true"
+
+
 def _whole(value: object, number: float) -> int:
     if number != int(number):
         raise ConfigError(f"{value!r} is not a whole number")
@@ -50,6 +91,7 @@ class Option:
     choices: tuple[str, ...] = ()
     parse: Callable[[str], object] = str
     metavar: str | None = None
+    is_switch: bool = False  # --name and --no-name
 
 
 def option(
@@ -71,6 +113,15 @@ def count(help: str, default: int | None = None, minimum: int = 1) -> Any:
     return option(help, default, parse=parse_count, metavar="N", minimum=minimum)
 
 
+def size(help: str, minimum: int = 1) -> Any:
+    """A number of bytes."""
+    return option(help, parse=parse_bytes, metavar="SIZE", minimum=minimum)
+
+
+def switch(help: str) -> Any:
+    return option(help, False, parse=parse_switch)
+
+
 def check_options(config: Any) -> None:
     """For a frozen dataclass's `__post_init__`: reads what was given as text, and raises ConfigError for nonsense."""
     for item in dataclasses.fields(config):
@@ -83,7 +134,7 @@ def check_options(config: Any) -> None:
                 number = parse(value)
             except ConfigError as error:
                 raise ConfigError(f"{flag(item.name)}: {error}") from None
-            if number < minimum:
+            if minimum is not None and number < minimum:
                 raise ConfigError(f"{flag(item.name)} is {number}, it must be at least {minimum}")
             object.__setattr__(config, item.name, number)
 
@@ -105,4 +156,5 @@ def options_of(kind: Any) -> Iterator[Option]:
             choices=metadata["choices"],
             parse=metadata["parse"],
             metavar=metadata["metavar"],
+            is_switch=metadata["parse"] is parse_switch,
         )

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from hotstart.cache.tensors import CacheTensors
 from hotstart.config.model import ModelConfig
-from hotstart.engine.device import CpuDevice, rungs
+from hotstart.engine.cuda import GpuSizes
+from hotstart.engine.device import CpuDevice
 from hotstart.engine.inputs import InputBuilder, StepLimits
 from hotstart.engine.limits import SchedulerLimits
 from hotstart.engine.space import launch_space, moved
 from hotstart.engine.traffic import random_plans
 from hotstart.kernels import dry, tune
-from hotstart.kernels.backends import Backend, ops_for
+from hotstart.kernels.backends import ops_for
 from hotstart.kernels.launch import LaunchKey, LaunchSpace, Recording, WarmupReport, recording, warm_up
 from hotstart.kernels.ops import Ops
 from hotstart.kernels.watch import LateEvent, Watch
@@ -32,15 +33,10 @@ __all__ = ["CheckReport", "Checker", "check"]
 _META = torch.device("meta")
 
 
-class StubDevice(CpuDevice):
+class StubDevice(GpuSizes, CpuDevice):
     """The sizes that a GPU serves with, on a machine without one."""
 
     kind = "stub"
-    backend: Backend = "triton"
-    chunk_length = 64
-
-    def token_rungs(self, limit: int) -> tuple[int, ...]:
-        return rungs(limit, tuple(range(64, 1025, 64)), 256)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,24 @@
 """The seam between the engine and the machine: memory, staging, rungs.  Everything that differs by device is here."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hotstart.config.engine import EngineConfig
 from hotstart.engine.heap import keep_freed_memory
 from hotstart.engine.meter import Ledger, StepMeter
 from hotstart.kernels.backends import Backend
 from hotstart.kernels.gdn import CPU_CHUNK_LENGTH
+from hotstart.kernels.watch import MemoryWatch
 
-__all__ = ["Arena", "CpuDevice", "Device", "Peak", "Staging", "rungs"]
+__all__ = ["Arena", "Budget", "CpuDevice", "Device", "Fetched", "Landing", "Peak", "Staging", "rungs"]
 
 CPU_MEMORY_SHARE = 0.5  # of the machine's memory, where the user names no size
 ONE_THREAD = 200_000_000  # multiplications: two milliseconds of one core
@@ -47,12 +49,33 @@ class Arena:
 
 
 class Staging(Protocol):
-    """A host buffer that step data is written into, and its image on the device."""
+    """Host memory that step data is written into, and its image on the device."""
 
-    host: np.ndarray  # uint8
+    def buffer(self) -> np.ndarray:
+        """Where the next step's data go, uint8; the step before may still be on its way to the device."""
 
     def upload(self, num_bytes: int) -> Tensor:
-        """Copy the first bytes to the device; the answer is the whole image, uint8."""
+        """Copy the buffer's first bytes to the device; the answer is the whole image, uint8."""
+
+
+class Fetched(Protocol):
+    def wait(self) -> Sequence[Tensor]:
+        """The tensors on the host.  Those of a GPU are overwritten when two more steps have been fetched."""
+
+
+class Landing(Protocol):
+    """Host memory that a step's answers are copied to, without waiting for them."""
+
+    def fetch(self, tensors: Sequence[Tensor]) -> Fetched: ...
+
+
+class Budget(NamedTuple):
+    """Bytes that the engine may take of its device."""
+
+    num_bytes: int
+    source: str  # where the number comes from
+    flag: str  # what raises it
+    reserve_bytes: int | None = None  # None: a share of the whole
 
 
 @dataclass(slots=True)
@@ -76,12 +99,32 @@ class Device(Protocol):
     default_model_len: int
 
     def token_rungs(self, limit: int) -> tuple[int, ...]: ...
-    def memory_limit(self, wish: int | None) -> tuple[int, str]: ...
-    def used_bytes(self) -> int: ...
+    def decode_rungs(self, limit: int) -> tuple[int, ...]:
+        """Sizes that a step of answers alone is padded to, so that it can be captured; () where nothing is."""
+
+    def row_rungs(self, limit: int) -> tuple[int, ...]: ...
+    def budget(self, config: EngineConfig) -> Budget: ...
+    def used_bytes(self) -> int:
+        """What is taken beside the arena while no step runs."""
+
+    def loaded_bytes(self) -> int | None:
+        """The same once all is loaded; None where it cannot be told from what steps take."""
+
+    def used_detail(self) -> str: ...
     def resident_bytes(self) -> int | None: ...
+    def reserved_bytes(self) -> int:
+        """What must not grow after the seal."""
+
+    def memory_watches(self) -> tuple[MemoryWatch, ...]: ...
     def staging(self, num_bytes: int) -> Staging: ...
     def step_scope(self, multiplications: int) -> AbstractContextManager[None]: ...
+    def landing(self, num_bytes: int) -> Landing: ...
     def measure_peak(self) -> AbstractContextManager[Peak]: ...
+    def hold(self, num_bytes: int) -> None:
+        """See to it that steps of this peak find their memory without asking for any."""
+
+    def alive(self) -> bool:
+        """Whether the device still computes, once it has finished what it was given."""
 
 
 def rungs(limit: int, fine: tuple[int, ...], step: int) -> tuple[int, ...]:
@@ -95,10 +138,26 @@ class _SharedStaging:
 
     def __init__(self, buffer: Tensor) -> None:
         self._buffer = buffer
-        self.host = buffer.numpy()
+        self._array: np.ndarray = buffer.numpy()
+
+    def buffer(self) -> np.ndarray:
+        return self._array
 
     def upload(self, num_bytes: int) -> Tensor:
         return self._buffer
+
+
+class _InPlace:
+    """On a CPU answers are on the host already."""
+
+    def __init__(self, tensors: Sequence[Tensor] = ()) -> None:
+        self._tensors = tensors
+
+    def fetch(self, tensors: Sequence[Tensor]) -> Fetched:
+        return _InPlace(tensors)
+
+    def wait(self) -> Sequence[Tensor]:
+        return self._tensors
 
 
 class CpuDevice:
@@ -123,8 +182,16 @@ class CpuDevice:
         """Fine at small sizes, since a row of padding costs as much as a row."""
         return rungs(limit, (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64), 64)
 
-    def memory_limit(self, wish: int | None) -> tuple[int, str]:
-        """Bytes that this process may take, and where the number comes from."""
+    def decode_rungs(self, limit: int) -> tuple[int, ...]:
+        return ()
+
+    def row_rungs(self, limit: int) -> tuple[int, ...]:
+        return self.token_rungs(limit)
+
+    def budget(self, config: EngineConfig) -> Budget:
+        return Budget(*self._limit(config.cpu_memory), "--cpu-memory", config.reserve_bytes)
+
+    def _limit(self, wish: int | None) -> tuple[int, str]:
         if wish is not None:
             return wish, "--cpu-memory"
         machine, available = _machine_memory()
@@ -138,14 +205,35 @@ class CpuDevice:
         """What the process holds beside the arena: the interpreter, the libraries, everything not ours."""
         return max((self.resident_bytes() or 0) - self.arena.reserved_bytes(), 0)
 
+    def loaded_bytes(self) -> int | None:
+        return None
+
+    def used_detail(self) -> str:
+        return "interpreter and libraries"
+
     def resident_bytes(self) -> int | None:
         statm = Path("/proc/self/statm")
         if not statm.exists():
             return None
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
+    def reserved_bytes(self) -> int:
+        return self.arena.reserved_bytes()
+
+    def memory_watches(self) -> tuple[MemoryWatch, ...]:
+        return (MemoryWatch("arena", self.arena.reserved_bytes),)
+
     def staging(self, num_bytes: int) -> Staging:
         return _SharedStaging(self.arena.allocate("staging", (num_bytes,), torch.uint8))
+
+    def landing(self, num_bytes: int) -> Landing:
+        return _InPlace()
+
+    def hold(self, num_bytes: int) -> None:
+        """The C heap keeps what a step frees (see heap.py)."""
+
+    def alive(self) -> bool:
+        return True
 
     @contextmanager
     def step_scope(self, multiplications: int) -> Iterator[None]:

@@ -20,7 +20,10 @@ __all__ = ["Engine", "Growth", "Use"]
 
 @dataclass(frozen=True, slots=True)
 class Growth:
-    """Since the seal.  The arena must not grow; the process is shown beside it, None where it cannot be read."""
+    """Since the seal.  The arena (on a GPU: what torch's allocator has from the driver) must not grow.
+
+    The process is shown beside it, None where it cannot be read.
+    """
 
     arena_bytes: int
     resident_bytes: int | None
@@ -70,18 +73,19 @@ class Engine:
         self._closed = False
         self.num_steps = 0  # that have landed, and the tokens they computed
         self.num_step_tokens = 0
+        self._death: Exception | None = None  # what lost the device
         self._sealed_bytes = (0, 0)
 
     def seal(self, startup: StartupReport) -> None:
         """From here on, whatever compiles, tunes, loads or grows is late.  Called once, by start-up."""
         self.startup = startup
-        self._sealed_bytes = (self.device.arena.reserved_bytes(), self.device.resident_bytes() or 0)
+        self._sealed_bytes = (self.device.reserved_bytes(), self.device.resident_bytes() or 0)
         self.num_steps = self.num_step_tokens = 0
         self._watch.seal()
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work
+        return self._death is None and self._scheduler.has_work
 
     @property
     def limits(self) -> SchedulerLimits:
@@ -113,7 +117,7 @@ class Engine:
     def growth(self) -> Growth:
         arena, resident = self._sealed_bytes
         now = self.device.resident_bytes()
-        return Growth(self.device.arena.reserved_bytes() - arena, None if now is None else now - resident)
+        return Growth(self.device.reserved_bytes() - arena, None if now is None else now - resident)
 
     def add(self, request: Request) -> None:
         """Raises a RequestError that says what is wrong with it; then nothing has changed."""
@@ -128,7 +132,10 @@ class Engine:
         return self._scheduler.abort(request_id)
 
     def step(self) -> list[TokenEvent]:
-        """Launch what can be launched, then wait for the oldest step.  A step that fails ends its requests alone."""
+        """Launch what can be launched, then wait for the oldest step.  A step that fails ends its requests alone.
+
+        If it lost the device, every request ends with EngineDead, and so does every later call.
+        """
         self._check_alive()
         while len(self._flights) < self.device.flights and (plan := self._scheduler.plan()) is not None:
             self._flights.append(self._launch(plan))
@@ -141,7 +148,7 @@ class Engine:
             result = flight.wait()
             self._watch.check()
         except (RuntimeError, MemoryError, StepError) as error:
-            return self._fail(flight.plan, error)
+            return self._fail(flight.plan, error) if self.device.alive() else self._die(error)
         return self._scheduler.apply(flight.plan, result)
 
     def close(self) -> list[TokenEvent]:
@@ -150,11 +157,9 @@ class Engine:
             return []
         self._closed = True
         self._watch.close()
-        error = EngineDead("the engine was closed while the request was in it")
-        return [
-            TokenEvent(request_id, finish_reason=FinishReason.ERROR, error=error)
-            for request_id in self._scheduler.request_ids
-        ]
+        if self._death is not None:
+            return []
+        return self._answer_all(EngineDead("the engine was closed while the request was in it"))
 
     def check(self) -> None:
         """Assert that no page and no slot is lost; for tests and idle moments."""
@@ -176,7 +181,23 @@ class Engine:
             error = failure
         return self._scheduler.fail(plan, error)
 
+    def _die(self, error: Exception) -> list[TokenEvent]:
+        log.error("device lost", cause=error)
+        self._death = error
+        self._flights.clear()
+        lost = EngineDead(f"the device was lost ({error}); start the engine again, then send the request again")
+        lost.__cause__ = error
+        return self._answer_all(lost)
+
+    def _answer_all(self, error: EngineDead) -> list[TokenEvent]:
+        return [
+            TokenEvent(request_id, finish_reason=FinishReason.ERROR, error=error)
+            for request_id in self._scheduler.request_ids
+        ]
+
     def _check_alive(self) -> None:
+        if self._death is not None:
+            raise EngineDead(f"the device was lost ({self._death}); start another engine")
         if self._closed:
             raise EngineDead("the engine is closed; start another")
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hotstart.cache.step import DecodeInputs, PrefillInputs, StepInputs
 from hotstart.engine.device import Device
-from hotstart.engine.plan import IN_FLIGHT, Span, StepPlan
+from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Span, StepPlan
 from hotstart.engine.rows import PromptRows, RowList, SampleRows
 from hotstart.engine.sheet import ALIGN_WORDS, Sheet
 from hotstart.request import MAX_STOP_TOKEN_IDS
@@ -46,15 +46,16 @@ class BuiltStep:
     samples: SampleRows
     prompts: PromptRows | None
     reads_last_tokens: bool  # host: a decode span's token is still on the device
+    decode_rung: int | None = None  # host: rows of a step of answers alone, where such steps are padded
 
 
 class InputBuilder:
     def __init__(self, limits: StepLimits, device: Device) -> None:
         self.limits = limits
         self.rungs = device.token_rungs(limits.max_num_batched_tokens)
-        self._row_rungs = device.token_rungs(limits.slab_rows)
+        self.decode_rungs = device.decode_rungs(limits.max_num_seqs)
+        self.row_rungs = device.row_rungs(limits.slab_rows)
         self._staging = device.staging(4 * self._max_words())
-        self._words = self._staging.host.view(np.int32)
         # Most steps hold no prompt, and then these sections are empty.
         nothing = device.arena.allocate("staging", (0,), torch.int32)
         self._no_prompts = dict.fromkeys(
@@ -64,14 +65,26 @@ class InputBuilder:
     def rung(self, num_tokens: int) -> int:
         return self.rungs[bisect_left(self.rungs, num_tokens)]
 
+    def decode_rung(self, plan: StepPlan) -> int | None:
+        """What a step of answers alone is padded to; None for any other step, and where none is padded."""
+        if not self.decode_rungs or plan.num_decodes < len(plan.spans):
+            return None
+        return self.decode_rung_of(plan.num_decodes)
+
+    def decode_rung_of(self, num_sequences: int) -> int:
+        return self.decode_rungs[bisect_left(self.decode_rungs, num_sequences)]
+
     def build(self, plan: StepPlan) -> BuiltStep:
-        sheet = Sheet(self._words)
+        sheet = Sheet(self._staging.buffer().view(np.int32))
         num_tokens, num_decodes = plan.num_tokens, plan.num_decodes
         decodes, prefills = plan.spans[:num_decodes], plan.spans[num_decodes:]
-        rows = RowList(plan, self.limits.slab_rows, self._row_rungs, no_slot=self.limits.num_slots)
+        rows = RowList(plan, self.limits.slab_rows, self.row_rungs, no_slot=self.limits.num_slots)
 
-        self._write_tokens(sheet, decodes, prefills, self.rung(num_tokens))
-        self._write_decodes(sheet, decodes)
+        # A graph is replayed with the addresses of its capture: what the model reads comes first, in sizes that follow
+        # from the rung alone.
+        decode_rung = self.decode_rung(plan)
+        self._write_tokens(sheet, decodes, prefills, decode_rung or self.rung(num_tokens))
+        self._write_decodes(sheet, decodes, decode_rung or num_decodes)
         num_chunks = self._write_prefills(sheet, prefills, num_decodes)
         rows.write(sheet)
 
@@ -82,13 +95,14 @@ class InputBuilder:
                 token_ids=image["token_ids"],
                 positions=image["positions"],
                 kv_index=image["kv_index"],
-                decode=self._decode_inputs(image, decodes),
+                decode=self._decode_inputs(image, decodes, decode_rung or num_decodes),
                 prefill=self._prefill_inputs(image, prefills, num_decodes, num_chunks),
                 logit_rows=image["logit_rows"],
             ),
             samples=rows.sample_rows(image),
             prompts=rows.prompt_rows(image),
             reads_last_tokens=any(span.token_ids[0] == IN_FLIGHT for span in decodes),
+            decode_rung=decode_rung,
         )
 
     def _write_tokens(self, sheet: Sheet, decodes: tuple[Span, ...], prefills: tuple[Span, ...], rung: int) -> None:
@@ -110,11 +124,18 @@ class InputBuilder:
             kv_index[at:end] = pages[where // size - first] * size + where % size
             at = end
 
-    def _write_decodes(self, sheet: Sheet, spans: tuple[Span, ...]) -> None:
-        self._write_page_table(sheet, "decode_pages", spans)
-        sheet.take("decode_contexts", len(spans))[:] = [span.start + 1 for span in spans]
-        sheet.take("decode_reads", len(spans))[:] = [span.read_slot for span in spans]
-        sheet.take("decode_writes", len(spans))[:] = [span.write_slot for span in spans]
+    def _write_decodes(self, sheet: Sheet, spans: tuple[Span, ...], rows: int) -> None:
+        """Rows of padding have a context of 0 and no slots."""
+        real = len(spans)
+        self._write_page_table(sheet, "decode_pages", spans, rows)
+        sheet.take("decode_contexts", rows)[:real] = [span.start + 1 for span in spans]
+        for name, slots in (
+            ("decode_reads", [span.read_slot for span in spans]),
+            ("decode_writes", [span.write_slot for span in spans]),
+        ):
+            section = sheet.take(name, rows)
+            section[:real] = slots
+            section[real:] = NO_SLOT
 
     def _write_prefills(self, sheet: Sheet, spans: tuple[Span, ...], first_token: int) -> int:
         """Returns the number of chunks."""
@@ -125,7 +146,7 @@ class InputBuilder:
             return 0
         lengths = [span.length for span in spans]
         chunk_counts = [-(-length // chunk) for length in lengths]
-        self._write_page_table(sheet, "prefill_pages", spans)
+        self._write_page_table(sheet, "prefill_pages", spans, count)
         sheet.take("prefill_contexts", count)[:] = [span.start + span.length for span in spans]
         sheet.take("prefill_reads", count)[:] = [span.read_slot for span in spans]
         sheet.take("prefill_writes", count)[:] = [span.write_slot for span in spans]
@@ -142,12 +163,12 @@ class InputBuilder:
             at += num_chunks
         return sum(chunk_counts)
 
-    def _write_page_table(self, sheet: Sheet, name: str, spans: tuple[Span, ...]) -> None:
-        table = sheet.take(name, len(spans) * self.limits.max_pages).reshape(len(spans), self.limits.max_pages)
-        for row, span in zip(table, spans, strict=True):
+    def _write_page_table(self, sheet: Sheet, name: str, spans: tuple[Span, ...], rows: int) -> None:
+        table = sheet.take(name, rows * self.limits.max_pages).reshape(rows, self.limits.max_pages)
+        for row, span in zip(table, spans, strict=False):
             row[: len(span.pages)] = span.pages
 
-    def _decode_inputs(self, image: dict[str, Tensor], spans: tuple[Span, ...]) -> DecodeInputs:
+    def _decode_inputs(self, image: dict[str, Tensor], spans: tuple[Span, ...], rows: int) -> DecodeInputs:
         contexts = tuple(span.start + 1 for span in spans)
         return DecodeInputs(
             num_sequences=len(spans),
@@ -155,7 +176,7 @@ class InputBuilder:
             contexts=contexts,
             reads=tuple(span.read_slot for span in spans),
             writes=tuple(span.write_slot for span in spans),
-            page_table=image["decode_pages"].view(len(spans), self.limits.max_pages),
+            page_table=image["decode_pages"].view(rows, self.limits.max_pages),
             context_lens=image["decode_contexts"],
             read_slots=image["decode_reads"],
             write_slots=image["decode_writes"],
@@ -186,7 +207,7 @@ class InputBuilder:
         """A bound on the words of any step within the limits, with the padding of every section."""
         at = self.limits
         tokens, seqs = self.rungs[-1], at.max_num_seqs
-        samples, prompts = (count + self._row_rungs[-1] for count in (seqs, tokens))
+        samples, prompts = (count + self.row_rungs[-1] for count in (seqs, tokens))
         words = 4 * tokens + seqs * (at.max_pages + 6) + 4 * (tokens // at.chunk_length + seqs)
         words += 14 * samples + 3 * prompts + 4 * seqs * (MAX_STOP_TOKEN_IDS + at.num_end_ids)
         return words + 32 * ALIGN_WORDS

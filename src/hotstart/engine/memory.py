@@ -40,10 +40,18 @@ class Measured:
     page_size: int
     page_bytes: int
     slot_bytes: int
+    graphs_bytes: int = 0  # a bound on what captured steps will take
+    cache_limit: int | None = None  # the user's bound on pages and slots together
+    wished_reserve: int | None = None
+    slots_per_sequence: int = 1  # 2 where as many snapshots of prompts may be kept
+    process_detail: str = "interpreter and libraries"
+    total_flag: str = "--cpu-memory"  # what raises total_bytes
     tuning_bytes: int = 0  # scratch of tuning: held before the caches were sized, and free again
 
     @property
     def reserve_bytes(self) -> int:
+        if self.wished_reserve is not None:
+            return self.wished_reserve
         return min(int(self.total_bytes * RESERVE_SHARE), MAX_RESERVE_BYTES)
 
     def step_peak(self, num_tokens: int) -> int:
@@ -88,7 +96,7 @@ class MemoryPlan:
         """Their bytes add up to `total_bytes`."""
         m = self.measured
         used = (
-            PlanLine("process", "measured", m.process_bytes, "interpreter and libraries"),
+            PlanLine("process", "measured", m.process_bytes, m.process_detail),
             PlanLine("weights", "measured", m.weights_bytes),
             PlanLine("buffers", "measured", m.buffers_bytes, "staging and sampling"),
             PlanLine(
@@ -97,12 +105,15 @@ class MemoryPlan:
                 m.step_peak(self.max_num_batched_tokens),
                 f"worst step of up to {self.max_num_batched_tokens} tokens, {self.max_num_seqs} sequences",
             ),
+            *[PlanLine("graphs", "measured", m.graphs_bytes, "captured steps, a bound from a trial")]
+            * bool(m.graphs_bytes),
             PlanLine("reserve", "chosen", m.reserve_bytes, "for what no meter sees"),
             PlanLine(
                 "state slots",
                 "chosen",
                 self.num_slots * m.slot_bytes,
-                f"{self.num_slots} x {as_size(m.slot_bytes)}, one for each running sequence",
+                f"{self.num_slots} x {as_size(m.slot_bytes)}, "
+                + ("one for each running sequence" if m.slots_per_sequence == 1 else "half of them for snapshots"),
             ),
             PlanLine(
                 "cache pages",
@@ -168,27 +179,36 @@ class _Trial(NamedTuple):
     seqs: int
     tokens: int
 
-    def needed_bytes(self, m: Measured) -> int:
+    def cache_bytes(self, m: Measured) -> int:
         """With pages for one sequence of full length: less would never end it."""
+        return self.seqs * m.slots_per_sequence * m.slot_bytes + m.pages_for(self.model_len) * m.page_bytes
+
+    def needed_bytes(self, m: Measured) -> int:
         return (
             m.process_bytes
             + m.weights_bytes
             + m.buffers_bytes
+            + m.graphs_bytes
             + m.reserve_bytes
             + m.step_peak(self.tokens)
-            + self.seqs * m.slot_bytes
-            + m.pages_for(self.model_len) * m.page_bytes
+            + self.cache_bytes(m)
         )
+
+    def spare_bytes(self, m: Measured) -> int:
+        """What more pages may take; below zero, what is missing."""
+        spare = m.total_bytes - self.needed_bytes(m)
+        return spare if m.cache_limit is None else min(spare, m.cache_limit - self.cache_bytes(m))
 
     def lowered(self, wishes: Wishes, m: Measured) -> Self | None:
         """The next smaller set: tokens of a step first, then sequences, then the length of a sequence."""
         sizes = step_sizes(*wishes.max_num_batched_tokens)
-        if self.tokens > sizes[-1]:
+        lacks_cache = m.cache_limit is not None and self.cache_bytes(m) > m.cache_limit
+        if self.tokens > sizes[-1] and not lacks_cache:
             return self._replace(tokens=sizes[sizes.index(self.tokens) + 1])
         if not wishes.max_num_seqs.explicit and self.seqs > 1:
             return self._replace(seqs=self.seqs // 2)
         if not wishes.max_model_len.explicit and self.model_len > m.page_size:
-            missing = self.needed_bytes(m) - m.total_bytes
+            missing = -self.spare_bytes(m)
             pages = m.pages_for(self.model_len) - max(1, -(-missing // m.page_bytes) if m.page_bytes else 1)
             return self._replace(model_len=max(pages, 1) * m.page_size)
         return None
@@ -197,7 +217,7 @@ class _Trial(NamedTuple):
 def fits(wishes: Wishes, measured: Measured, num_tokens: int) -> bool:
     """Whether steps of so many tokens leave room for the other wishes as they are."""
     trial = _Trial(wishes.max_model_len.value, wishes.max_num_seqs.value, num_tokens)
-    return trial.needed_bytes(measured) <= measured.total_bytes
+    return trial.spare_bytes(measured) >= 0
 
 
 def solve(wishes: Wishes, measured: Measured) -> MemoryPlan:
@@ -205,12 +225,12 @@ def solve(wishes: Wishes, measured: Measured) -> MemoryPlan:
     trial: _Trial | None = _Trial(*(wish.value for wish in wishes))
     assert trial is not None
     smallest = trial
-    while trial is not None and trial.needed_bytes(measured) > measured.total_bytes:
+    while trial is not None and trial.spare_bytes(measured) < 0:
         smallest = trial
         trial = trial.lowered(wishes, measured)
     if trial is None:
         raise InsufficientMemory(_refusal(smallest, wishes, measured))
-    left = measured.total_bytes - trial.needed_bytes(measured)
+    left = trial.spare_bytes(measured)
     one = measured.pages_for(trial.model_len)
     more = left // measured.page_bytes if measured.page_bytes else (trial.seqs - 1) * one
     return MemoryPlan(
@@ -219,7 +239,7 @@ def solve(wishes: Wishes, measured: Measured) -> MemoryPlan:
         max_num_seqs=trial.seqs,
         max_num_batched_tokens=trial.tokens,
         num_pages=min(one + more, trial.seqs * one),
-        num_slots=trial.seqs,
+        num_slots=trial.seqs * measured.slots_per_sequence,
         notes=_notes(trial, wishes, measured),
     )
 
@@ -242,11 +262,16 @@ def _refusal(trial: _Trial, wishes: Wishes, m: Measured) -> str:
     numbers = (
         f"{as_size(needed)} are needed: process {as_size(m.process_bytes)}, weights {as_size(m.weights_bytes)}, "
         f"buffers {as_size(m.buffers_bytes)}, a step of {trial.tokens} tokens {as_size(m.step_peak(trial.tokens))}, "
-        f"reserve {as_size(m.reserve_bytes)}, {trial.seqs} state slots {as_size(trial.seqs * m.slot_bytes)}, "
+        f"reserve {as_size(m.reserve_bytes)}, graphs {as_size(m.graphs_bytes)}, "
+        f"{trial.seqs * m.slots_per_sequence} state slots {as_size(trial.seqs * m.slots_per_sequence * m.slot_bytes)}, "
         f"pages for one sequence of {trial.model_len} tokens {as_size(m.pages_for(trial.model_len) * m.page_bytes)}; "
         f"{as_size(m.total_bytes)} may be taken ({m.total_source})"
     )
     bare = needed - m.reserve_bytes
     enough = bare + min(int(bare / (1 - RESERVE_SHARE)) - bare, MAX_RESERVE_BYTES)
-    remedy = f"raise --cpu-memory to {enough // 2**20 + 1}MiB"
+    if m.wished_reserve is not None:
+        enough = needed
+    remedy = f"raise {m.total_flag} to {enough // 2**20 + 1}MiB"
+    if needed <= m.total_bytes:
+        remedy = f"raise --kv-cache-memory-bytes to {trial.cache_bytes(m) // 2**20 + 1}MiB"
     return f"{numbers}; " + (f"lower {' or '.join(explicit)}, or {remedy}" if explicit else remedy)

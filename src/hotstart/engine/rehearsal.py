@@ -8,30 +8,52 @@ from hotstart.engine.inputs import StepLimits
 from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Sampling, Span, StepPlan
 from hotstart.request import MAX_LOGPROBS, Request, SamplingParams
 
-__all__ = ["rung_plans", "trial_requests", "worst_plans"]
+__all__ = ["answer_plan", "answer_plans", "logprob_plan", "rung_plans", "trial_requests", "worst_plans"]
 
 _GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0, position=1)
 _EVERYTHING = Sampling(temperature=0.8, top_k=5, top_p=0.9, seed=7, position=1, banned_ids=(0,), logprobs=MAX_LOGPROBS)
+_WIDE = _EVERYTHING._replace(top_k=0)  # the whole vocabulary is put in order
+_UNCUT = _WIDE._replace(top_p=1.0)
 
 
-def worst_plans(rung: int, limits: StepLimits) -> list[StepPlan]:
-    """No step of up to `rung` tokens takes more memory than one of these: many answers, one prompt, many prompts."""
+def worst_plans(rung: int, limits: StepLimits, *, thorough: bool = False) -> list[StepPlan]:
+    """No step of up to `rung` tokens takes more memory than one of these: many answers, one prompt, many prompts.
+
+    `thorough`: where logits take much, many answers come in every way to sample.
+    """
     shapes = (
         _answers_and_a_prompt(rung, limits),
         _prompts(rung, 1, limits),
         _prompts(rung, limits.max_num_seqs, limits),
     )
-    return [_plan(shape, _EVERYTHING, limits, all_logprobs=True) for shape in dict.fromkeys(shapes)]
+    plans = [_plan(shape, _EVERYTHING, limits, all_logprobs=True) for shape in dict.fromkeys(shapes)]
+    return plans + [_plan(shapes[0], _WIDE, limits, all_logprobs=True)] * thorough
 
 
-def rung_plans(rung: int, limits: StepLimits) -> list[StepPlan]:
+def rung_plans(rung: int, limits: StepLimits, shortest_prompt: int = 1) -> list[StepPlan]:
     """As many answers as there can be, beside one prompt; both ways to sample where logits are all that differs."""
     ways = (_GREEDY, _EVERYTHING) if rung <= limits.max_num_seqs else (_EVERYTHING,)
-    return [_plan(_answers_and_a_prompt(rung, limits), way, limits, all_logprobs=False) for way in ways]
+    shape = _answers_and_a_prompt(rung, limits, shortest_prompt)
+    return [_plan(shape, way, limits, all_logprobs=False) for way in ways]
 
 
-def _answers_and_a_prompt(rung: int, limits: StepLimits) -> tuple[int, ...]:
-    decodes = min(rung, limits.max_num_seqs)
+def answer_plan(size: int, limits: StepLimits) -> StepPlan:
+    return _plan((1,) * size, _GREEDY, limits, all_logprobs=False)
+
+
+def answer_plans(size: int, limits: StepLimits) -> list[StepPlan]:
+    """Answers alone, in every way to sample."""
+    return [_plan((1,) * size, way, limits, all_logprobs=False) for way in (_GREEDY, _EVERYTHING, _WIDE, _UNCUT)]
+
+
+def logprob_plan(rows: int, limits: StepLimits) -> StepPlan:
+    """One prompt that wants so many rows of logits, if it can be as long."""
+    length = min(rows, limits.max_model_len, limits.max_num_batched_tokens)
+    return _plan((length,), _EVERYTHING, limits, all_logprobs=True)
+
+
+def _answers_and_a_prompt(rung: int, limits: StepLimits, shortest_prompt: int = 1) -> tuple[int, ...]:
+    decodes = max(min(rung - shortest_prompt + 1, limits.max_num_seqs), 1)
     prompt = min(rung - decodes + 1, limits.max_model_len)
     return (*(1 for _ in range(decodes - 1)), prompt)
 

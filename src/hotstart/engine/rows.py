@@ -30,6 +30,7 @@ class PromptRows:
     spans: tuple[tuple[int, int], ...]  # host: span index and number of rows, in the plan's order
     logprobs: int  # host: the most alternatives that a span wants
     targets: Tensor  # [P] int64, padded to a row rung
+    target_ids: tuple[int, ...]  # host: the real ones
 
 
 class RowList:
@@ -114,7 +115,7 @@ class RowList:
     def prompt_rows(self, image: dict[str, Tensor]) -> PromptRows | None:
         if not self._targets:
             return None
-        return PromptRows(tuple(self._prompts), self._prompt_logprobs, image["targets"])
+        return PromptRows(tuple(self._prompts), self._prompt_logprobs, image["targets"], tuple(self._targets))
 
 
 def _padded(count: int, slab_rows: int, rungs: tuple[int, ...]) -> int:

@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from hotstart.cache.step import StepInputs
 from hotstart.cache.tensors import CacheTensors
-from hotstart.engine.inputs import InputBuilder
+from hotstart.engine.graphs import DecodeGraphs
+from hotstart.engine.inputs import BuiltStep, InputBuilder
 from hotstart.engine.plan import StepPlan, StepResult
 from hotstart.engine.sampler import Sampled, Sampler
 
@@ -39,7 +41,9 @@ class Runner:
         sampler: Sampler,
         step_scope: StepScope,
         cache: CacheTensors,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
+        self._graphs = graphs
         self._model = model
         self._num_weights = num_weights
         self._step_scope = step_scope
@@ -52,7 +56,22 @@ class Runner:
         with torch.inference_mode():
             built = self._inputs.build(plan)
             with self._step_scope(self._num_weights * len(built.inputs.token_ids)):
-                if built.reads_last_tokens:
-                    self._sampler.fill_tokens(built.inputs)
-                hidden = self._model(built.inputs, self._cache)
+                hidden = None
+                if self._graphs is not None and built.decode_rung is not None:
+                    hidden = self._graphs.replay(built.decode_rung)
+                if hidden is None:
+                    hidden = self._forward(built, fill=built.reads_last_tokens)
                 return Flight(plan, self._sampler.run(hidden, built))
+
+    def capture(self, plan: StepPlan) -> None:
+        """Record a step of answers alone, as many as its rung has rows: every later one of this rung is a replay."""
+        assert self._graphs is not None, "a runner without graphs was asked to capture"
+        with torch.inference_mode():
+            built = self._inputs.build(plan)
+            assert built.decode_rung == plan.num_tokens, f"{plan.num_tokens} answers do not fill {built.decode_rung}"
+            self._graphs.capture(built.decode_rung, partial(self._forward, built, fill=True))
+
+    def _forward(self, built: BuiltStep, *, fill: bool) -> Tensor:
+        if fill:
+            self._sampler.fill_tokens(built.inputs)
+        return self._model(built.inputs, self._cache)

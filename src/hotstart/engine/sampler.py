@@ -1,17 +1,17 @@
 """From hidden states to tokens and log-probabilities, in slabs of rows: logits never take more than one slab."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hotstart.cache.step import StepInputs
-from hotstart.engine.device import Device
+from hotstart.engine.device import Device, Fetched
 from hotstart.engine.inputs import BuiltStep, StepLimits
 from hotstart.engine.plan import SpanResult, StepPlan, StepResult
 from hotstart.engine.rows import PromptRows, SampleRows
-from hotstart.kernels.sampling import TokenLogprobs, sample, token_logprobs
+from hotstart.kernels.sampling import sample, token_logprobs
 from hotstart.request import MAX_LOGPROBS, PositionLogprobs
 
 __all__ = ["Sampled", "Sampler"]
@@ -26,6 +26,7 @@ class Sampler:
         self._slab_rows = limits.slab_rows
         # One more than there are slots: where rows of padding write.
         self.last_tokens = device.arena.allocate("sampling", (limits.num_slots + 1,), torch.int32)
+        self._landing = device.landing(_landing_bytes(limits, self._num_alternatives))
 
     def fill_tokens(self, step: StepInputs) -> None:
         """Put the tokens that are still on the device where the plan could only say IN_FLIGHT."""
@@ -51,24 +52,36 @@ class Sampler:
                 logits = self._logits(hidden.index_select(0, rows[at : at + len(targets)]))
                 prompts.append(token_logprobs(logits, targets, self._num_alternatives))
                 at += len(targets)
-        return Sampled(built.samples, built.prompts, tuple(tokens), tuple(chosen), tuple(prompts))
+        logprobs = [getattr(slab, name) for slab in (*chosen, *prompts) for name in _FIELDS]
+        return Sampled(built.samples, built.prompts, len(chosen), self._landing.fetch([*tokens, *logprobs]))
+
+
+_FIELDS = ("logprob", "rank", "top_ids", "top_logprobs")
+
+
+def _landing_bytes(limits: StepLimits, num_alternatives: int) -> int:
+    """A bound on what any step leaves, with a gap after each tensor."""
+    rows = limits.max_num_seqs + limits.max_num_batched_tokens + 2 * limits.slab_rows
+    num_tensors = (1 + len(_FIELDS)) * (rows // limits.slab_rows + 2)
+    return rows * (8 + 4 + 8 + 12 * num_alternatives) + 256 * num_tensors
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What a step leaves on the device, slab by slab."""
+    """What a step leaves on the device, slab by slab: tokens, then log-probabilities of samples, then of prompts."""
 
     samples: SampleRows
     prompts: PromptRows | None
-    tokens: tuple[Tensor, ...]
-    chosen: tuple[TokenLogprobs, ...]
-    targets: tuple[TokenLogprobs, ...]
+    num_chosen: int  # slabs of samples that have log-probabilities: all or none
+    fetched: Fetched
 
     def result(self, plan: StepPlan) -> StepResult:
         """Read it on the host: this waits for the device."""
-        token_ids = dict(zip(self.samples.spans, (id for slab in self.tokens for id in slab.tolist()), strict=False))
-        logprobs = self._sample_logprobs(plan, token_ids)
-        prompt_logprobs = self._prompt_logprobs(plan)
+        parts = self.fetched.wait()
+        tokens, rest = parts[: len(self.samples.slabs)], parts[len(self.samples.slabs) :]
+        token_ids = dict(zip(self.samples.spans, (id for slab in tokens for id in slab.tolist()), strict=False))
+        logprobs = self._sample_logprobs(plan, token_ids, _rows(rest[: len(_FIELDS) * self.num_chosen]))
+        prompt_logprobs = self._prompt_logprobs(plan, _rows(rest[len(_FIELDS) * self.num_chosen :]))
         return StepResult(
             plan.step_id,
             tuple(
@@ -77,36 +90,34 @@ class Sampled:
             ),
         )
 
-    def _sample_logprobs(self, plan: StepPlan, token_ids: dict[int, int]) -> dict[int, PositionLogprobs]:
+    def _sample_logprobs(
+        self, plan: StepPlan, token_ids: dict[int, int], rows: "list[_Row]"
+    ) -> dict[int, PositionLogprobs]:
         answers = {}
-        for index, row in zip(self.samples.spans, _rows(self.chosen), strict=False):
+        for index, row in zip(self.samples.spans, rows, strict=False):
             sampling = plan.spans[index].sampling
             if sampling is not None and sampling.logprobs is not None:
                 answers[index] = _position(token_ids[index], row, sampling.logprobs)
         return answers
 
-    def _prompt_logprobs(self, plan: StepPlan) -> dict[int, tuple[PositionLogprobs, ...]]:
+    def _prompt_logprobs(self, plan: StepPlan, rows: "list[_Row]") -> dict[int, tuple[PositionLogprobs, ...]]:
         if self.prompts is None:
             return {}
-        rows = zip(self.prompts.targets.tolist(), _rows(self.targets), strict=True)
+        positions = zip(self.prompts.target_ids, rows, strict=False)
         answers = {}
         for index, count in self.prompts.spans:
             wanted = plan.spans[index].prompt_logprobs or 0
-            answers[index] = tuple(_position(*next(rows), wanted) for _ in range(count))
+            answers[index] = tuple(_position(*next(positions), wanted) for _ in range(count))
         return answers
 
 
 _Row = tuple[float, int, list[int], list[float]]
 
 
-def _rows(slabs: tuple[TokenLogprobs, ...]) -> list[_Row]:
-    return [
-        row
-        for slab in slabs
-        for row in zip(
-            slab.logprob.tolist(), slab.rank.tolist(), slab.top_ids.tolist(), slab.top_logprobs.tolist(), strict=True
-        )
-    ]
+def _rows(parts: Sequence[Tensor]) -> list[_Row]:
+    """parts: the fields of one slab after the other."""
+    slabs = [parts[i : i + len(_FIELDS)] for i in range(0, len(parts), len(_FIELDS))]
+    return [row for slab in slabs for row in zip(*(part.tolist() for part in slab), strict=True)]
 
 
 def _position(token_id: int, row: _Row, wanted: int) -> PositionLogprobs:

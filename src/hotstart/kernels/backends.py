@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hotstart.kernels import activation, attention, attention_prepare, gdn, gdn_decode, gdn_external, linear, moe, norm
 from hotstart.kernels.ops import Ops, Prefill
 
-__all__ = ["Backend", "ops_for"]
+__all__ = ["Backend", "ops_for", "replays"]
 
 Backend = Literal["torch", "triton"]
 
@@ -44,6 +44,12 @@ _PREFILL: dict[Prefill, Callable[..., None]] = {
     "fla": gdn_external.gdn_prefill_fla,
     "flashinfer": gdn_external.gdn_prefill_flashinfer,
 }
+
+
+def replays(ops: Ops) -> bool:
+    """Whether a captured step of answers can be replayed: its ops read contexts, pages and slots from tensors alone."""
+    names = ("attention_prepare", "paged_attention", "gdn_decode")
+    return all(getattr(ops, name) is not getattr(_TORCH, name) for name in names)
 
 
 def ops_for(backend: Backend, gdn_prefill: Prefill | None = None) -> Ops:

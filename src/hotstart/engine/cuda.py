@@ -1,0 +1,243 @@
+"""CudaDevice: an NVIDIA GPU behind the engine's seam.  Everything that calls torch.cuda is here and in graphs.py.
+
+One stream runs all steps, so what a step reads is never overwritten by the next one; the host runs ahead of it by one
+step.  Step data and answers pass through pinned buffers, one for each step under way.  After the seal no step asks the
+driver for memory: each finds room in the block that `hold` took for the worst of them.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hotstart.config.engine import EngineConfig
+from hotstart.engine.device import Arena, Budget, Fetched, Landing, Peak, Staging, rungs
+from hotstart.errors import ConfigError
+from hotstart.kernels.backends import Backend
+from hotstart.kernels.watch import MemoryWatch
+
+__all__ = ["CudaDevice", "GpuSizes"]
+
+RESERVE_BYTES = 256 << 20
+SMALL_BYTES = 32 << 20  # of `hold`, for tensors of up to 1 MiB, which torch's allocator keeps apart
+_SMALL_TENSOR = 1 << 20
+_ALIGN = 256
+
+
+class GpuSizes:
+    """The sizes that a GPU serves with, real or stub."""
+
+    backend: Backend = "triton"
+    chunk_length = 64
+    slab_rows = 128
+    default_num_seqs = 256
+    default_num_batched_tokens = 8192
+    default_model_len = 32768
+    capture_sizes: tuple[int, ...] = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32))
+
+    def token_rungs(self, limit: int) -> tuple[int, ...]:
+        return rungs(limit, tuple(range(64, 1025, 64)), 256)
+
+    def decode_rungs(self, limit: int) -> tuple[int, ...]:
+        return rungs(limit, self.capture_sizes, 64)
+
+    def row_rungs(self, limit: int) -> tuple[int, ...]:
+        """Those of the decodes, whatever the user captures: so each has run once a step of so many answers has."""
+        return rungs(limit, GpuSizes.capture_sizes, 64)
+
+
+class CudaDevice(GpuSizes):
+    kind = "cuda"
+    late_kinds = frozenset({"compile", "tuning", "load", "memory"})
+    flights = 2
+
+    def __init__(self, backend: Backend, capture_sizes: tuple[int, ...] | None = None) -> None:
+        if not torch.cuda.is_available():
+            raise ConfigError("--device cuda: PyTorch sees no GPU here (its build, or the driver); use --device cpu")
+        self.torch_device = torch.device("cuda", torch.cuda.current_device())
+        self.backend = backend
+        self.arena = Arena(self.torch_device)
+        if capture_sizes:
+            self.capture_sizes = capture_sizes
+        self._handle = _nvml_handle(self.torch_device)
+
+    def budget(self, config: EngineConfig) -> Budget:
+        """What the driver says, less what the user wants left alone."""
+        _, card = torch.cuda.mem_get_info(self.torch_device)
+        total, source = card, torch.cuda.get_device_name(self.torch_device)
+        if config.device_memory_bytes is not None and config.device_memory_bytes < card:
+            total, source = config.device_memory_bytes, "--device-memory-bytes"
+        if config.gpu_memory_utilization is not None:
+            total = int(total * config.gpu_memory_utilization)
+            source = f"--gpu-memory-utilization {config.gpu_memory_utilization} of {source}"
+        reserve = RESERVE_BYTES if config.reserve_bytes is None else config.reserve_bytes
+        return Budget(total, source, "--gpu-memory-utilization or --device-memory-bytes", reserve)
+
+    def used_bytes(self) -> int:
+        """What the driver has given out beside the arena, here and to others: contexts, modules, workspaces."""
+        torch.cuda.synchronize(self.torch_device)
+        torch.cuda.empty_cache()
+        free, card = torch.cuda.mem_get_info(self.torch_device)
+        return max(card - free - self.arena.reserved_bytes(), 0)
+
+    def loaded_bytes(self) -> int | None:
+        return self.used_bytes()
+
+    def used_detail(self) -> str:
+        others = self._others_bytes()
+        if others is None:
+            return "context, modules, workspaces, and other processes (unattributed)"
+        return f"context, modules, workspaces; {others / 2**20:.0f} MiB of it other processes"
+
+    def resident_bytes(self) -> int | None:
+        """Of this process at driver level; of the whole card where the driver does not tell processes apart."""
+        mine = self._process_bytes()
+        if mine is not None:
+            return mine
+        free, card = torch.cuda.mem_get_info(self.torch_device)
+        return card - free
+
+    def reserved_bytes(self) -> int:
+        """What torch's allocator has from the driver."""
+        stats = torch.cuda.memory_stats_as_nested_dict(self.torch_device)
+        return int(stats["reserved_bytes"]["all"]["current"]) if stats else 0
+
+    def memory_watches(self) -> tuple[MemoryWatch, ...]:
+        return (MemoryWatch("torch reserved", self.reserved_bytes),)
+
+    def staging(self, num_bytes: int) -> Staging:
+        image = self.arena.allocate("staging", (num_bytes,), torch.uint8)
+        return _PinnedStaging(image, [_pinned(num_bytes) for _ in range(self.flights)])
+
+    def landing(self, num_bytes: int) -> Landing:
+        return _PinnedLanding([_pinned(num_bytes) for _ in range(self.flights)])
+
+    def step_scope(self, multiplications: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    @contextmanager
+    def measure_peak(self) -> Iterator[Peak]:
+        peak = Peak()
+        torch.cuda.synchronize(self.torch_device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.torch_device)
+        before = torch.cuda.memory_reserved(self.torch_device)
+        yield peak
+        torch.cuda.synchronize(self.torch_device)
+        peak.num_bytes = torch.cuda.max_memory_reserved(self.torch_device) - before + SMALL_BYTES
+
+    def hold(self, num_bytes: int) -> None:
+        """Take what the worst step needs from the driver and give it to torch's allocator: steps find it there."""
+        torch.cuda.synchronize(self.torch_device)
+        torch.cuda.empty_cache()
+        sizes = [_SMALL_TENSOR] * (SMALL_BYTES // _SMALL_TENSOR) + [max(num_bytes - SMALL_BYTES, 0)]
+        held = [torch.empty(size, dtype=torch.uint8, device=self.torch_device) for size in sizes]
+        del held
+
+    def alive(self) -> bool:
+        """Wait for all that runs; False if the context is lost, and with it everything on the device."""
+        try:
+            torch.cuda.synchronize(self.torch_device)
+        except RuntimeError:
+            return False
+        return True
+
+    def _process_bytes(self) -> int | None:
+        found = [used for pid, used in _nvml_processes(self._handle) if pid == os.getpid() and used]
+        return found[0] if found else None
+
+    def _others_bytes(self) -> int | None:
+        """None if the driver does not show this process (as in a container) or does not tell processes apart."""
+        processes = _nvml_processes(self._handle)
+        if os.getpid() not in [pid for pid, used in processes if used]:
+            return None
+        return sum(used or 0 for pid, used in processes if pid != os.getpid())
+
+
+def _pinned(num_bytes: int) -> Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
+
+
+class _PinnedStaging:
+    def __init__(self, image: Tensor, hosts: list[Tensor]) -> None:
+        self._image = image
+        self._hosts = hosts
+        self._arrays: list[np.ndarray] = [host.numpy() for host in hosts]
+        self._copied = [_event() for _ in hosts]
+        self._at = 0
+
+    def buffer(self) -> np.ndarray:
+        self._at = (self._at + 1) % len(self._hosts)
+        self._copied[self._at].synchronize()  # over long ago, but for a step that failed
+        return self._arrays[self._at]
+
+    def upload(self, num_bytes: int) -> Tensor:
+        self._image[:num_bytes].copy_(self._hosts[self._at][:num_bytes], non_blocking=True)
+        self._copied[self._at].record()
+        return self._image
+
+
+class _PinnedLanding:
+    def __init__(self, hosts: list[Tensor]) -> None:
+        self._hosts = hosts
+        self._events = [_event() for _ in hosts]
+        self._at = 0
+
+    def fetch(self, tensors: Sequence[Tensor]) -> Fetched:
+        self._at = (self._at + 1) % len(self._hosts)
+        host, event, at = self._hosts[self._at], self._events[self._at], 0
+        event.synchronize()  # over long ago, but for a step that failed
+        copies = []
+        for tensor in tensors:
+            end = at + tensor.numel() * tensor.element_size()
+            assert end <= len(host), f"answers of {end} bytes exceed the landing buffer of {len(host)}"
+            copy = host[at:end].view(tensor.dtype).view(tensor.shape)
+            copy.copy_(tensor, non_blocking=True)
+            copies.append(copy)
+            at = math.ceil(end / _ALIGN) * _ALIGN
+        event.record()
+        return _PinnedFetched(copies, event)
+
+
+class _PinnedFetched:
+    def __init__(self, copies: list[Tensor], event: torch.cuda.Event) -> None:
+        self._copies = copies
+        self._event = event
+
+    def wait(self) -> Sequence[Tensor]:
+        self._event.synchronize()
+        return self._copies
+
+
+def _nvml_handle(device: torch.device) -> object | None:
+    """What nvidia-ml-py calls this GPU; None without that package, which is optional."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        handle: object = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    except pynvml.NVMLError:
+        return None
+    return handle
+
+
+def _nvml_processes(handle: object | None) -> list[tuple[int, int | None]]:
+    """Process ids and their bytes, as far as the driver tells."""
+    if handle is None:
+        return []
+    import pynvml
+
+    try:
+        return [(one.pid, one.usedGpuMemory) for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+    except pynvml.NVMLError:
+        return []

@@ -1,0 +1,93 @@
+"""Every size of step runs at start-up, largest first; some are captured; and a few requests are tried."""
+
+from collections.abc import Callable
+
+from hotstart.engine.device import Device
+from hotstart.engine.engine import Engine
+from hotstart.engine.graphs import DecodeGraphs
+from hotstart.engine.inputs import InputBuilder
+from hotstart.engine.phases import RunningPhase
+from hotstart.engine.plan import StepPlan
+from hotstart.engine.rehearsal import answer_plan, answer_plans, logprob_plan, rung_plans, trial_requests, worst_plans
+from hotstart.engine.runner import Runner
+from hotstart.engine.sizing import Peaks
+from hotstart.errors import StartupError
+
+__all__ = ["capture", "run_rungs", "try_capture", "try_requests"]
+
+
+def run_rungs(
+    runner: Runner,
+    inputs: InputBuilder,
+    sizes: tuple[int, ...],
+    enough: Callable[[Peaks, int], bool],
+    device: Device,
+    running: RunningPhase,
+) -> Peaks:
+    """Measure the worst steps of `sizes`, largest first, until one leaves enough memory; then run all smaller rungs."""
+    peaks: Peaks = {}
+    for size in sizes:
+        peaks[size] = 0
+        worst = worst_plans(inputs.rung(size), inputs.limits, thorough=bool(inputs.decode_rungs))
+        for done, plan in enumerate(worst):
+            running.progress(done, len(worst) + len(inputs.rungs))
+            with device.measure_peak() as peak:
+                runner.launch(plan).wait()
+            peaks[size] = max(peaks[size], peak.num_bytes)
+        if enough(peaks, size):
+            break
+    rest = [rung for rung in inputs.rungs if rung < inputs.rung(size)]
+    for done, rung in enumerate(reversed(rest)):
+        running.progress(len(inputs.rungs) - len(rest) + done, len(inputs.rungs))
+        for plan in rung_plans(rung, inputs.limits, shortest_prompt=2 if inputs.decode_rungs else 1):
+            runner.launch(plan).wait()
+    for plan in _plans_of_answers(inputs):
+        runner.launch(plan).wait()
+    running.progress(len(inputs.rungs), len(inputs.rungs))
+    return peaks
+
+
+def _plans_of_answers(inputs: InputBuilder) -> list[StepPlan]:
+    """Where steps of answers alone have rungs of their own: each of those, and each number of rows of logits."""
+    if not inputs.decode_rungs:
+        return []
+    sizes = reversed(inputs.decode_rungs)
+    rows = [rung for rung in inputs.row_rungs if rung not in inputs.decode_rungs]
+    return [plan for size in sizes for plan in answer_plans(size, inputs.limits)] + [
+        logprob_plan(rung, inputs.limits) for rung in reversed(rows)
+    ]
+
+
+def try_capture(graphs: DecodeGraphs, runner: Runner, inputs: InputBuilder) -> int:
+    """A bound on the bytes of all graphs, from capturing some on a minimal cache."""
+    return graphs.trial(lambda size: runner.capture(answer_plan(size, inputs.limits)))
+
+
+def capture(
+    graphs: DecodeGraphs, runner: Runner, inputs: InputBuilder, max_num_seqs: int, running: RunningPhase
+) -> None:
+    """Largest first, for as many sequences as there can be; the first replay of each is not left to a request."""
+    sizes = [size for size in graphs.sizes if size <= inputs.decode_rung_of(max_num_seqs)]
+    for done, size in enumerate(sizes):
+        running.progress(done, len(sizes))
+        runner.capture(answer_plan(size, inputs.limits))
+    for size in sizes:
+        runner.launch(answer_plan(size, inputs.limits)).wait()
+    running.progress(len(sizes), len(sizes))
+    running.detail = f"{len(sizes)} sizes"
+
+
+def try_requests(engine: Engine, device: Device) -> None:
+    """Small requests, all at once, through everything that a request meets; one of them is aborted."""
+    requests = trial_requests(engine.memory_plan.max_model_len, device.chunk_length)
+    for request in requests:
+        engine.add(request)
+    events = engine.step() if requests else []
+    if requests:
+        events += engine.abort(requests[-1].id)
+    while engine.has_work:
+        events += engine.step()
+    for event in events:
+        if event.error is not None:
+            raise StartupError(f"trial request {event.request_id} failed: {event.error}") from event.error
+    engine.check()
