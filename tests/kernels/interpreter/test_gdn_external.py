@@ -67,7 +67,7 @@ def _stand_ins(monkeypatch):
 def test_prefill_matches_token_by_token(library, dims, case):
     rows, decodes = CASES[case], [Row(1, read=3, write=3)] if case == BESIDE else []
     step = make_step(decodes, rows, padding=1)
-    packed, weights, conv, state = make_inputs(dims, step.num_tokens + 1, 6)
+    packed, weights, conv, state = make_inputs(dims, step.num_tokens + 1, 8)
     for row in rows:
         if row.read < 0:  # what a slot held before must not show
             conv[row.write], state[row.write] = float("nan"), float("nan")
@@ -77,7 +77,7 @@ def test_prefill_matches_token_by_token(library, dims, case):
     OPS[library](packed, weights, conv, state, step.prefill, dims, out)
     first, last = len(decodes), step.num_tokens
     written = [row.write for row in rows]
-    others = [slot for slot in range(6) if slot not in written]
+    others = [slot for slot in range(8) if slot not in written]
     assert_close(out[first:last], wanted[0][first:last])
     assert out[:first].isnan().all() and out[last:].isnan().all()
     assert_close(conv[written], wanted[1][written])
