@@ -5,7 +5,7 @@ from steps import Row, make_step, moved
 from test_gdn import make_dims, make_inputs
 
 from hotstart.kernels.backends import ops_for
-from hotstart.kernels.ops import AttentionDims
+from hotstart.kernels.ops import AttentionDims, MoeDims
 
 
 def test_ops_run_on_meta_tensors():
@@ -34,4 +34,5 @@ def test_ops_run_on_meta_tensors():
     assert ops.add_rms_norm(ops.rms_norm(x, weight, 1e-6), residual, weight, 1e-6).shape == (T, 64)
     assert ops.silu_mul(x).shape == (T, 32)
     experts = torch.empty(4, 32, 64, device="meta"), torch.empty(4, 64, 16, device="meta")
-    assert ops.moe(x, torch.empty(T, 4, device="meta"), *experts, 2, True, step.num_tokens).shape == (T, 64)
+    moe = MoeDims(num_experts=4, top_k=2, width=16, renormalise=True)
+    assert ops.moe(x, torch.empty(T, 4, device="meta"), *experts, moe, step).shape == (T, 64)

@@ -14,6 +14,7 @@ from hotstart.kernels.ops import Prefill, Step
 from hotstart.kernels.space import LaunchSpace
 from hotstart.layers.attention import attention_dims
 from hotstart.layers.gated_delta_net import gdn_dims
+from hotstart.layers.moe import moe_dims
 
 __all__ = ["launch_space", "moved"]
 
@@ -83,8 +84,15 @@ def launch_space(
         gdn_prefill=gdn_prefill,
         state_dtype=state_dtype,
         attention=attention_dims(config),
+        moe=moe_dims(config) if any(config.moe_layers) else None,
+        mlp_widths=_mlp_widths(config),
         num_positions=longest,
     )
+
+
+def _mlp_widths(config: ModelConfig) -> tuple[int, ...]:
+    widths = {config.shared_expert_intermediate_size if moe else config.intermediate_size for moe in config.moe_layers}
+    return tuple(sorted(widths))
 
 
 def moved(thing: T, device: torch.device) -> T:

@@ -1,20 +1,56 @@
-"""Gated activations of packed projections: silu(gate) * up, and x * sigmoid(gate).
+"""Gated activations of packed projections: silu(gate) * up, and x * sigmoid(gate), in float32.
 
 Source: SwiGLU, Shazeer 2020, arXiv:2002.05202.
 """
 
 import torch.nn.functional as F
+import triton
+import triton.language as tl
 from torch import Tensor
 
-__all__ = ["sigmoid_mul", "silu_mul"]
+from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
+
+__all__ = ["sigmoid_mul_torch", "silu_mul", "silu_mul_torch"]
+
+_BLOCK = 1024
 
 
-def silu_mul(x: Tensor) -> Tensor:
+def silu_mul_torch(x: Tensor) -> Tensor:
     """x: gate | up [T, 2 I] -> [T, I]."""
     gate, up = x.chunk(2, dim=-1)
     return F.silu(gate.float()).mul_(up).to(x.dtype)
 
 
-def sigmoid_mul(x: Tensor, gate: Tensor) -> Tensor:
-    """x * sigmoid(gate), both [T, N]."""
+def sigmoid_mul_torch(x: Tensor, gate: Tensor) -> Tensor:
+    """x * sigmoid(gate), of one shape.  On a GPU attention does this itself."""
     return gate.float().sigmoid().mul_(x).to(x.dtype)
+
+
+@kernel
+def _silu_mul_kernel(x_ptr, y_ptr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):  # [T, 2 WIDTH] [T, WIDTH]
+    num_blocks: tl.constexpr = (WIDTH + BLOCK - 1) // BLOCK
+    i_t = (tl.program_id(0) // num_blocks).to(tl.int64)
+    o_i = tl.program_id(0) % num_blocks * BLOCK + tl.arange(0, BLOCK)
+    m_i = o_i < WIDTH
+    b_gate = tl.load(x_ptr + i_t * 2 * WIDTH + o_i, mask=m_i, other=0).to(tl.float32)
+    b_up = tl.load(x_ptr + i_t * 2 * WIDTH + WIDTH + o_i, mask=m_i, other=0).to(tl.float32)
+    b_y = b_gate * tl.sigmoid(b_gate) * b_up
+    tl.store(y_ptr + i_t * WIDTH + o_i, b_y.to(y_ptr.dtype.element_ty), mask=m_i)
+
+
+def silu_mul(x: Tensor) -> Tensor:
+    """x: gate | up [T, 2 I] -> [T, I]."""
+    T, width = x.shape[0], x.shape[1] // 2
+    y = x.new_empty(T, width)
+    block = min(_BLOCK, triton.next_power_of_2(width))
+    _launch((T * triton.cdiv(width, block),), x, y, WIDTH=width, BLOCK=block)
+    return y
+
+
+def _warmup(space: LaunchSpace) -> None:
+    for dtype in space.activation_dtypes:
+        for width in space.mlp_widths:
+            silu_mul(space.tokens(2 * width, dtype))
+
+
+_launch = Launcher(_silu_mul_kernel, warmup=_warmup)

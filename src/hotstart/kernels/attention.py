@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hotstart.kernels.activation import sigmoid_mul
+from hotstart.kernels.activation import sigmoid_mul_torch
 from hotstart.kernels.attention_decode import attention_decode
 from hotstart.kernels.attention_prefill import attention_prefill
 from hotstart.kernels.ops import AttentionDims, DecodeStep, Step
@@ -46,7 +46,7 @@ def paged_attention_torch(
             parts.append(_attend(queries.narrow(0, first, length), k, v))
             first += length
     attended = parts[0] if len(parts) == 1 else torch.cat(parts)
-    gated = sigmoid_mul(attended, packed[:first, : 2 * H * D].view(first, H, 2 * D)[:, :, D:]).view(first, H * D)
+    gated = sigmoid_mul_torch(attended, packed[:first, : 2 * H * D].view(first, H, 2 * D)[:, :, D:]).view(first, H * D)
     return gated if first == T else torch.cat([gated, gated.new_zeros(T - first, H * D)])
 
 

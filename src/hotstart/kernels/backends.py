@@ -18,12 +18,12 @@ _TORCH = Ops(
     linear=linear.linear_torch,
     rms_norm=norm.rms_norm_torch,
     add_rms_norm=norm.add_rms_norm_torch,
-    silu_mul=activation.silu_mul,
+    silu_mul=activation.silu_mul_torch,
     attention_prepare=attention_prepare.attention_prepare_torch,
     paged_attention=attention.paged_attention_torch,
     gdn_decode=gdn.gdn_decode,
     gdn_prefill=gdn.gdn_prefill,
-    moe=moe.moe,
+    moe=moe.moe_torch,
 )
 # Kernels where we have them; the rest of the table follows with the GPU engine.
 _TRITON = replace(
@@ -32,9 +32,11 @@ _TRITON = replace(
     linear=F.linear,
     rms_norm=norm.rms_norm,
     add_rms_norm=norm.add_rms_norm,
+    silu_mul=activation.silu_mul,
     attention_prepare=attention_prepare.attention_prepare,
     paged_attention=attention.paged_attention,
     gdn_decode=gdn_decode.gdn_decode,
+    moe=moe.moe,
 )
 
 

@@ -1,5 +1,8 @@
 """Mixture of experts: y = sum_j p_j down_j(silu(gate_j x) * up_j x) over the k likeliest of p = softmax(router logits).
 
+On a GPU: route and sort the pairs (token, expert) (moe_route.py), two products over tiles of pairs, and a sum for each
+token (moe_gemm.py).  Nothing is read on the host, and no shape but that of the tokens decides how much is launched.
+
 Source: Fedus et al. 2021, arXiv:2101.03961; routing as in Qwen3-MoE.
 """
 
@@ -9,43 +12,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hotstart.kernels.activation import silu_mul
+from hotstart.kernels.activation import silu_mul_torch
+from hotstart.kernels.moe_gemm import expert_down, expert_gate_up
+from hotstart.kernels.moe_route import route, sort_pairs
+from hotstart.kernels.moe_tiles import tiles_for
+from hotstart.kernels.ops import MoeDims, Step
 
-__all__ = ["moe", "moe_reference", "route"]
+__all__ = ["moe", "moe_reference", "moe_torch", "route_torch"]
 
 
-def route(router_logits: Tensor, top_k: int, renormalise: bool) -> tuple[Tensor, Tensor]:
+def route_torch(router_logits: Tensor, dims: MoeDims) -> tuple[Tensor, Tensor]:
     """Weights [T, k] float32 and expert ids [T, k] of each token.  router_logits: [T, E]."""
-    weights, experts = torch.topk(router_logits.softmax(-1, dtype=torch.float32), top_k, dim=-1)
-    if renormalise:
+    weights, experts = torch.topk(router_logits.softmax(-1, dtype=torch.float32), dims.top_k, dim=-1)
+    if dims.renormalise:
         weights = weights / weights.sum(-1, keepdim=True)
     return weights, experts
 
 
-def moe_reference(
-    x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, top_k: int, renormalise: bool
-) -> Tensor:
+def moe_reference(x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims) -> Tensor:
     """Token by token, expert by expert.  x: [T, D] -> [T, D]."""
-    weights, experts = route(router_logits, top_k, renormalise)
+    weights, experts = route_torch(router_logits, dims)
     rows = []
     for token, scale, chosen in zip(x, weights.to(x.dtype), experts, strict=True):
-        parts = [F.linear(silu_mul(F.linear(token[None], gate_up[e])), down[e])[0] for e in chosen]
+        parts = [F.linear(silu_mul_torch(F.linear(token[None], gate_up[e])), down[e])[0] for e in chosen]
         rows.append(sum((w * y for w, y in zip(scale, parts, strict=True)), torch.zeros_like(token)))
     return torch.stack(rows)
 
 
-def moe(
-    x: Tensor,
-    router_logits: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
-    top_k: int,
-    renormalise: bool,
-    num_tokens: int,
-) -> Tensor:
-    """x: [T, D]; router_logits: [T, E]; gate_up: [E, 2 I, D]; down: [E, D, I] -> [T, D], rows of padding zero."""
-    k, D = top_k, x.shape[1]
-    weights, experts = route(router_logits[:num_tokens], k, renormalise)
+def moe_torch(x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims, step: Step) -> Tensor:
+    """See `moe`."""
+    k, D, num_tokens = dims.top_k, x.shape[1], step.num_tokens
+    weights, experts = route_torch(router_logits[:num_tokens], dims)
     ids, order = experts.flatten().sort(stable=True)  # pairs (token, choice) in the order of experts
     parts = _experts(x.index_select(0, order // k), ids, gate_up, down)
     parts = torch.empty_like(parts).index_copy_(0, order, parts).view(num_tokens, k, D)
@@ -67,14 +64,14 @@ def _experts_cpu(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tenso
     y, stop = torch.empty_like(x), 0
     for expert, rows in groupby(ids.tolist()):
         start, stop = stop, stop + len(list(rows))
-        hidden = silu_mul(F.linear(x[start:stop], gate_up[expert]))
+        hidden = silu_mul_torch(F.linear(x[start:stop], gate_up[expert]))
         torch.mm(hidden, down[expert].T, out=y[start:stop])
     return y
 
 
 def _experts_grouped(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     ends = torch.searchsorted(ids, torch.arange(1, gate_up.shape[0] + 1, device=x.device)).int()
-    hidden = silu_mul(torch._grouped_mm(x, gate_up.transpose(1, 2), offs=ends))
+    hidden = silu_mul_torch(torch._grouped_mm(x, gate_up.transpose(1, 2), offs=ends))
     return torch._grouped_mm(hidden, down.transpose(1, 2), offs=ends)
 
 
@@ -85,3 +82,14 @@ def _experts_meta(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tens
 _library.impl("experts", _experts_cpu, "CPU")
 _library.impl("experts", _experts_grouped, "CUDA")
 _library.impl("experts", _experts_meta, "Meta")
+
+
+def moe(x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims, step: Step) -> Tensor:
+    """x: [T, D]; router_logits: [T, E]; gate_up: [E, 2 I, D]; down: [E, D, I] -> [T, D], rows of padding zero."""
+    (T, D), E, width = x.shape, dims.num_experts, dims.width
+    assert gate_up.shape == (E, 2 * width, D) and down.shape == (E, D, width), (gate_up.shape, down.shape, dims)
+    cut = tiles_for(T * dims.top_k, E, x.dtype)
+    weights, experts = route(router_logits, step.kv_index, dims)
+    pairs, tiles = sort_pairs(experts, dims, cut.rows)
+    hidden = expert_gate_up(x, gate_up, pairs, tiles, dims, cut)
+    return expert_down(hidden, down, weights, experts, pairs, tiles, dims, cut)

@@ -11,7 +11,18 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-__all__ = ["EXTERNAL", "AttentionDims", "DecodeStep", "GdnDims", "GdnWeights", "Ops", "Prefill", "PrefillStep", "Step"]
+__all__ = [
+    "EXTERNAL",
+    "AttentionDims",
+    "DecodeStep",
+    "GdnDims",
+    "GdnWeights",
+    "MoeDims",
+    "Ops",
+    "Prefill",
+    "PrefillStep",
+    "Step",
+]
 
 Prefill = Literal["torch", "triton", "fla", "flashinfer"]  # whose chunked delta rule runs
 EXTERNAL: frozenset[Prefill] = frozenset({"fla", "flashinfer"})
@@ -149,6 +160,16 @@ class AttentionDims:
 
 
 @dataclass(frozen=True, slots=True)
+class MoeDims:
+    """Sizes of one mixture of experts."""
+
+    num_experts: int  # E
+    top_k: int
+    width: int  # I, of each expert
+    renormalise: bool  # whether the weights of a token's experts sum to 1
+
+
+@dataclass(frozen=True, slots=True)
 class Ops:
     """Shapes: T tokens of the rung, D hidden, I intermediate.  Zero-centred norms multiply by 1 + weight."""
 
@@ -170,5 +191,5 @@ class Ops:
     gdn_decode: Callable[..., None]
     # (packed, weights, conv, state, prefill: PrefillInputs, dims, out): fills the rows of the prefill spans
     gdn_prefill: Callable[..., None]
-    # (x [T, D], router_logits [T, E], gate_up [E, 2 I, D], down [E, D, I], top_k, renormalise, num_tokens) -> [T, D]
+    # (x [T, D], router_logits [T, E], gate_up [E, 2 I, D], down [E, D, I], dims, step) -> [T, D]
     moe: Callable[..., Tensor]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from hotstart.kernels.ops import AttentionDims, GdnDims, GdnWeights, Prefill, Step
+from hotstart.kernels.ops import AttentionDims, GdnDims, GdnWeights, MoeDims, Prefill, Step
 
 __all__ = ["LaunchSpace"]
 
@@ -38,6 +38,8 @@ class LaunchSpace:
     gdn_prefill: Prefill = "triton"
     state_dtype: torch.dtype = torch.float32
     attention: AttentionDims | None = None
+    moe: MoeDims | None = None
+    mlp_widths: tuple[int, ...] = ()  # intermediate sizes of the dense feed-forwards and of shared experts
     num_positions: int = 64  # of the rotary table: enough for the steps above
     device: torch.device = field(default_factory=lambda: torch.device("meta"))
 

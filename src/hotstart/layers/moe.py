@@ -5,12 +5,21 @@ from torch import Tensor
 
 from hotstart.cache.step import StepInputs
 from hotstart.config.model import ModelConfig
-from hotstart.kernels.ops import Ops
+from hotstart.kernels.ops import MoeDims, Ops
 from hotstart.layers.fused import Fused, Piece
 from hotstart.layers.linear import Layer, Linear, meta_parameter
 from hotstart.layers.mlp import MLP
 
-__all__ = ["SparseMoE"]
+__all__ = ["SparseMoE", "moe_dims"]
+
+
+def moe_dims(config: ModelConfig) -> MoeDims:
+    return MoeDims(
+        num_experts=config.num_experts,
+        top_k=config.num_experts_per_tok,
+        width=config.moe_intermediate_size,
+        renormalise=config.norm_topk_prob,
+    )
 
 
 class SparseMoE(Layer):
@@ -18,8 +27,7 @@ class SparseMoE(Layer):
         super().__init__()
         D, E, width = config.hidden_size, config.num_experts, config.moe_intermediate_size
         self.ops = ops
-        self.top_k = config.num_experts_per_tok
-        self.renormalise = config.norm_topk_prob
+        self.dims = moe_dims(config)
         self.gate = Linear(D, E, ops, dtype)  # the router
         self.gate_up_proj = meta_parameter(E, 2 * width, D, dtype=dtype)
         self.down_proj = meta_parameter(E, D, width, dtype=dtype)
@@ -37,9 +45,7 @@ class SparseMoE(Layer):
         ]
 
     def forward(self, x: Tensor, step: StepInputs) -> Tensor:  # [T, D] -> [T, D]
-        y = self.ops.moe(
-            x, self.gate(x), self.gate_up_proj, self.down_proj, self.top_k, self.renormalise, step.num_tokens
-        )
+        y = self.ops.moe(x, self.gate(x), self.gate_up_proj, self.down_proj, self.dims, step)
         return y.addcmul_(torch.sigmoid(self.shared_expert_gate(x)), self.shared_expert(x, step))
 
 

@@ -9,7 +9,7 @@ from steps import Row, make_step, moved
 from hotstart.cache.step import StepInputs
 from hotstart.kernels import dry, gdn_external
 from hotstart.kernels.launch import LAUNCHERS, LaunchSpace
-from hotstart.kernels.ops import AttentionDims, GdnDims
+from hotstart.kernels.ops import AttentionDims, GdnDims, MoeDims
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,8 @@ def space() -> LaunchSpace:
         num_pages=1,
         gdn=GdnDims(num_key_heads=2, num_value_heads=6, key_dim=64, value_dim=48, conv_width=4, eps=1e-6),
         attention=AttentionDims(num_heads=6, num_kv_heads=1, head_dim=80, rotary_dim=20, eps=1e-6),
+        moe=MoeDims(num_experts=4, top_k=2, width=72, renormalise=True),
+        mlp_widths=(136, 1100),
     )
 
 

@@ -8,10 +8,12 @@ from steps import Row, make_step
 from test_gdn import make_inputs
 
 from hotstart.kernels import dry
+from hotstart.kernels.activation import silu_mul
 from hotstart.kernels.attention import paged_attention
 from hotstart.kernels.attention_prepare import attention_prepare
 from hotstart.kernels.gdn_decode import gdn_decode
 from hotstart.kernels.launch import Watch, recording, warm_up
+from hotstart.kernels.moe import moe
 from hotstart.kernels.norm import add_rms_norm, rms_norm
 
 COUNTS = (1, 2, 3, 16, 17, 64)
@@ -29,6 +31,12 @@ def serve(space, count):
     attend(space, make_step([], [Row(count, pages=(0,) * count)], page_size=space.page_size, padding=count % 2))
     x, weight = torch.empty(rows, space.hidden_size, dtype=dtype), torch.empty(space.hidden_size, dtype=dtype)
     add_rms_norm(rms_norm(x, weight, space.eps), x, weight, space.eps)
+    for width in space.mlp_widths:
+        silu_mul(torch.empty(rows, 2 * width, dtype=dtype))
+    moe_dims = space.moe
+    gate_up = torch.empty(moe_dims.num_experts, 2 * moe_dims.width, space.hidden_size, dtype=dtype)
+    down = torch.empty(moe_dims.num_experts, space.hidden_size, moe_dims.width, dtype=dtype)
+    moe(x, torch.empty(rows, moe_dims.num_experts, dtype=dtype), gate_up, down, moe_dims, step)
 
 
 def attend(space, step):

@@ -1,0 +1,28 @@
+"""Inputs of the mixture of experts with two rows of padding, which hold NaN, and what must come out, in float64."""
+
+import torch
+from steps import Row, make_step
+
+from hotstart.kernels.moe import moe_reference
+from hotstart.kernels.ops import MoeDims
+
+__all__ = ["CASES", "make_case"]
+
+CASES = [MoeDims(5, 2, 16, True), MoeDims(16, 3, 24, False), MoeDims(3, 3, 16, True)]
+
+
+def make_case(dims, num_tokens, dtype=torch.float32, hidden=24, favourite=None, seed=0):
+    """(x, router_logits, gate_up, down, dims, step), [num_tokens, hidden]; every token wants its favourite most."""
+    r = torch.Generator().manual_seed(seed)
+    E, width = dims.num_experts, dims.width
+    pages = tuple(range(-(-num_tokens // 16)))
+    step = make_step([], [Row(num_tokens, pages=pages)], page_size=16, padding=2)
+    x = torch.randn(num_tokens + 2, hidden, generator=r).to(dtype)
+    logits = torch.randn(num_tokens + 2, E, generator=r).to(dtype)
+    if favourite is not None:
+        logits[:, favourite] = 9.0
+    x[num_tokens:] = logits[num_tokens:] = float("nan")
+    gate_up = (torch.randn(E, 2 * width, hidden, generator=r) * hidden**-0.5).to(dtype)
+    down = (torch.randn(E, hidden, width, generator=r) * width**-0.5).to(dtype)
+    wide = [t.double() for t in (x[:num_tokens], logits[:num_tokens], gate_up, down)]
+    return (x, logits, gate_up, down, dims, step), moe_reference(*wide, dims)
