@@ -6,7 +6,18 @@ from typing import Literal
 
 import torch.nn.functional as F
 
-from hotstart.kernels import activation, attention, attention_prepare, gdn, gdn_decode, gdn_external, linear, moe, norm
+from hotstart.kernels import (
+    activation,
+    attention,
+    attention_prepare,
+    gdn,
+    gdn_chunked,
+    gdn_decode,
+    gdn_external,
+    linear,
+    moe,
+    norm,
+)
 from hotstart.kernels.ops import Ops, Prefill
 
 __all__ = ["Backend", "ops_for", "replays"]
@@ -36,6 +47,7 @@ _TRITON = replace(
     attention_prepare=attention_prepare.attention_prepare,
     paged_attention=attention.paged_attention,
     gdn_decode=gdn_decode.gdn_decode,
+    gdn_prefill=gdn_chunked.gdn_prefill,
     moe=moe.moe,
 )
 

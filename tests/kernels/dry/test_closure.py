@@ -11,6 +11,7 @@ from hotstart.kernels import dry
 from hotstart.kernels.activation import silu_mul
 from hotstart.kernels.attention import paged_attention
 from hotstart.kernels.attention_prepare import attention_prepare
+from hotstart.kernels.gdn_chunked import gdn_prefill
 from hotstart.kernels.gdn_decode import gdn_decode
 from hotstart.kernels.launch import Watch, recording, warm_up
 from hotstart.kernels.moe import moe
@@ -20,13 +21,16 @@ COUNTS = (1, 2, 3, 16, 17, 64)
 
 
 def serve(space, count):
-    """The ops of a step with `count` sequences of one token."""
+    """The ops of steps with `count` sequences of one token, and of a prompt of as many."""
     dims, dtype = space.gdn, space.activation_dtypes[0]
     step = make_step([Row(1, read=i, write=i) for i in range(count)], [], padding=count % 2)
     rows = step.token_ids.shape[0]
     packed, weights, conv, state = make_inputs(dims, rows, count, dtype)
     out = torch.empty(rows, dims.num_value_heads * dims.value_dim, dtype=dtype)
-    gdn_decode(packed, weights, conv, state.to(space.state_dtype), step.decode, dims, out)
+    state = state.to(space.state_dtype)
+    gdn_decode(packed, weights, conv, state, step.decode, dims, out)
+    for prompts in ([Row(count, write=0)], [Row(1, read=i, write=i) for i in range(count)]):
+        gdn_prefill(packed, weights, conv, state, make_step([], prompts).prefill, dims, out)
     attend(space, step)
     attend(space, make_step([], [Row(count, pages=(0,) * count)], page_size=space.page_size, padding=count % 2))
     x, weight = torch.empty(rows, space.hidden_size, dtype=dtype), torch.empty(space.hidden_size, dtype=dtype)

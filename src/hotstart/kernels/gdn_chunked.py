@@ -1,0 +1,289 @@
+"""gdn_prefill(): the mixer between its projections, for spans of many tokens; gated_delta_rule_chunked(): its core.
+
+Five kernels for each slab of chunks, one after the other: conv (gdn_conv.py), solve and apply (gdn_prep.py), scan
+(gdn_scan.py), gated norm (gdn_norm.py).  The core needs the middle three.  The mathematics is in gdn_prep.py, its
+reference in gdn.py.
+
+Tiles follow from the model and the GPU.  Only the scan has two cuts of V, chosen by how many sequences and heads there
+are to walk at once: narrow programs where the GPU would otherwise stand idle, wide ones where it would not.  Both
+compute every element in the same way, so the choice changes no bit.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton import knobs
+from triton.runtime import driver
+
+from hotstart.kernels.gdn_conv import launch_conv
+from hotstart.kernels.gdn_norm import launch_norm
+from hotstart.kernels.gdn_prep import launch_apply, launch_solve
+from hotstart.kernels.gdn_scan import launch_scan
+from hotstart.kernels.gdn_workspace import Slab, Workspace, slab_limit, slabs
+from hotstart.kernels.launch import LaunchSpace, launches_overlap
+from hotstart.kernels.ops import GdnDims, GdnWeights, PrefillStep
+
+__all__ = ["chunk_length_for", "gated_delta_rule_chunked", "gdn_prefill", "warmup"]
+
+KIB = 1024
+_CONV_CHANNELS = 64  # a program
+_TAIL_CHANNELS = 1024
+_NORM_ROWS = 16
+_TRITON_TYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+class Gpu(NamedTuple):
+    """What tiles depend on."""
+
+    arch: int
+    shared_bytes: int
+    multiprocessors: int
+
+
+def _gpu() -> Gpu:
+    if knobs.runtime.interpret:
+        return Gpu(80, 163 * KIB, 100)
+    return _gpu_of(driver.active.get_current_device())
+
+
+@functools.cache  # each stub is a device of its own, so the number is enough
+def _gpu_of(device: int) -> Gpu:
+    active = driver.active
+    has: dict[str, int] = active.utils.get_device_properties(device)
+    return Gpu(int(active.get_current_target().arch), has["max_shared_mem"], has["multiprocessor_count"])
+
+
+def chunk_length_for(dims: GdnDims, dtype: torch.dtype) -> int:
+    """Tokens of a chunk: the longest whose tiles fit the shared memory of the active GPU."""
+    limit = _gpu().shared_bytes
+    return next(C for C in (64, 32, 16) if C == 16 or _scan_bytes(dims, C, dtype, 64, stages=1) <= limit)
+
+
+def _scan_bytes(dims: GdnDims, C: int, dtype: torch.dtype, block_v: int, stages: int) -> int:
+    """Shared memory of the scan: q, k, z and x for each stage, v for all but one, and what conversions take.
+
+    With stages, the state's conversion on its way in uses their memory.
+    """
+    item = dtype.itemsize
+    K: int = triton.next_power_of_2(dims.key_dim)
+    tiles = stages * (3 * C * K + C * C) * item + (stages - 1) * C * block_v * item + 6 * KIB
+    state = block_v * K * 4
+    return max(tiles, state) if stages > 1 else tiles + state
+
+
+class Constants(NamedTuple):
+    """Constexprs and options of each kernel."""
+
+    dims: GdnDims
+    gpu: Gpu
+    operand: torch.dtype  # of products with the state, whose range only bfloat16 and float32 hold
+    slab_chunks: int
+    conv_blocks: int
+    tail_blocks: int
+    conv: dict[str, Any]
+    solve: dict[str, Any]
+    apply: dict[str, Any]
+    narrow: dict[str, Any]
+    wide: dict[str, Any]
+    norm: dict[str, Any]
+
+
+@functools.cache
+def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: bool) -> Constants:
+    """For the mixer; without a convolution (width 1), for the rule alone."""
+    H, HV, K, V, W = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim, dims.conv_width
+    mixer = W > 1
+    operand = torch.float32 if dtype == torch.float32 else torch.bfloat16
+    block_k, block_v = triton.next_power_of_2(K), triton.next_power_of_2(V)
+    every = {"H": H, "HV": HV, "K": K, "C": C, "OVERLAP": overlap, "launch_pdl": overlap}
+    rows = {**every, "V": V, "W": W, "ROW": dims.packed_width}
+    chunk = {**every, "BLOCK_K": block_k, "BY_CHUNK": mixer, "num_warps": 4, "num_stages": 1}
+    gates = {
+        "GATES": mixer,
+        "GATE_ROW": dims.packed_width if mixer else HV,
+        "G_OFFSET": dims.a_offset if mixer else 0,
+        "BETA_OFFSET": dims.b_offset if mixer else 0,
+        # Within a chunk all entries are at most 1: half precision has the digits.
+        "HALF": tl.float32 if dtype == torch.float32 else tl.float16,
+    }
+    between = _TRITON_TYPE[operand if mixer else dtype]  # o's type on its way to the norm, or at the end
+    # The copy engine takes whole tiles; measured on Hopper alone.
+    tma = gpu.arch == 90 and dtype != torch.float32 and K == block_k >= 64 and V == block_v >= 64 and C == 64
+
+    def scan(width: int, warps: int) -> dict[str, Any]:
+        if gpu.arch >= 100:  # other numbers of warps have given other results from run to run there
+            width, warps = 32, 2
+        elif block_k > 128:
+            width, warps = 64, 4
+        if block_v < width:
+            width, warps = block_v, min(warps, 4)
+        most = 1 if dtype == torch.float32 else 3
+        stages = (s for s in range(most, 0, -1) if s == 1 or _scan_bytes(dims, C, dtype, width, s) <= gpu.shared_bytes)
+        return {
+            **every,
+            "V": V,
+            "BLOCK_K": block_k,
+            "BLOCK_V": width,
+            "BY_CHUNK": mixer,
+            "O_TYPE": between,
+            "TMA": tma,
+            "num_warps": warps,
+            "num_stages": next(stages),
+        }
+
+    return Constants(
+        dims,
+        gpu,
+        operand,
+        slab_limit(dims, C, operand.itemsize),
+        triton.cdiv(dims.conv_channels, _CONV_CHANNELS),
+        triton.cdiv(dims.conv_channels, _TAIL_CHANNELS),
+        conv={**rows, "BLOCK_D": _CONV_CHANNELS, "BLOCK_W": triton.next_power_of_2(W), "num_warps": 4},
+        solve={**chunk, **gates, "maxnreg": 128},
+        apply={**chunk, "HEADS": HV // H, "maxnreg": 168},
+        narrow=scan(64, 4),
+        wide=scan(128, 8),
+        norm={
+            **rows,
+            "BLOCK_T": _NORM_ROWS,
+            "BLOCK_V": block_v,
+            "BLOCK_D": _TAIL_CHANNELS,
+            "BLOCK_W": triton.next_power_of_2(max(W - 1, 1)),
+            "O_TYPE": between,
+            "num_warps": 4,
+        },
+    )
+
+
+Choose = Callable[[Constants, int], dict[str, Any]]
+
+
+def _cut_for(at: Constants, heads: int) -> dict[str, Any]:
+    """Of the scan, by the heads of all sequences that it walks at once."""
+    few = heads * triton.cdiv(at.dims.value_dim, at.narrow["BLOCK_V"]) <= at.gpu.multiprocessors
+    return at.narrow if few else at.wide
+
+
+def gdn_prefill(
+    packed: Tensor,
+    weights: GdnWeights,
+    conv: Tensor,
+    state: Tensor,
+    prefill: PrefillStep,
+    dims: GdnDims,
+    out: Tensor,
+    *,
+    choose: Choose = _cut_for,
+) -> None:
+    """All tokens of the prefill spans: their rows of packed and out; states in place by slot.
+
+    packed: [T, packed_width]; conv: [slots, W - 1, C]; state: [slots, HV, V, K]; out: [T, HV * V], which also holds
+    the convolved v, and then the rule's output, on the way.  No two sequences write one slot, and none reads a slot
+    that another one writes.
+    """
+    HV, C = dims.num_value_heads, prefill.chunk_length
+    assert packed.shape[1] == dims.packed_width and out.shape[1] == HV * dims.value_dim, (packed.shape, out.shape)
+    assert conv.shape[1:] == (dims.conv_width - 1, dims.conv_channels), conv.shape
+    assert state.shape[1:] == (HV, dims.value_dim, dims.key_dim), state.shape
+    assert conv.dtype == packed.dtype == out.dtype, (conv.dtype, packed.dtype, out.dtype)
+    at = _constants(dims, C, packed.dtype, _gpu(), launches_overlap())
+    todo = slabs(prefill.lengths, C, at.slab_chunks, HV, at.gpu.multiprocessors)
+    if not todo:
+        return
+    work = Workspace.take(dims, C, at.operand, packed, max(slab.end - slab.begin for slab in todo))
+    chunks, slots = prefill.chunks, (prefill.read_slots, prefill.write_slots)
+    bounds = prefill.cu_seqlens, prefill.cu_chunks
+    gates = packed, packed, weights.A_log, weights.dt_bias
+    for i, slab in enumerate(todo):
+        count = slab.end - slab.begin
+        grid = (count * at.conv_blocks,)
+        launch_conv(grid, packed, conv, weights.conv, work.q, work.k, out, chunks, slots[0], slab.begin, **at.conv)
+        _rule(i, slab, work.q, work.k, out, out, gates, state, prefill, work, at, choose)
+        grid = (count * (C // _NORM_ROWS) * HV + slab.num_sequences * at.tail_blocks,)
+        span = slab.first_sequence, slab.begin, slab.end
+        launch_norm(grid, packed, weights.norm, out, conv, *slots, *bounds, chunks, *span, dims.eps, **at.norm)
+
+
+def gated_delta_rule_chunked(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    state: Tensor,
+    prefill: PrefillStep,
+    out: Tensor,
+    *,
+    choose: Choose = _cut_for,
+) -> None:
+    """The rule alone: q, k [T, H, K], normed here; v, out [T, HV, V]; g, beta [T, HV] float32; states by slot."""
+    dims = GdnDims(k.shape[1], v.shape[1], k.shape[2], v.shape[2], conv_width=1, eps=0.0)
+    at = _constants(dims, prefill.chunk_length, v.dtype, _gpu(), launches_overlap())
+    todo = slabs(prefill.lengths, prefill.chunk_length, at.slab_chunks, v.shape[1], at.gpu.multiprocessors)
+    if not todo:
+        return
+    work = Workspace.take(dims, prefill.chunk_length, at.operand, v, max(slab.end - slab.begin for slab in todo))
+    for i, slab in enumerate(todo):
+        _rule(i, slab, q, k, v, out, (g, beta, g, g), state, prefill, work, at, choose)
+
+
+def _rule(
+    i: int,
+    slab: Slab,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    gates: tuple[Tensor, Tensor, Tensor, Tensor],
+    state: Tensor,
+    prefill: PrefillStep,
+    work: Workspace,
+    at: Constants,
+    choose: Choose,
+) -> None:
+    """What both ops share: from q, k and v to the rule's outputs and states, for the i-th slab."""
+    HV, chunks, span = at.dims.num_value_heads, prefill.chunks, (slab.begin, slab.end)
+    programs = (slab.end - slab.begin) * HV
+    launch_solve((programs,), k, *gates, work.x, work.vectors, chunks, slab.begin, **at.solve)
+    grid = (programs // at.apply["HEADS"],)
+    launch_apply(grid, q, k, work.x, work.vectors, work.z, work.x, work.factors, chunks, slab.begin, **at.apply)
+    cut = choose(at, slab.num_sequences * HV)
+    if cut["TMA"]:
+        triton.set_allocator(_descriptor_memory)
+    launch_scan(
+        (slab.num_sequences * HV * triton.cdiv(at.dims.value_dim, cut["BLOCK_V"]),),
+        q, k, v, o, work.z, work.x, work.factors, work.vectors, state, work.carries[i % 2], work.carries[1 - i % 2],
+        prefill.read_slots, prefill.write_slots, prefill.cu_seqlens, prefill.cu_chunks, slab.first_sequence, *span,
+        v.shape[0], **cut,
+    )  # fmt: skip
+
+
+def _descriptor_memory(num_bytes: int, alignment: int, stream: int | None) -> Tensor:
+    """Triton asks for it at each launch of a kernel that uses the copy engine: 128 bytes a descriptor and program."""
+    return torch.empty(num_bytes, dtype=torch.uint8, device="cuda")
+
+
+def warmup(space: LaunchSpace) -> None:
+    """The op of the layers, once with each cut of the scan."""
+    dims = space.gdn
+    if dims is None or space.gdn_prefill != "triton":
+        return
+    prefill = space.step(space.device).prefill
+    for dtype in space.activation_dtypes:
+        packed, weights, conv, state = space.gdn_inputs(dims, dtype)
+        out = space.tokens(dims.num_value_heads * dims.value_dim, dtype)
+        for choose in (_narrow, _wide):
+            gdn_prefill(packed, weights, conv, state, prefill, dims, out, choose=choose)
+
+
+def _narrow(at: Constants, heads: int) -> dict[str, Any]:
+    return at.narrow
+
+
+def _wide(at: Constants, heads: int) -> dict[str, Any]:
+    return at.wide

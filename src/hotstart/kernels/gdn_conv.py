@@ -1,0 +1,104 @@
+"""Prefill of the Gated DeltaNet mixer, first kernel: u = silu(causal_conv(q | k | v)) of a slab's chunks.
+
+q and k go to the workspace, by chunk; v goes to the output's memory, which the scan reads before it writes there.  The
+first W - 1 outputs of a sequence need the inputs before it: those of its conv slot, or zeros.  The slot itself is
+written by the last kernel (gdn_norm.py), when nobody reads it any more.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from hotstart.kernels.gdn_workspace import warmup
+from hotstart.kernels.launch import Launcher, kernel
+
+__all__ = ["launch_conv", "silu"]
+
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def silu(x):
+    # exp2 and rsqrt are one instruction each on the GPU; a division is six.
+    root = tl.rsqrt(1.0 + tl.exp2(x * -LOG2E))
+    return x * (root * root)
+
+
+@kernel
+def _gdn_conv_kernel(
+    packed_ptr,  # [T, ROW]
+    conv_ptr,  # [slots, W - 1, CHANNELS]
+    weight_ptr,  # [CHANNELS, W]
+    q_ptr,  # [chunks, C, H * K]
+    k_ptr,  # [chunks, C, H * K]
+    v_ptr,  # [T, HV * V]
+    chunks_ptr,  # [*, 4]
+    read_slots_ptr,  # [N]
+    first_chunk: tl.int32,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    W: tl.constexpr,
+    ROW: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """Program: chunk x BLOCK_D channels.  A thread has RUN tokens in a row, so that it converts an input only once."""
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+    RUN: tl.constexpr = 4
+    CHANNELS: tl.constexpr = 2 * H * K + HV * V
+    NUM_BLOCKS: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
+    i_c = tl.program_id(0).to(tl.int64) // NUM_BLOCKS
+    p_chunk = chunks_ptr + (first_chunk + i_c) * 4
+    i_n = tl.load(p_chunk)
+    token = tl.load(p_chunk + 1).to(tl.int64)
+    n = tl.load(p_chunk + 2)
+    is_first = tl.load(p_chunk + 3) == 0
+    slot = tl.load(read_slots_ptr + i_n).to(tl.int64)
+    o_r = tl.arange(0, C // RUN) * RUN
+    d = tl.program_id(0) % NUM_BLOCKS * BLOCK_D
+    o_d = d + tl.arange(0, BLOCK_D)
+    m_d = o_d < CHANNELS
+
+    # All taps of a channel at once, and before the inputs: one wait for memory.
+    o_w = tl.arange(0, BLOCK_W)
+    b_w = tl.load(weight_ptr + (o_d[None, :] * W + o_w[:, None]), (o_w < W)[:, None] & m_d[None, :], 0.0).to(tl.float32)
+    ws = ()
+    for j in tl.static_range(W):
+        ws = ws + (tl.sum(tl.where(o_w[:, None] == j, b_w, 0.0), 0)[None, :],)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
+
+    # The inputs of a run: those of its tokens, and W - 1 before them.
+    xs = ()
+    for j in tl.static_range(RUN + W - 1):
+        o_t = o_r + (j - W + 1)
+        m_t = (o_t < n) & ((o_t >= 0) | (not is_first))
+        b_x = tl.load(packed_ptr + token * ROW + (o_t[:, None] * ROW + o_d[None, :]), m_t[:, None] & m_d[None, :], 0.0)
+        if is_first:  # noqa: SIM102 - the inner one is settled at compile time
+            if j < W - 1:
+                p_old = conv_ptr + slot * ((W - 1) * CHANNELS) + ((o_t + W - 1)[:, None] * CHANNELS + o_d[None, :])
+                m_t = (o_t < 0) & (slot >= 0)
+                b_x += tl.load(p_old, m_t[:, None] & m_d[None, :], 0.0)
+        xs = xs + (b_x.to(tl.float32),)  # type: ignore[assignment]  # noqa: RUF005 - likewise
+
+    for i in tl.static_range(RUN):
+        u = tl.zeros([C // RUN, BLOCK_D], tl.float32)
+        for j in tl.static_range(W):
+            u += xs[i + j] * ws[j]
+        b_u = silu(u).to(v_ptr.dtype.element_ty)
+        o_t = o_r + i
+        m_u = (o_t < n)[:, None] & m_d[None, :]
+        if d < 2 * H * K:
+            o_qk = i_c * (C * H * K) + (o_t[:, None] * (H * K) + o_d[None, :])
+            tl.store(q_ptr + o_qk, b_u, m_u & (o_d < H * K)[None, :])
+            tl.store(k_ptr + o_qk - H * K, b_u, m_u & ((o_d >= H * K) & (o_d < 2 * H * K))[None, :])
+        if d + BLOCK_D > 2 * H * K:
+            p_v = v_ptr + token * (HV * V) + (o_t[:, None] * (HV * V) + o_d[None, :] - 2 * H * K)
+            tl.store(p_v, b_u, m_u & (o_d >= 2 * H * K)[None, :])
+
+
+launch_conv = Launcher(_gdn_conv_kernel, warmup=warmup)

@@ -1,0 +1,184 @@
+"""The chunked Gated DeltaNet rule, first half: everything about a chunk that needs no state.
+
+For a chunk of C tokens and one value head, with G the running sum of g inside the chunk, k and q of unit norm (q times
+K^-0.5) and A = strictly_lower(beta_i k_i.k_j), let T = (I + A)^-1.  Gating is a diagonal similarity, so the solve needs
+no gate, and every gate is applied in float32 to a finished product:
+
+    Z_j  = exp(G_C - G_j) beta_j (T^T k)_j              [C, K]   what a token's residual adds to the state
+    X_ij = exp(G_i - G_j) beta_j (lower(q k^T) T)_ij    [C, C]   and to the chunk's outputs
+
+`gdn_scan.py` then walks the chunks of a sequence with two dependent products for each.  q and k are never stored
+normed: their norms, from the diagonals of k k^T and q q^T, are float32 factors of finished products.
+
+T is joined from diagonal blocks of 1, 2, 4 ... tokens, T <- T - T (A in the new corner) T: every factor is a product of
+contractions, all entries stay within 1, and half precision (11 bits) suffices, where a Neumann series of the whole
+chunk loses everything once keys are correlated.  Blocks up to 16 are joined as a batch of small products.
+
+Source: Yang, Kautz & Hatamizadeh 2024, arXiv:2412.06464; the residual form with Z and X is ours.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from hotstart.kernels.gdn_workspace import warmup
+from hotstart.kernels.launch import Launcher, kernel
+
+__all__ = ["launch_apply", "launch_solve"]
+
+LOG2E = tl.constexpr(1.4426950408889634)
+L2_EPS = tl.constexpr(1e-6)
+
+
+@triton.jit
+def _join(t, a, i, j, b: tl.constexpr, HALF: tl.constexpr):
+    """From the inverses of diagonal blocks of b tokens to those of 2 b."""
+    corner = (i // (2 * b) == j // (2 * b)) & (i // b > j // b)
+    step = tl.dot(t.to(HALF), tl.where(corner, a, 0.0).to(HALF))
+    return t - tl.dot(step.to(HALF), t.to(HALF))
+
+
+@kernel
+def _gdn_solve_kernel(
+    k_ptr,  # [rows, H * K]
+    g_ptr,  # [T, GATE_ROW]: g, or with GATES the raw a
+    beta_ptr,  # [T, GATE_ROW]: beta, or with GATES the raw b
+    A_log_ptr,  # [HV]
+    dt_bias_ptr,  # [HV]
+    t_ptr,  # [chunks, HV, C, C]: k_norm_i T_ij beta_j
+    vectors_ptr,  # [chunks, HV, 3, C] float32: G in powers of two, 1 / |k|, beta
+    chunks_ptr,  # [*, 4]
+    first_chunk: tl.int32,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BY_CHUNK: tl.constexpr,
+    GATES: tl.constexpr,
+    GATE_ROW: tl.constexpr,
+    G_OFFSET: tl.constexpr,
+    BETA_OFFSET: tl.constexpr,
+    HALF: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """Program: chunk x value head."""
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+    i_c = tl.program_id(0).to(tl.int64) // HV
+    i_hv = tl.program_id(0) % HV
+    p_chunk = chunks_ptr + (first_chunk + i_c) * 4
+    token = tl.load(p_chunk + 1).to(tl.int64)
+    n = tl.load(p_chunk + 2)
+    o_c, o_k = tl.arange(0, C), tl.arange(0, BLOCK_K)
+    m_c = o_c < n
+    i, j = o_c[:, None], o_c[None, :]
+    i3, j3 = tl.arange(0, 16)[None, :, None], tl.arange(0, 16)[None, None, :]
+    o_block = tl.arange(0, C // 16)[:, None, None] * (16 * C + 16) + i3 * C + j3
+    is_diagonal = i // 16 == j // 16
+    dot = t_ptr.dtype.element_ty
+
+    row = i_c * C if BY_CHUNK else token
+    p_k = k_ptr + row * (H * K) + i_hv // (HV // H) * K
+    k = tl.load(p_k + (o_c[:, None] * (H * K) + o_k[None, :]), m_c[:, None] & (o_k < K)[None, :], 0.0).to(dot)
+    kk = tl.dot(k, tl.trans(k))
+    p_gate = token * GATE_ROW + i_hv
+    g = tl.load(g_ptr + p_gate + G_OFFSET + o_c * GATE_ROW, m_c, 0.0).to(tl.float32)
+    beta = tl.load(beta_ptr + p_gate + BETA_OFFSET + o_c * GATE_ROW, m_c, 0.0).to(tl.float32)
+    if GATES:
+        beta = tl.where(m_c, tl.sigmoid(beta), 0.0)
+        g += tl.load(dt_bias_ptr + i_hv)
+        softplus = tl.where(g > 20.0, g, tl.log(1.0 + tl.exp(tl.minimum(g, 20.0))))
+        g = tl.where(m_c, -tl.exp(tl.load(A_log_ptr + i_hv)) * softplus, 0.0)
+
+    # Through memory, which is cheaper than computing a vector once for each way in which it is needed.
+    p_vector = vectors_ptr + (i_c * HV + i_hv) * (3 * C) + o_c
+    # Less than 2^-126 is nothing in float32; the smaller the sum, the more digits its differences have.
+    tl.store(p_vector, tl.cumsum(tl.maximum(g * LOG2E, -126.0), 0))
+    tl.store(p_vector + C, tl.rsqrt(tl.sum(tl.where(i == j, kk, 0.0), 1) + L2_EPS))
+    tl.store(p_vector + 2 * C, beta)
+    tl.debug_barrier()
+    k_norm = tl.load(p_vector + C)
+    beta = tl.load(p_vector + 2 * C)
+    a = tl.where(i > j, kk * (beta * k_norm)[:, None] * k_norm[None, :], 0.0).to(HALF)
+
+    # The diagonal blocks travel through t's own memory, as bits.
+    p_t = t_ptr + (i_c * HV + i_hv) * (C * C)
+    tl.store(p_t + (i * C + j), a.to(dot, bitcast=True), is_diagonal)
+    tl.debug_barrier()
+    a3 = tl.load(p_t + o_block).to(HALF, bitcast=True)
+    t3 = tl.where(i3 == j3, 1.0, 0.0) - tl.where(i3 // 2 == j3 // 2, a3, 0.0).to(tl.float32)
+    for level in tl.static_range(1, 4):
+        t3 = _join(t3, a3, i3, j3, 1 << level, HALF)
+    tl.store(p_t + o_block, t3.to(HALF).to(dot, bitcast=True))
+    tl.debug_barrier()
+    t = tl.load(p_t + (i * C + j), is_diagonal, 0.0).to(HALF, bitcast=True).to(tl.float32)
+    tl.debug_barrier()
+    for level in tl.static_range(4, 7):
+        if 1 << level < C:
+            t = _join(t, a, i, j, 1 << level, HALF)
+    tl.store(p_t + (i * C + j), (t * k_norm[:, None] * beta[None, :]).to(dot))
+
+
+@kernel
+def _gdn_apply_kernel(
+    q_ptr,  # [rows, H * K]
+    k_ptr,  # [rows, H * K]
+    t_ptr,  # [chunks, HV, C, C]
+    vectors_ptr,  # [chunks, HV, 3, C]
+    z_ptr,  # [chunks, HV, K, C]
+    x_ptr,  # [chunks, HV, C, C], may be t
+    factors_ptr,  # [chunks, HV, 2, C] float32: of K S, of Q S
+    chunks_ptr,  # [*, 4]
+    first_chunk: tl.int32,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    HEADS: tl.constexpr,
+    BY_CHUNK: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """Program: chunk x HEADS value heads of one key head."""
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+    i_c = tl.program_id(0).to(tl.int64) // (HV // HEADS)
+    first_head = tl.program_id(0) % (HV // HEADS) * HEADS
+    p_chunk = chunks_ptr + (first_chunk + i_c) * 4
+    token = tl.load(p_chunk + 1).to(tl.int64)
+    n = tl.load(p_chunk + 2)
+    o_c, o_k = tl.arange(0, C), tl.arange(0, BLOCK_K)
+    i, j = o_c[:, None], o_c[None, :]
+    dot = t_ptr.dtype.element_ty
+
+    row = i_c * C if BY_CHUNK else token
+    o_qk = row * (H * K) + first_head // (HV // H) * K + (o_c[:, None] * (H * K) + o_k[None, :])
+    m_qk = (o_c < n)[:, None] & (o_k < K)[None, :]
+    q = tl.load(q_ptr + o_qk, m_qk, 0.0).to(dot)
+    k = tl.load(k_ptr + o_qk, m_qk, 0.0).to(dot)
+    squares = tl.sum(tl.where(i == j, tl.dot(q, tl.trans(q)), 0.0), 1)
+    q_norm = tl.log2(tl.rsqrt(squares + L2_EPS) * K**-0.5)
+    qk = tl.where(i >= j, tl.dot(q, tl.trans(k)), 0.0).to(dot)
+    for i_hv in range(first_head, first_head + HEADS):
+        block = i_c * HV + i_hv
+        t = tl.load(t_ptr + block * (C * C) + (i * C + j))
+        p_vector = vectors_ptr + block * (3 * C) + o_c
+        total = tl.load(p_vector)
+        last = tl.load(vectors_ptr + block * (3 * C) + C - 1)
+        # The norm of q is one more factor of a row, so it joins the row's exponent.
+        grown = total + q_norm
+        # Masked before exp2: above the diagonal the exponents are positive and overflow.
+        x = tl.dot(qk, t) * tl.exp2(tl.where(i >= j, grown[:, None] - total[None, :], float("-inf")))
+        z = tl.dot(tl.trans(k), t) * tl.exp2(last - total)[None, :]
+        tl.store(x_ptr + block * (C * C) + (i * C + j), x.to(dot))
+        tl.store(z_ptr + block * (K * C) + (o_k[:, None] * C + o_c[None, :]), z.to(dot), (o_k < K)[:, None])
+        p_factor = factors_ptr + block * (2 * C) + o_c
+        tl.store(p_factor, tl.exp2(total) * tl.load(p_vector + C))
+        tl.store(p_factor + C, tl.exp2(grown))
+
+
+launch_solve = Launcher(_gdn_solve_kernel, warmup=warmup)
+launch_apply = Launcher(_gdn_apply_kernel, warmup=warmup)

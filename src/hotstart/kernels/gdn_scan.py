@@ -1,0 +1,159 @@
+"""The chunked Gated DeltaNet rule, second half: walk the chunks of each sequence.
+
+With the chunk matrices of `gdn_prep.py`, and the state of one value head kept in registers as [V, K]:
+
+    R = V - exp(G) (K S);  O = exp(G) (Q S) + X R;  S = exp(G_C) S + Z^T R
+
+Everything is computed transposed (R^T, O^T are [V, C]): then each left operand is the previous product's accumulator,
+straight from registers, each right operand a tile with its inner dimension contiguous, and no accumulator is ever
+transposed into a product, which Triton compiles wrongly for Hopper before 3.7.1.
+"""
+
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from hotstart.kernels.gdn_workspace import warmup
+from hotstart.kernels.launch import Launcher, kernel
+
+__all__ = ["launch_scan"]
+
+
+@kernel
+def _gdn_scan_kernel(
+    q_ptr,  # [rows, H * K]
+    k_ptr,  # [rows, H * K]
+    v_ptr,  # [T, HV * V]
+    o_ptr,  # [T, HV * V], may be v
+    z_ptr,  # [chunks, HV, K, C]
+    x_ptr,  # [chunks, HV, C, C]
+    factors_ptr,  # [chunks, HV, 2, C]
+    vectors_ptr,  # [chunks, HV, 3, C]
+    state_ptr,  # [slots, HV, V, K]
+    carry_in_ptr,  # [HV, V, K] float32
+    carry_out_ptr,  # [HV, V, K] float32
+    read_slots_ptr,  # [N]
+    write_slots_ptr,  # [N]
+    cu_seqlens_ptr,  # [N + 1]
+    cu_chunks_ptr,  # [N + 1]
+    first_sequence: tl.int32,
+    slab_begin: tl.int32,
+    slab_end: tl.int32,
+    num_tokens: tl.int32,
+    H: tl.constexpr,
+    HV: tl.constexpr,
+    K: tl.constexpr,
+    V: tl.constexpr,
+    C: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_V: tl.constexpr,
+    BY_CHUNK: tl.constexpr,
+    O_TYPE: tl.constexpr,
+    TMA: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """Program: sequence x value head x tile of V.  TMA: tiles come by the copy engine, which masks nothing."""
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+    NV: tl.constexpr = (V + BLOCK_V - 1) // BLOCK_V
+    i_v = tl.program_id(0) % NV
+    i_hv = tl.program_id(0) // NV % HV
+    i_n = first_sequence + tl.program_id(0) // (NV * HV)
+    sequence_begin = tl.load(cu_chunks_ptr + i_n)
+    sequence_end = tl.load(cu_chunks_ptr + i_n + 1)
+    begin = tl.maximum(sequence_begin, slab_begin)
+    end = tl.minimum(sequence_end, slab_end)
+    if begin >= end:
+        return
+    dot = z_ptr.dtype.element_ty
+    o_c = tl.arange(0, C)
+    o_k = tl.arange(0, BLOCK_K)
+    o_v = i_v * BLOCK_V + tl.arange(0, BLOCK_V)
+    m_k, m_v = o_k < K, o_v < V
+    o_s = o_v[:, None] * K + o_k[None, :]
+    m_s = m_v[:, None] & m_k[None, :]
+    if sequence_begin >= slab_begin:
+        slot = tl.load(read_slots_ptr + i_n).to(tl.int64)
+        p_s = state_ptr + (slot * HV + i_hv) * (V * K)
+        s = tl.load(p_s + o_s, m_s & (slot >= 0), 0.0).to(tl.float32)
+    else:
+        s = tl.load(carry_in_ptr + i_hv * (V * K) + o_s, m_s, 0.0)
+
+    # Offsets inside a chunk are the same for all chunks: only scalars move in the loop.
+    o_qk = o_c[:, None] * (H * K) + o_k[None, :]
+    o_vo = o_c[:, None] * (HV * V) + o_v[None, :]
+    o_z = o_k[:, None] * C + o_c[None, :]
+    o_x = o_c[:, None] * C + o_c[None, :]
+    token = tl.load(cu_seqlens_ptr + i_n).to(tl.int64) + (begin - sequence_begin) * C
+    left = (tl.load(cu_seqlens_ptr + i_n + 1) - token).to(tl.int32)
+    first = (begin - slab_begin).to(tl.int64)
+    row = first * C if BY_CHUNK else token
+    p_q = q_ptr + row * (H * K) + i_hv // (HV // H) * K
+    p_k = k_ptr + row * (H * K) + i_hv // (HV // H) * K
+    p_v = v_ptr + (token * HV + i_hv) * V
+    p_o = o_ptr + (token * HV + i_hv) * V
+    block = first * HV + i_hv
+    p_z = z_ptr + block * (K * C)
+    p_x = x_ptr + block * (C * C)
+    p_factor = factors_ptr + block * (2 * C)
+    p_last = vectors_ptr + block * (3 * C) + C - 1
+    if TMA:
+        num_chunks = slab_end - slab_begin
+        num_rows = num_chunks * C if BY_CHUNK else num_tokens
+        q_tiles = tl.make_tensor_descriptor(q_ptr, [num_rows, H * K], [H * K, 1], [C, BLOCK_K])
+        k_tiles = tl.make_tensor_descriptor(k_ptr, [num_rows, H * K], [H * K, 1], [C, BLOCK_K])
+        v_tiles = tl.make_tensor_descriptor(v_ptr, [num_tokens, HV * V], [HV * V, 1], [C, BLOCK_V])
+        z_tiles = tl.make_tensor_descriptor(z_ptr, [num_chunks * HV * K, C], [C, 1], [BLOCK_K, C])
+        x_tiles = tl.make_tensor_descriptor(x_ptr, [num_chunks * HV * C, C], [C, 1], [C, C])
+        i_row, i_token, i_block = row.to(tl.int32), token.to(tl.int32), block.to(tl.int32)
+    for _ in range(begin, end):
+        m_c = o_c < left
+        m_vo = m_c[:, None] & m_v[None, :]
+        if TMA:
+            k = k_tiles.load([i_row, i_hv // (HV // H) * K])
+            q = q_tiles.load([i_row, i_hv // (HV // H) * K])
+            v = v_tiles.load([i_token, i_hv * V + i_v * BLOCK_V])
+            z = z_tiles.load([i_block * K, 0])
+            x = x_tiles.load([i_block * C, 0])
+            i_row += C
+            i_token += C
+            i_block += HV
+        else:
+            m_qk = m_c[:, None] & m_k[None, :]
+            k = tl.load(p_k + o_qk, m_qk, 0.0).to(dot)
+            q = tl.load(p_q + o_qk, m_qk, 0.0).to(dot)
+            v = tl.load(p_v + o_vo, m_vo, 0.0)
+            z = tl.load(p_z + o_z, m_k[:, None], 0.0)
+            x = tl.load(p_x + o_x)
+            p_q += C * H * K
+            p_k += C * H * K
+            p_v += C * HV * V
+            p_z += HV * K * C
+            p_x += HV * C * C
+        k_factor = tl.load(p_factor + o_c)
+        q_factor = tl.load(p_factor + C + o_c)
+        last = tl.exp2(tl.load(p_last))
+        operand = s.to(dot)
+        r = tl.trans(v).to(tl.float32) - tl.dot(operand, tl.trans(k)) * k_factor[None, :]
+        if TMA:
+            r = tl.where(m_c[None, :], r, 0.0)
+        r = r.to(dot)
+        o = tl.dot(operand, tl.trans(q)) * q_factor[None, :]
+        s = tl.dot(r, tl.trans(z), s * last)
+        o = tl.dot(r, tl.trans(x), o)
+        o = tl.trans(o).to(O_TYPE).to(o_ptr.dtype.element_ty, bitcast=o_ptr.dtype.element_ty != O_TYPE)
+        tl.store(p_o + o_vo, o, m_vo)
+        p_o += C * HV * V
+        p_factor += HV * 2 * C
+        p_last += HV * 3 * C
+        left -= C
+
+    if sequence_end <= slab_end:
+        slot = tl.load(write_slots_ptr + i_n).to(tl.int64)
+        p_s = state_ptr + (slot * HV + i_hv) * (V * K)
+        tl.store(p_s + o_s, s.to(state_ptr.dtype.element_ty), m_s & (slot >= 0))
+    else:
+        tl.store(carry_out_ptr + i_hv * (V * K) + o_s, s, m_s)
+
+
+launch_scan = Launcher(_gdn_scan_kernel, warmup=warmup)

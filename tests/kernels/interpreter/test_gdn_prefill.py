@@ -1,0 +1,180 @@
+"""The chunked kernels against the token-by-token definition, in float64 of the same inputs."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from steps import Row, make_step
+from test_gdn import expected, make_dims, make_inputs
+from tolerances import assert_close
+
+from hotstart.kernels import gdn_chunked, gdn_workspace
+from hotstart.kernels.gdn import gated_delta_rule_reference
+from hotstart.kernels.gdn_chunked import gated_delta_rule_chunked, gdn_prefill
+
+DIMS = {
+    "three value heads a key head, K > V": make_dims(H=1, HV=3, K=24, V=16),
+    "V > K, more than one tile of values": make_dims(H=1, HV=1, K=16, V=72),
+}
+# Prompts of a step; decoding rows stand before them in the packed rows.
+PROMPTS = {
+    "one token": [Row(1, read=2, write=2)],
+    "ragged": [Row(2, write=4), Row(33, read=1, write=1), Row(0, read=0, write=0), Row(16, read=3, write=5)],
+    "long": [Row(130, read=5, write=0)],
+}
+
+
+@pytest.fixture
+def fresh_constants():
+    gdn_chunked._constants.cache_clear()
+    yield
+    gdn_chunked._constants.cache_clear()
+
+
+def case(dims, prompts, chunk_length, decodes=1, num_slots=6):
+    step = make_step([Row(1, write=0)] * decodes, prompts, chunk_length=chunk_length, padding=2)
+    packed, weights, conv, state = make_inputs(dims, step.num_tokens + 2, num_slots)
+    return packed, weights, conv, state, step, dims
+
+
+def prefill(packed, weights, conv, state, step, dims, **keywords):
+    out = torch.full((packed.shape[0], dims.num_value_heads * dims.value_dim), float("nan"))
+    conv, state = conv.clone(), state.clone()
+    gdn_prefill(packed, weights, conv, state, step.prefill, dims, out, **keywords)
+    return out, conv, state
+
+
+def check(inputs, results, factor=1.0):
+    packed, weights, conv, state, step, dims = inputs
+    p = step.prefill
+    wanted = expected(packed, weights, conv, state, step, dims)
+    rows = slice(p.first_token, p.first_token + sum(p.lengths))
+    written = [slot for slot, length in zip(p.writes, p.lengths, strict=True) if length]
+    others = [slot for slot in range(conv.shape[0]) if slot not in written]
+    assert_close(results[0][rows], wanted[0][rows], factor)
+    assert results[0][: rows.start].isnan().all() and results[0][rows.stop :].isnan().all()
+    for pool, before, after in ((results[1], conv, wanted[1]), (results[2], state, wanted[2])):
+        assert_close(pool[written], after[written], factor)
+        assert torch.equal(pool[others], before[others])
+
+
+@pytest.mark.parametrize("dims", DIMS.values(), ids=DIMS)
+@pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
+def test_prompts_match_token_by_token(prompts, dims):
+    inputs = case(dims, prompts, chunk_length=16)
+    check(inputs, prefill(*inputs))
+
+
+@pytest.mark.parametrize("chunk_length", [32, 64])
+def test_other_chunk_lengths(chunk_length):
+    inputs = case(DIMS["three value heads a key head, K > V"], [Row(66, read=1, write=1)], chunk_length)
+    check(inputs, prefill(*inputs))
+
+
+def test_tiles_that_the_copy_engine_brings(monkeypatch, fresh_constants):
+    """Sequences that end within a chunk: the rows behind them are others', or were never written."""
+    monkeypatch.setattr(gdn_chunked, "_gpu", lambda: gdn_chunked.Gpu(90, 227 << 10, 132))
+    dims = make_dims(H=1, HV=2, K=64, V=64)
+    inputs = case(dims, [Row(65, read=1, write=1), Row(3, write=2)], chunk_length=64)
+    inputs[0][inputs[4].num_tokens :] = float("nan")
+    check(inputs, prefill(*inputs))
+
+
+def test_what_fresh_slots_and_padding_rows_hold_does_not_show():
+    prompts = [Row(17, write=4), Row(5, read=1, write=-1)]
+    packed, weights, conv, state, step, dims = case(DIMS["three value heads a key head, K > V"], prompts, 16)
+    clean = prefill(packed, weights, conv, state, step, dims)
+    packed[step.num_tokens :] = float("nan")
+    conv[4] = state[4] = float("nan")
+    dirty = prefill(packed, weights, conv, state, step, dims)
+    rows = slice(1, step.num_tokens)
+    assert torch.equal(clean[0][rows], dirty[0][rows])
+    for before, pool, other in ((conv, dirty[1], clean[1]), (state, dirty[2], clean[2])):
+        assert torch.equal(pool[4], other[4])
+        assert torch.equal(pool[[0, 1, 2, 3, 5]], before[[0, 1, 2, 3, 5]])
+
+
+def test_slabs_change_no_bit(monkeypatch, fresh_constants):
+    """Nor do neighbours."""
+    dims = DIMS["V > K, more than one tile of values"]
+    prompts = [Row(70, read=1, write=1), Row(20, write=2)]
+    inputs = case(dims, prompts, 16, decodes=0)
+    whole = prefill(*inputs)
+    check(inputs, prefill(*inputs, choose=lambda at, heads: at.wide))  # numpy's products depend on their width
+    monkeypatch.setattr(gdn_workspace, "WORKSPACE_BYTES", 0)  # a slab for each chunk
+    gdn_chunked._constants.cache_clear()
+    cut = prefill(*inputs)
+    alone = prefill(inputs[0][70:90], *inputs[1:4], make_step([], [Row(20, write=2)], chunk_length=16), dims)
+    rows = slice(0, 90)
+    assert torch.equal(cut[0][rows], whole[0][rows])
+    assert torch.equal(cut[1], whole[1])
+    assert torch.equal(cut[2], whole[2])
+    assert torch.equal(alone[0], whole[0][70:90])
+    assert torch.equal(alone[2][2], whole[2][2])
+
+
+@pytest.mark.parametrize("cut", [1, 16, 32, 35])
+def test_a_prompt_in_two_steps(cut):
+    """The same as in one, to the last bit where the cut is at a multiple of the chunk length."""
+    dims = DIMS["three value heads a key head, K > V"]
+    packed, weights, conv, state, step, _ = case(dims, [Row(40, read=3, write=3)], 16, decodes=0)
+    whole = prefill(packed, weights, conv, state, step, dims)
+    first = make_step([], [Row(cut, read=3, write=4)], chunk_length=16)
+    second = make_step([], [Row(40 - cut, start=cut, read=4, write=3)], chunk_length=16)
+    out, conv, state = prefill(packed[:cut], weights, conv, state, first, dims)
+    rest, conv, state = prefill(packed[cut:40], weights, conv, state, second, dims)
+    pairs = ((torch.cat([out, rest]), whole[0][:40]), (conv[3], whole[1][3]), (state[3], whole[2][3]))
+    for actual, wanted in pairs:
+        if cut % 16:
+            assert_close(actual, wanted)
+        else:
+            assert torch.equal(actual, wanted)
+
+
+GATES = {
+    "no decay": (-30.0, 0.0, 0.0),
+    "all is forgotten": (2.7, 100.0, 0.0),
+    "softplus is linear": (0.0, 30.0, 0.0),
+    "no write": (0.0, 0.0, -100.0),
+    "the old value is replaced": (-30.0, 0.0, 100.0),
+}
+
+
+@pytest.mark.parametrize(("A_log", "a", "b"), GATES.values(), ids=GATES)
+def test_extreme_gates(A_log, a, b):
+    packed, weights, conv, state, step, dims = case(
+        DIMS["three value heads a key head, K > V"], [Row(20, read=1, write=1)], 16
+    )
+    packed[:, dims.b_offset : dims.a_offset] = b
+    packed[:, dims.a_offset : dims.a_offset + dims.num_value_heads] = a
+    packed[9, dims.a_offset : dims.a_offset + dims.num_value_heads] = 0.0  # one token unlike the others
+    inputs = packed, replace(weights, A_log=torch.full_like(weights.A_log, A_log)), conv, state, step, dims
+    # Where a sum of large decays precedes a small one, its difference has lost that many digits.
+    check(inputs, prefill(*inputs), factor=30 if a == 100.0 else 1)
+
+
+KEYS = {
+    "zero": lambda k: k * 0,
+    "tiny": lambda k: k * 1e-4,
+    "large": lambda k: k * 1e4,
+    "all the same": lambda k: k[:1].expand_as(k),
+    "nearly the same": lambda k: k[:1] + 0.1 * k,
+}
+
+
+@pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
+def test_the_rule_alone_with_keys_of_every_kind(keys):
+    r = torch.Generator().manual_seed(0)
+    T, H, HV, K, V = 35, 1, 2, 16, 24
+    q, k, v = (torch.randn(T, h, d, generator=r) for h, d in ((H, K), (H, K), (HV, V)))
+    k = keys(k).contiguous()
+    g, beta = -0.1 * torch.rand(T, HV, generator=r), torch.rand(T, HV, generator=r)
+    state = torch.randn(2, HV, V, K, generator=r)
+    step, out = make_step([], [Row(T, read=1, write=1)], chunk_length=16), torch.empty_like(v)
+    units = [x.double() * (x.double().square().sum(-1, keepdim=True) + 1e-6).rsqrt() for x in (q, k)]
+    wanted, after = gated_delta_rule_reference(
+        units[0] * K**-0.5, units[1], v.double(), g.double(), beta.double(), state[1].double()
+    )
+    gated_delta_rule_chunked(q, k, v, g, beta, state, step.prefill, out)
+    assert_close(out, wanted, factor=4)
+    assert_close(state[1], after, factor=4)
