@@ -8,7 +8,6 @@ import hmac
 import re
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
@@ -20,8 +19,12 @@ from hotstart.server.chat import chat, render
 from hotstart.server.completions import complete
 from hotstart.server.errors import ApiError
 from hotstart.server.exchange import ClientGone, Exchange, Receive, Scope, Send, decode
+from hotstart.server.openapi import Answerer, Endpoint, document
 from hotstart.server.schemas import (
+    ChatChunk,
+    ChatCompletion,
     ChatRequest,
+    Completion,
     CompletionRequest,
     DetokenizedText,
     DetokenizeRequest,
@@ -37,21 +40,12 @@ from hotstart.server.schemas import (
 )
 from hotstart.server.service import Service
 
-__all__ = ["WARMUP_HEADER", "App", "Endpoint"]
+__all__ = ["WARMUP_HEADER", "App"]
 
 WARMUP_HEADER = b"x-hotstart-warmup"
-MODEL_PREFIX = "/v1/models/"
+MODEL_PREFIX, MODEL_PATH = "/v1/models/", "/v1/models/{id}"
 
 T = TypeVar("T")
-Answerer = Callable[[Exchange], Awaitable[None]]
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    method: str
-    answer: Answerer
-    is_public: bool = False  # without a key
-    generates: bool = False
 
 
 class App:
@@ -59,17 +53,41 @@ class App:
         self._service = service
         self._warmup_token = warmup_token.encode()
         self.endpoints = {
-            "/health": Endpoint("GET", self._health, is_public=True),
-            "/ready": Endpoint("GET", self._ready, is_public=True),
-            "/ping": Endpoint("GET", self._health, is_public=True),
-            "/version": Endpoint("GET", self._version),
-            "/metrics": Endpoint("GET", self._metrics),
-            "/plan": Endpoint("GET", self._plan),
-            "/v1/models": Endpoint("GET", self._models),
-            "/v1/chat/completions": Endpoint("POST", self._generate(ChatRequest, chat)),
-            "/v1/completions": Endpoint("POST", self._generate(CompletionRequest, complete)),
-            "/tokenize": Endpoint("POST", self._tokenize),
-            "/detokenize": Endpoint("POST", self._detokenize),
+            "/health": Endpoint(
+                "GET", "is it alive", self._health, Health, gives_with_503=Health, errors=(503,), is_public=True
+            ),
+            "/ready": Endpoint(
+                "GET", "does it serve", self._ready, Readiness, gives_with_503=Readiness, errors=(503,), is_public=True
+            ),
+            "/ping": Endpoint(
+                "GET", "as /health", self._health, Health, gives_with_503=Health, errors=(503,), is_public=True
+            ),
+            "/version": Endpoint("GET", "this program's version", self._version, Version),
+            "/metrics": Endpoint("GET", "for Prometheus", self._metrics, "text/plain"),
+            "/plan": Endpoint("GET", "memory, start-up, and what came late", self._plan, dict[str, Any]),
+            "/openapi.json": Endpoint("GET", "this description", self._openapi, dict[str, Any]),
+            "/v1/models": Endpoint("GET", "the models", self._models, ModelList, errors=(503,)),
+            MODEL_PATH: Endpoint("GET", "one model", self._model, ModelCard, errors=(404, 503)),
+            "/v1/chat/completions": Endpoint(
+                "POST",
+                "answer a conversation",
+                self._generate(ChatRequest, chat),
+                ChatCompletion,
+                takes=ChatRequest,
+                streams=ChatChunk,
+            ),
+            "/v1/completions": Endpoint(
+                "POST",
+                "continue a text",
+                self._generate(CompletionRequest, complete),
+                Completion,
+                takes=CompletionRequest,
+                streams=Completion,
+            ),
+            "/tokenize": Endpoint("POST", "text to token ids", self._tokenize, Tokens, takes=TokenizeRequest),
+            "/detokenize": Endpoint(
+                "POST", "token ids to text", self._detokenize, DetokenizedText, takes=DetokenizeRequest
+            ),
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -99,8 +117,8 @@ class App:
         await endpoint.answer(exchange)
 
     def _endpoint(self, path: str) -> Endpoint | None:
-        if path.startswith(MODEL_PREFIX):
-            return Endpoint("GET", self._model)
+        if path.startswith(MODEL_PREFIX) and path != MODEL_PREFIX:
+            return self.endpoints[MODEL_PATH]
         return self.endpoints.get(path)
 
     def _check_key(self, exchange: Exchange) -> None:
@@ -154,6 +172,9 @@ class App:
 
     async def _plan(self, exchange: Exchange) -> None:
         await exchange.answer_json(self._service.plan())
+
+    async def _openapi(self, exchange: Exchange) -> None:
+        await exchange.answer_json(document(self.endpoints))
 
     async def _models(self, exchange: Exchange) -> None:
         self._service.check_open(self._is_warmup(exchange))

@@ -1,7 +1,7 @@
 """What the server counts.  Names that vLLM has are vLLM's, so that its dashboards show them; `hotstart:` is our own."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
@@ -10,7 +10,7 @@ from prometheus_client.registry import Collector
 
 from hotstart.engine.outputs import OutputBuilder
 
-__all__ = ["CONTENT_TYPE", "Metrics", "Samples"]
+__all__ = ["CONTENT_TYPE", "Metrics", "Sample"]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LABELS = ("model_name", "engine")
@@ -47,12 +47,22 @@ WHOLE = (
 COUNTS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
 CHOICES = (1, 2, 5, 10, 20)
 
-Samples = Callable[[], Iterator[tuple[str, str, str, Mapping[str, str], float]]]
-"""(kind, name, help, labels, value): what is read when somebody asks, and not counted here."""
+
+class Sample(NamedTuple):
+    """What is read when somebody asks, and not counted here."""
+
+    kind: Literal["gauge", "counter", "info"]
+    name: str
+    about: str
+    value: float
+    labels: Mapping[str, str] = {}
+
+
+Samples = Callable[[], Iterable[Sample]]
 
 
 class Metrics:
-    def __init__(self, model_name: str, samples: Samples = lambda: iter(())) -> None:
+    def __init__(self, model_name: str, samples: Samples = tuple) -> None:
         self._registry = CollectorRegistry()
         labels = {"model_name": model_name, "engine": "0"}
         self._registry.register(_Sampled(samples, labels))
@@ -127,7 +137,7 @@ class _Sampled(Collector):
     def collect(self) -> Iterator[Metric]:
         families: dict[str, Metric] = {}
         kinds = {"gauge": GaugeMetricFamily, "counter": CounterMetricFamily, "info": InfoMetricFamily}
-        for kind, name, about, labels, value in self._samples():
+        for kind, name, about, value, labels in self._samples():
             names = (*LABELS, *labels)
             if name not in families:
                 families[name] = kinds[kind](name, about, labels=() if kind == "info" else names)

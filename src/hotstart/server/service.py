@@ -1,7 +1,7 @@
 """Service: what the endpoints share.  Names, tokenizer, template, the engine, and who may come in."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ from typing import Any
 from hotstart.config.engine import EngineConfig
 from hotstart.config.generation import read_sampling_defaults
 from hotstart.config.server import Keys, ServerConfig
-from hotstart.engine.messages import Ready
+from hotstart.engine.messages import Ready, Stats
 from hotstart.errors import CheckpointError, HotstartError, RequestError
 from hotstart.request import SamplingParams
 from hotstart.server.client import EngineClient, Submission
 from hotstart.server.errors import ApiError, api_error_of, bad_request
-from hotstart.server.metrics import Metrics
+from hotstart.server.metrics import Metrics, Sample
 from hotstart.text.chat import ChatTemplate, read_chat_template
 from hotstart.text.tokenizer import Tokenizer
 
@@ -49,7 +49,7 @@ class Service:
         self.keys = keys
         self.client = client
         self.model_names = server.model_names(config.model)
-        self.metrics = Metrics(self.model_names[0])
+        self.metrics = self.make_metrics()
         self.created = int(time.time())
         self.edge: Edge | None = None
         self.is_open = False  # sealed and warm: requests of clients are served
@@ -132,8 +132,49 @@ class Service:
         except HotstartError as error:
             raise api_error_of(error) from None
 
+    def make_metrics(self) -> Metrics:
+        return Metrics(self.model_names[0], self._samples)
+
     def now(self) -> int:
         return int(time.time())
+
+    def _samples(self) -> Iterator[Sample]:
+        """What the engine told last, for /metrics."""
+        client, stats = self.client, self.client.stats
+        yield Sample("gauge", "vllm:num_requests_running", "requests that steps compute", stats.num_running)
+        yield Sample("gauge", "vllm:num_requests_waiting", "requests that wait", stats.num_waiting)
+        yield Sample("counter", "vllm:num_preemptions", "requests sent back to the queue", stats.num_preemptions)
+        yield Sample("counter", "hotstart:steps", "steps of the engine", stats.num_steps)
+        yield Sample("counter", "hotstart:step_tokens", "tokens that steps computed", stats.num_step_tokens)
+        for kind, count in stats.late.items():
+            if count is not None:
+                about = "after the seal; a kind that the device cannot have is not listed"
+                yield Sample("counter", "hotstart:late_events", about, count, {"kind": kind})
+        yield Sample("gauge", "hotstart:arena_growth_bytes", "since the seal", stats.arena_growth_bytes)
+        if stats.resident_growth_bytes is not None:
+            about = "of the engine's process, since the seal"
+            yield Sample("gauge", "hotstart:resident_growth_bytes", about, stats.resident_growth_bytes)
+        yield Sample("gauge", "hotstart:engine_silence_seconds", "since the last sign of life", client.silence_s)
+        for phase in client.startup.phases:
+            yield Sample("gauge", "hotstart:startup_seconds", "by phase", phase.seconds, {"phase": phase.name})
+        if client.ready is not None:
+            yield from self._capacity_samples(client.ready, stats)
+
+    def _capacity_samples(self, ready: Ready, stats: Stats) -> Iterator[Sample]:
+        limits = ready.limits
+        about = "share of the pages that requests use"
+        yield Sample("gauge", "vllm:kv_cache_usage_perc", about, stats.pages_used / max(limits.num_pages, 1))
+        config = {"block_size": str(limits.page_size), "num_gpu_blocks": str(limits.num_pages)}
+        yield Sample("info", "vllm:cache_config", "pages of the cache", 1, config)
+        for kind, total, used, cached in (
+            ("page", limits.num_pages, stats.pages_used, stats.pages_cached),
+            ("slot", limits.num_slots, stats.slots_used, stats.slots_cached),
+        ):
+            for state, count in (("total", total), ("used", used), ("cached", cached)):
+                yield Sample("gauge", f"hotstart:{kind}s", f"{kind}s, by state", count, {"state": state})
+        for line in ready.memory_plan["lines"]:
+            about = "of the memory plan, by line"
+            yield Sample("gauge", "hotstart:plan_bytes", about, line["num_bytes"], {"line": line["name"]})
 
     def plan(self) -> dict[str, Any]:
         client = self.client

@@ -7,7 +7,6 @@ from typing import Any
 from hotstart.engine.phases import Phase
 from hotstart.errors import StartupError
 from hotstart.server.app import WARMUP_HEADER
-from hotstart.server.metrics import Metrics
 from hotstart.server.service import Service
 
 __all__ = ["warm_up"]
@@ -22,7 +21,7 @@ async def warm_up(service: Service, address: tuple[str, int], token: str) -> Non
     began = loop.time()
     requests = _requests(service)
     client.startup.phase, client.startup.total = PHASE, len(requests)
-    counted, service.metrics = service.metrics, Metrics(service.model_names[0])
+    counted, service.metrics = service.metrics, service.make_metrics()
     try:
         for number, (method, path, body) in enumerate(requests):
             client.startup.done = number
@@ -40,7 +39,7 @@ def _requests(service: Service) -> list[tuple[str, str, Any]]:
     everything = {"temperature": 1.0, "top_k": 5, "top_p": 0.9, "seed": 1, "stop": ["\n\n\n"], "n": 1}
     usage = {"stream": True, "stream_options": {"include_usage": True}}
     requests: list[tuple[str, str, Any]] = [
-        ("GET", path, None) for path in ("/health", "/version", "/v1/models", "/plan", "/metrics")
+        ("GET", path, None) for path in ("/health", "/version", "/v1/models", "/plan", "/metrics", "/openapi.json")
     ]
     requests += [
         ("POST", "/v1/completions", {**text, "logprobs": 2, "echo": True}),

@@ -17,6 +17,7 @@ class StopStrings:
         self._include = include_in_output
         self._held = ""
         self.matched: str | None = None
+        self.rest = ""  # what came behind the match, with the text that completed it
 
     def push(self, text: str) -> str:
         """The text that is safe to show.  After a match (`matched` names it) nothing more comes out."""
@@ -27,7 +28,7 @@ class StopStrings:
         matches = [(start + len(stop), start, stop) for start, stop in found if start >= 0]
         if matches:
             end, start, self.matched = min(matches)
-            self._held = ""
+            self._held, self.rest = "", text[end:]
             return text[: end if self._include else start]
         shown = len(text) - max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[shown:]
