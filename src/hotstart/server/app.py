@@ -199,7 +199,8 @@ class App:
         if request.messages is not None:
             options = request.chat_template_kwargs or TemplateOptions()
             wants_prompt = request.add_generation_prompt is not False
-            ids = render(service, request.messages, request.tools, options, add_generation_prompt=wants_prompt)
+            text = render(service, request.messages, request.tools, options, add_generation_prompt=wants_prompt)
+            ids = service.encode(text, "messages", add_special_tokens=False)
         else:
             ids = service.encode(request.prompt or "", "prompt", request.add_special_tokens is not False)
         texts = [service.text.tokenizer.token_text(i) for i in ids] if request.return_token_strs else None

@@ -105,6 +105,7 @@ class Generation:
             if event.error is not None:
                 self._error = api_error_of(event.error)
                 raise self._error
+            # The engine may not know: a stop string is found here.
             if choice.builder.finished:
                 self._num_unfinished -= 1
                 self._submission.abort(number)

@@ -36,7 +36,8 @@ class ToolCalls:
         self._schemas = schemas
         self._mark = StopStrings([BEGIN])
         self._body: list[str] | None = None  # of the call that is being read
-        self._blanks = ""  # before a mark they belong to nobody
+        self._blanks = ""  # behind what was shown: before a call they belong to nobody
+        self._num_calls = 0
 
     def push(self, text: str) -> tuple[str, list[Call]]:
         """(content, calls) that are complete now."""
@@ -45,42 +46,47 @@ class ToolCalls:
         while True:
             shown = self._mark.push(text)
             if self._body is None:
-                content.append(shown)
+                content.append(self._shown(shown))
             else:
                 self._body.append(shown)
             if self._mark.matched is None:
-                break
+                return "".join(content), calls
             text = self._mark.rest
             if self._body is None:
                 self._body, self._mark = [], StopStrings([END])
-                continue
-            self._close(calls, content)
-        return self._without_blanks("".join(content), bool(calls) or self._body is not None), calls
+            else:
+                self._close(calls, content, END)
 
     def finish(self) -> tuple[str, list[Call]]:
         """At the end of the answer: a call that was not closed counts if it reads as one."""
-        content, calls = [self._blanks + ("" if self._body is not None else self._mark.finish())], list[Call]()
-        self._blanks = ""
-        if self._body is not None:
+        content: list[str] = []
+        calls: list[Call] = []
+        if self._body is None:
+            content.append(self._shown(self._mark.finish()))
+        else:
             self._body.append(self._mark.finish())
-            self._close(calls, content, end="")
+            self._close(calls, content, "")
+        if not self._num_calls:
+            content.append(self._blanks)
+        self._blanks = ""
         return "".join(content), calls
 
-    def _close(self, calls: list[Call], content: list[str], end: str = END) -> None:
+    def _close(self, calls: list[Call], content: list[str], end: str) -> None:
         assert self._body is not None, "a call ends that has not begun"
         body = "".join(self._body)
         call = self._read(body)
         if call is None:
-            content.append(BEGIN + body + end)
+            content.append(self._shown(BEGIN + body + end))
         else:
             calls.append(call)
+            self._num_calls += 1
+            self._blanks = ""
         self._body, self._mark = None, StopStrings([BEGIN])
 
-    def _without_blanks(self, text: str, call_follows: bool) -> str:
-        """Blanks at the end are held back: they may stand before a call."""
+    def _shown(self, text: str) -> str:
         text = self._blanks + text
         shown = text.rstrip()
-        self._blanks = "" if call_follows else text[len(shown) :]
+        self._blanks = text[len(shown) :]
         return shown
 
     def _read(self, body: str) -> Call | None:
