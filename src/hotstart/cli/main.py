@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import hotstart
 from hotstart.cli import audit, check, generate, plan, serve, tune
-from hotstart.errors import HotstartError, StepError
+from hotstart.errors import EngineDead, HotstartError, StepError
 
 __all__ = ["main"]
 
-EXIT_STEP_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_ENGINE_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int | None = arguments.run(arguments)
         sys.stdout.flush()
         return code or 0
-    except StepError as error:
-        return _complain(error, EXIT_STEP_FAILED)
+    except (EngineDead, StepError) as error:
+        return _complain(error, EXIT_ENGINE_FAILED)
     except HotstartError as error:
         return _complain(error, EXIT_MISTAKE)
     except KeyboardInterrupt:

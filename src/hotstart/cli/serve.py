@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from hotstart.cli.flags import Commands, add_engine_flags, add_flags, engine_config, given_options
 from hotstart.config.options import options_of
 from hotstart.config.server import API_KEY_VARIABLE, Keys, ServerConfig
+from hotstart.engine.memory import as_size
 
 if TYPE_CHECKING:
     from hotstart.server.service import Service
@@ -26,16 +27,35 @@ def add_command(commands: Commands) -> None:
         help=f"what clients must send; repeat for several (default: ${API_KEY_VARIABLE})",
     )
     group.add_argument("--insecure-no-auth", action="store_true", help="listen for others without a key")
+    group.add_argument("--no-progress", action="store_true", help="show nothing of start-up but the log")
     parser.set_defaults(run=_run)
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from hotstart.server.run import serve  # here, so that `--help` needs no server
+    from hotstart.engine.progress import show_startup  # here, so that `--help` needs no server
+    from hotstart.server.run import serve
 
     server = ServerConfig(**given_options(arguments, options_of(ServerConfig)))
     keys = Keys.read(arguments.api_key, server, arguments.insecure_no_auth)
-    serve(engine_config(arguments), server, keys, _show_ready)
+    config = engine_config(arguments)
+    with show_startup(arguments.no_progress is False) as on_phase:
+        serve(config, server, keys, on_phase, _show_ready)
 
 
 def _show_ready(service: "Service", url: str) -> None:
-    print(f"ready: {url}")
+    """What one wants to know once: what runs, where, how much it takes, and what it cost to get there."""
+    limits, plan, startup = service.ready.limits, service.ready.memory_plan, service.client.startup.phases
+    late = service.client.stats.late
+    watched = [f"{kind} {count}" for kind, count in late.items() if count is not None]
+    rows = {
+        "model": ", ".join(service.model_names),
+        "device": service.ready.device,
+        "sequences": f"{limits.max_num_seqs} at a time, of {limits.max_model_len} tokens at most",
+        "cache": f"{limits.num_pages} pages of {limits.page_size} tokens, {limits.num_slots} state slots",
+        "memory": f"{as_size(plan['total_bytes'])} ({plan['total_source']}); see {url}/plan",
+        "start-up": f"{sum(phase.seconds for phase in startup):.1f} s",
+        "late events": ", ".join(watched) or "none can happen here",
+        "ready at": f"{url}/v1" + ("" if service.keys.digests else "  (no API key is asked for)"),
+    }
+    for name, value in rows.items():
+        print(f"{name:<12} {value}", flush=True)

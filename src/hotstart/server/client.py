@@ -9,7 +9,7 @@ import itertools
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,7 @@ from hotstart.engine.messages import (
     frame,
     read_frames,
 )
-from hotstart.engine.phases import Phase
+from hotstart.engine.phases import OnPhase, Phase, PhaseProgress, ignore_phases
 from hotstart.errors import EngineDead, HotstartError, QueueFull
 from hotstart.request import FinishReason, Request, SamplingParams, TokenEvent
 
@@ -128,14 +128,14 @@ class StartupState:
 
 
 class EngineClient:
-    def __init__(self, config: EngineConfig, max_num_queued: int) -> None:
+    def __init__(self, config: EngineConfig, max_num_queued: int, on_phase: OnPhase = ignore_phases) -> None:
         self.config = config
         self.startup = StartupState()
         self.ready: Ready | None = None
         self.stats = Stats()
         self.late_events: list[dict[str, Any]] = []
         self.failure: HotstartError | None = None  # why the engine is dead
-        self.on_step: Callable[[Stats], None] = lambda stats: None
+        self.on_phase = on_phase
         self._max_num_queued = max_num_queued
         self._numbers = itertools.count()
         self._live: dict[str, Submission] = {}
@@ -194,6 +194,14 @@ class EngineClient:
             raise self.failure
         assert self.ready is not None
         return self.ready
+
+    def begin_phase(self, name: str, done: int, total: int) -> None:
+        self.startup.phase, self.startup.done, self.startup.total = name, done, total
+        self.on_phase(PhaseProgress(name, done, total))
+
+    def end_phase(self, phase: Phase) -> None:
+        self.startup.phases.append(phase)
+        self.on_phase(phase)
 
     def close(self) -> None:
         self._closing = True
@@ -257,14 +265,13 @@ class EngineClient:
                     self._pass_on(token)
                 if report.stats is not None:
                     self.stats = report.stats
-                    self.on_step(report.stats)
             case Beat():
                 self._turn_s = report.turn_s
-                return
+                return  # a sign of life, and no progress
             case PhaseBegan():
-                self.startup.phase, self.startup.done, self.startup.total = report.name, report.done, report.total
+                self.begin_phase(report.name, report.done, report.total)
             case PhaseEnded():
-                self.startup.phases.append(report.phase)
+                self.end_phase(report.phase)
             case Ready():
                 self.ready = report
             case Late():

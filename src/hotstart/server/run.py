@@ -15,6 +15,7 @@ import uvicorn
 from hotstart import log
 from hotstart.config.engine import EngineConfig
 from hotstart.config.server import Keys, ServerConfig
+from hotstart.engine.phases import OnPhase
 from hotstart.errors import ConfigError
 from hotstart.server.app import App
 from hotstart.server.client import EngineClient
@@ -28,11 +29,14 @@ POLL_S = 0.05
 SECOND_SIGNAL = 2
 
 
-def serve(config: EngineConfig, server: ServerConfig, keys: Keys, on_ready: Callable[[Service, str], None]) -> None:
+OnReady = Callable[[Service, str], None]  # the server's state, and its URL
+
+
+def serve(config: EngineConfig, server: ServerConfig, keys: Keys, on_phase: OnPhase, on_ready: OnReady) -> None:
     """Returns after a drain.  Raises what kept the engine from starting, or EngineDead if it stopped later."""
     listener = _listen(server)
     try:
-        asyncio.run(_serve(config, server, keys, listener, on_ready))
+        asyncio.run(_serve(config, server, keys, listener, on_phase, on_ready))
     finally:
         listener.close()
 
@@ -64,9 +68,10 @@ async def _serve(
     server: ServerConfig,
     keys: Keys,
     listener: socket.socket,
-    on_ready: Callable[[Service, str], None],
+    on_phase: OnPhase,
+    on_ready: OnReady,
 ) -> None:
-    client = EngineClient(config, server.max_num_queued_reqs)
+    client = EngineClient(config, server.max_num_queued_reqs, on_phase)
     service = Service(config, server, keys, client)
     token = secrets.token_hex(16)
     http = _Uvicorn(
@@ -105,9 +110,7 @@ async def _serve(
         raise client.failure
 
 
-async def _open(
-    service: Service, address: tuple[str, int], token: str, url: str, on_ready: Callable[[Service, str], None]
-) -> None:
+async def _open(service: Service, address: tuple[str, int], token: str, url: str, on_ready: OnReady) -> None:
     service.edge = await asyncio.to_thread(Edge.read, service.config)
     await service.client.wait_ready()
     await warm_up(service, address, token)

@@ -1,0 +1,174 @@
+"""Clients that go away, floods, drains, and an engine that dies: every accepted request has an answer."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import openai
+import pytest
+
+from serve.conftest import KEY, MODEL, Server, StartServer
+
+
+def post(server: Server, body: dict[str, object]) -> socket.socket:
+    """A request whose answer nobody has read yet."""
+    address = urlsplit(server.url)
+    data = json.dumps(body).encode()
+    connection = socket.create_connection((address.hostname, address.port), timeout=30)
+    lines = ("POST /v1/completions HTTP/1.1", "host: x", f"authorization: Bearer {KEY}", f"content-length: {len(data)}")
+    connection.sendall("\r\n".join([*lines, "", ""]).encode() + data)
+    return connection
+
+
+def engine_pid(server: Server) -> int:
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    (engine,) = (pid for pid in children if b"hotstart.engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return int(engine)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_frees_its_pages_and_slot(server: Server, stream: bool) -> None:
+    body = {"prompt": "Copy: a", "max_tokens": 240, "ignore_eos": True, "stream": stream}
+    connection = post(server, body)
+    server.wait_until(lambda: not server.is_idle(), "running")
+    before = server.metric("vllm:request_success_total", finished_reason="abort")
+    connection.close()
+    server.wait_until(server.is_idle, "idle", 5)
+    assert server.metric("vllm:request_success_total", finished_reason="abort") == before + 1
+
+
+def test_a_client_that_does_not_read_delays_nobody(server: Server) -> None:
+    silent = [post(server, {"prompt": "Copy: a", "max_tokens": 240, "ignore_eos": True, "stream": True}) for _ in "ab"]
+    done = server.client.completions.create(model=MODEL, prompt="Sort: 31", max_tokens=3)
+    assert done.choices[0].finish_reason in ("length", "stop")
+    server.wait_until(server.is_idle, "idle")
+    for connection in silent:
+        connection.close()
+
+
+def test_a_hundred_mixed_requests_with_disconnects_leave_nothing_behind(server: Server) -> None:
+    """Under --strict: one event after the seal would fail requests."""
+    draw = random.Random(5)
+    before = {kind: server.metric("vllm:request_success_total", finished_reason=kind) for kind in ("error", "abort")}
+
+    async def one(client: openai.AsyncOpenAI) -> None:
+        leaves = draw.random() < 0.3
+        wishes = {"temperature": draw.choice([0, 1.5]), "top_p": draw.choice([0.5, 1]), "seed": draw.randrange(99)}
+        prompt = "Copy: " + " ".join(draw.choice("abcdefgh") for _ in range(draw.randrange(1, 40)))
+        extra = {"ignore_eos": leaves}
+        kind = draw.randrange(3)
+        try:
+            async with asyncio.timeout(draw.uniform(0.01, 0.4) if leaves else 60):
+                if kind == 0:
+                    messages = [{"role": "user", "content": prompt}]
+                    await client.chat.completions.create(
+                        model=MODEL, messages=messages, max_tokens=24, logprobs=True, extra_body=extra, **wishes
+                    )
+                elif kind == 1:
+                    await client.completions.create(
+                        model=MODEL,
+                        prompt=[prompt, "Sort: 1"],
+                        n=2,
+                        max_tokens=12,
+                        logprobs=2,
+                        extra_body=extra,
+                        **wishes,
+                    )
+                else:
+                    made = await client.completions.create(
+                        model=MODEL, prompt=prompt, max_tokens=40, stop=["xyz"], stream=True, extra_body=extra, **wishes
+                    )
+                    async for _ in made:
+                        pass
+        except TimeoutError:
+            assert leaves, "a request that nobody gave up took a minute"
+
+    async def all_of_them() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0) as client:
+            gate = asyncio.Semaphore(24)
+
+            async def gated() -> None:
+                async with gate:
+                    await one(client)
+
+            await asyncio.gather(*(gated() for _ in range(100)))
+
+    asyncio.run(all_of_them())
+    server.wait_until(server.is_idle, "idle", 10)
+    assert server.metric("vllm:request_success_total", finished_reason="error") == before["error"]
+    assert server.metric("vllm:request_success_total", finished_reason="abort") > before["abort"]
+    assert server.metric("hotstart:late_events_total") == 0
+    assert server.ask("/plan")[1]["late_events"] == []
+
+
+def test_what_exceeds_the_queue_is_refused_at_once(start_server: StartServer) -> None:
+    server = start_server("--max-num-queued-reqs", "2", "--max-num-seqs", "1", "--shutdown-timeout", "20")
+    status, answer = server.ask("/v1/completions", {"prompt": "x"})
+    if status != 200:  # it was asked while it loads
+        assert (status, answer["error"]["code"]) == (503, "loading")
+        assert server.ask("/ready", key=None)[1]["percent"] < 100
+    server.wait_until(server.is_ready, "ready", 90)
+    held = [post(server, {"prompt": "Copy: a", "max_tokens": 200, "ignore_eos": True}) for _ in range(3)]
+    server.wait_until(lambda: server.metric("vllm:num_requests_waiting") == 2, "full")
+    with pytest.raises(openai.InternalServerError) as caught:
+        server.client.completions.create(model=MODEL, prompt="x")
+    assert caught.value.status_code == 503
+    assert (caught.value.code, caught.value.response.headers["retry-after"]) == ("queue_full", "1")
+    # The drain: nobody new, and an answer for everybody who is in.
+    server.process.send_signal(signal.SIGTERM)
+    server.wait_until(lambda: server.ask("/ready", key=None)[1]["status"] == "draining", "draining")
+    assert server.ask("/v1/completions", {"prompt": "x"})[1]["error"]["code"] == "draining"
+    for connection in held:
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        connection.close()
+    assert server.process.wait(20) == 0
+
+
+def test_an_engine_that_dies_is_answered_for(start_server: StartServer) -> None:
+    server = start_server()
+    server.wait_until(server.is_ready, "ready", 90)
+    held = [
+        post(server, {"prompt": "Copy: a", "max_tokens": 240, "ignore_eos": True, "stream": s}) for s in (False, True)
+    ]
+    server.wait_until(lambda: server.metric("vllm:num_requests_running") == 2, "running")
+    os.kill(engine_pid(server), signal.SIGKILL)
+    for connection in held:
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+        connection.close()
+        assert b'"code":"engine_dead"' in answer
+        assert b"[DONE]" not in answer
+    assert server.process.wait(20) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--host", "0.0.0.0"), "--api-key"),
+        (("--max-model-len", "9999999"), "--max-model-len"),
+        (("--port", "70000"), "--port"),
+    ],
+    ids=["open", "engine", "port"],
+)
+def test_what_cannot_start_says_why_in_one_line(tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
+    root = Path(__file__).parents[2]
+    command = ["serve", str(root / "checkpoints" / "tiny-qwen3.5"), "--port", "0", *flags]
+    done = subprocess.run(
+        [sys.executable, "-m", "hotstart", *command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(root / "src")},
+    )
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
