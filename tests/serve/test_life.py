@@ -33,6 +33,11 @@ def engine_pid(server: Server) -> int:
     return int(engine)
 
 
+def test_the_process_that_speaks_http_has_no_torch(server: Server) -> None:
+    assert "libtorch" not in Path(f"/proc/{server.process.pid}/maps").read_text()
+    assert "libtorch" in Path(f"/proc/{engine_pid(server)}/maps").read_text()
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_goes_away_frees_its_pages_and_slot(server: Server, stream: bool) -> None:
     body = {"prompt": "Copy: a", "max_tokens": 240, "ignore_eos": True, "stream": stream}

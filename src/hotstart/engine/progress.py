@@ -3,13 +3,16 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from hotstart.engine.memory import as_size
 from hotstart.engine.phases import OnPhase, Phase, PhaseProgress, ignore_phases
-from hotstart.kernels.tune import OnTuning
+
+if TYPE_CHECKING:
+    from hotstart.kernels.tune import OnTuning
 
 __all__ = ["RequestProgress", "show_requests", "show_startup", "show_tuning"]
 
@@ -83,7 +86,7 @@ def show_requests(num_requests: int, enabled: bool = True) -> Iterator[RequestPr
 
 
 @contextmanager
-def show_tuning() -> Iterator[OnTuning]:
+def show_tuning() -> Iterator["OnTuning"]:
     """A bar for each kernel, with the seconds that all of them may yet take."""
     columns = (
         TextColumn("{task.description:<16}"),
