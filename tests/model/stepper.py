@@ -5,12 +5,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hotstart.cache.tensors import CacheTensors
+from hotstart.cache.tensors import Allocate, CacheTensors
 from hotstart.config.model import read_model_config
-from hotstart.engine.device import CpuDevice
+from hotstart.engine.device import CpuDevice, Device
 from hotstart.engine.inputs import InputBuilder, StepLimits
 from hotstart.engine.plan import NO_SLOT, Span, StepPlan
 from hotstart.kernels.backends import ops_for
+from hotstart.kernels.ops import Ops
 from hotstart.models import build_model
 from hotstart.models.qwen3_5 import Qwen35
 from hotstart.models.weights import load_weights
@@ -26,8 +27,14 @@ def allocate(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.full(shape, float("nan"), dtype=dtype)
 
 
-def load_model(folder: Path, dtype: torch.dtype, state_dtype: torch.dtype = torch.float32) -> Qwen35:
-    model = build_model(read_model_config(folder), ops_for("torch"), dtype, state_dtype, MAX_LENGTH)
+def load_model(
+    folder: Path,
+    dtype: torch.dtype,
+    state_dtype: torch.dtype = torch.float32,
+    ops: Ops | None = None,
+    allocate: Allocate = allocate,
+) -> Qwen35:
+    model = build_model(read_model_config(folder), ops or ops_for("torch"), dtype, state_dtype, MAX_LENGTH)
     load_weights(model, folder, allocate)
     return model
 
@@ -35,7 +42,14 @@ def load_model(folder: Path, dtype: torch.dtype, state_dtype: torch.dtype = torc
 class Stepper:
     """Sequence i owns slot i and as many pages as the longest sequence needs."""
 
-    def __init__(self, model: Qwen35, prompts: list[list[int]]) -> None:
+    def __init__(
+        self,
+        model: Qwen35,
+        prompts: list[list[int]],
+        device: Device | None = None,
+        allocate: Allocate = allocate,
+    ) -> None:
+        device = device or CpuDevice()
         self.model = model
         self.tokens = [list(prompt) for prompt in prompts]
         self.done = [0] * len(prompts)  # tokens computed
@@ -45,12 +59,12 @@ class Stepper:
             max_num_batched_tokens=512,
             max_model_len=MAX_LENGTH,
             page_size=PAGE_SIZE,
-            chunk_length=CpuDevice.chunk_length,
-            slab_rows=CpuDevice.slab_rows,
+            chunk_length=device.chunk_length,
+            slab_rows=device.slab_rows,
             num_slots=count,
             num_end_ids=0,
         )
-        self.inputs = InputBuilder(limits, CpuDevice())
+        self.inputs = InputBuilder(limits, device)
         # Pages of one sequence lie between those of the others.
         self.pages = [tuple(range(i, count * limits.max_pages, count)) for i in range(count)]
         self.cache = CacheTensors(model.layout(PAGE_SIZE), count * limits.max_pages, count, allocate)

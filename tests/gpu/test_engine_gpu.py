@@ -1,0 +1,186 @@
+"""The engine on a GPU: sealed under traffic, graphs equal to eager steps, launches that wait for nothing, small failures."""
+
+import random
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from tiny import VOCAB
+
+from hotstart.errors import LateEventError, StepError
+from hotstart.request import FinishReason, Request, SamplingParams
+
+SEALED = {"compile": 0, "tuning": 0, "load": 0, "memory": 0}
+
+
+def random_request(dice, index):
+    length = dice.choice((1, 2, 63, 64, 65, dice.randrange(1, 240)))
+    params = SamplingParams(
+        temperature=dice.choice((0.0, 0.7, 1.3)),
+        top_k=dice.choice((0, 0, 1, 5)),
+        top_p=dice.choice((1.0, 1.0, 0.5)),
+        seed=index,
+        max_tokens=dice.choice((1, 3, 30)),
+        min_tokens=dice.choice((0, 0, 1)),
+        ignore_eos=dice.random() < 0.6,
+        stop_token_ids=tuple(dice.sample(range(VOCAB), dice.choice((0, 0, 3)))),
+        logprobs=dice.choice((None, None, 0, 3, 20)),
+        prompt_logprobs=dice.choice((None, None, None, 0, 2)),
+    )
+    return Request(f"r{index}", tuple(dice.choices(range(VOCAB), k=length)), params, 0.0)
+
+
+def request(id, length=5, **params):
+    wishes = {"temperature": 0.0, "max_tokens": 12, "ignore_eos": True, **params}
+    return Request(id, tuple(i * 7 % VOCAB for i in range(1, length + 1)), SamplingParams(**wishes), 0.0)
+
+
+def serve(engine):
+    """Tokens, log-probabilities and the last event of each request."""
+    tokens, logprobs, ends = {}, {}, {}
+    while engine.has_work:
+        for event in engine.step():
+            tokens[event.request_id] = tokens.get(event.request_id, ()) + event.token_ids
+            logprobs.setdefault(event.request_id, []).extend(event.logprobs)
+            if event.finish_reason is not None:
+                ends[event.request_id] = event
+    return tokens, logprobs, ends
+
+
+@pytest.mark.parametrize(
+    ("family", "wishes"),
+    [
+        ("dense", {}),
+        ("moe", {}),
+        ("dense", {"enforce_eager": True, "dtype": "float32"}),
+        ("dense", {"kernel_backend": "torch"}),
+        ("dense", {"enable_prefix_caching": True, "kv_cache_memory_bytes": "1MiB"}),
+    ],
+    ids=str,
+)
+def test_random_traffic_stays_sealed(family, wishes, start_engine):
+    engine = start_engine(family, **wishes)
+    dice, requests, ends = random.Random(17), 0, {}
+    while requests < 150 or engine.has_work:
+        for _ in range(dice.choice((0, 0, 1, 3, 30)) if requests < 150 else 0):
+            engine.add(random_request(dice, requests))
+            requests += 1
+        events = engine.step()
+        if dice.random() < 0.05:
+            events += engine.abort(f"r{dice.randrange(max(requests, 1))}")
+        engine.check()
+        for event in events:
+            assert event.error is None, event.error
+            if event.finish_reason is not None:
+                ends[event.request_id] = event.finish_reason
+    assert len(ends) == requests and FinishReason.ERROR not in ends.values()
+    assert engine.late_events == () and engine.late_counts == SEALED
+    assert engine.growth.arena_bytes == 0 and (engine.growth.resident_bytes or 0) <= 32 << 20
+
+
+def test_a_replayed_step_is_bitwise_an_eager_step_of_its_size(start_engine):
+    """Answers, log-probabilities included, with 1 to 20 sequences on their way."""
+    found = []
+    for eager in (False, True):
+        engine = start_engine(enforce_eager=eager, max_num_batched_tokens=256)
+        for i in range(20):
+            engine.add(request(f"r{i}", 3 + i, max_tokens=4 + i, logprobs=5))
+        found.append(serve(engine)[:2])
+    assert found[0] == found[1]
+
+
+def test_neighbours_do_not_change_an_answer(start_engine):
+    engine = start_engine(dtype="float32")
+    engine.add(request("alone", 70))
+    alone = serve(engine)[0]["alone"]
+    for i in range(12):
+        engine.add(request(f"n{i}", 4 + 9 * i, temperature=0.9, seed=i))
+    engine.add(request("alone", 70))
+    assert serve(engine)[0]["alone"] == alone
+
+
+def test_launching_waits_for_nothing(start_engine, monkeypatch):
+    engine = start_engine()
+    launch = engine._runner.launch
+
+    def watched(plan):
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return launch(plan)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(engine._runner, "launch", watched)
+    for i in range(6):
+        hot = {"temperature": 0.8, "top_k": 5 * (i % 2), "top_p": 0.9, "seed": i, "logprobs": 3}
+        engine.add(request(f"r{i}", 1 + 50 * i, **(hot if i % 3 else {}), min_tokens=2, stop_token_ids=(3,)))
+    _, _, ends = serve(engine)
+    assert [event.error for event in ends.values()] == [None] * 6
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("made up"), LateEventError("made up"), RuntimeError("boom")], ids=repr
+)
+def test_a_failure_in_a_mixed_step_ends_its_requests_alone(error, start_engine, monkeypatch):
+    engine = start_engine(max_num_seqs=3)
+    engine.add(request("before", 30))
+    expected = serve(engine)[0]["before"]
+
+    model, failed = engine._runner._model, []
+    layer = model.layers[1]
+    forward = layer.forward
+
+    def failing(*args):
+        if not failed and args[2].num_decodes and args[2].prefill.num_sequences:
+            failed.append(True)
+            raise error
+        return forward(*args)
+
+    monkeypatch.setattr(layer, "forward", failing)
+    engine.add(request("answering", 9))
+    for _ in range(4):
+        engine.step()
+    engine.add(request("prompt", 40))
+    for _ in range(2):
+        engine.step()
+    for name in ("neighbour", "next"):
+        engine.add(request(name, 30))
+    tokens, _, ends = serve(engine)
+    assert failed
+    assert {name for name in ends if ends[name].error} <= {"answering", "prompt"}
+    assert all(isinstance(ends[name].error, StepError) for name in ends if ends[name].error)
+    assert tokens["neighbour"] == tokens["next"] == expected
+    engine.check()
+    assert engine._scheduler.pages.num_used == engine._scheduler.slots.num_used == 0
+
+
+def test_a_lost_context_answers_everybody_and_ends_the_process(tmp_path, start_engine):
+    start_engine()  # writes the configuration
+    script = textwrap.dedent(f"""
+        import torch
+        from hotstart.config.engine import EngineConfig
+        from hotstart.engine import startup
+        from hotstart.errors import EngineDead
+        from hotstart.request import Request, SamplingParams
+
+        engine = startup.start(EngineConfig(
+            model={str(tmp_path / "dense")!r}, load_format="dummy", device="cuda", dtype="bfloat16",
+            max_model_len=64, max_num_seqs=2, max_num_batched_tokens=64, kv_cache_memory_bytes="8MiB",
+        ))
+        for i in range(4):
+            engine.add(Request(f"r{{i}}", (1, 2, 3), SamplingParams(max_tokens=9), 0.0))
+        engine.step()
+        table = torch.zeros(3, device="cuda")
+        table[torch.tensor([7], device="cuda")]  # a fault on the device
+        events = []
+        while engine.has_work:
+            events += engine.step()
+        assert sorted(event.request_id for event in events if event.error) == ["r0", "r1", "r2", "r3"]
+        assert all(isinstance(event.error, EngineDead) for event in events if event.error)
+        print("all answered", flush=True)
+        engine.step()
+    """)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and "all answered" in done.stdout and "EngineDead" in done.stderr, done.stderr[-2000:]
