@@ -1,6 +1,6 @@
-"""The engine on one GPU: start to ready, the first request, growth under a burst, decode, time to first token, a crowd.
+"""The engine on one GPU: start to ready, first request, time to first token, decode, a crowd, growth under a burst.
 
-python -m bench.gpu_engine [--model qwen3.5-4b] [--parts start,first,ttft,decode,crowd,random,burst] [--set name=value ...]
+python -m bench.gpu_engine [--model qwen3.5-4b] [--parts first,ttft,...] [--set name=value ...]
 
 Dummy weights in bfloat16 of a published size, greedy, prompts of random tokens.
 """

@@ -1,4 +1,4 @@
-"""The engine on a GPU: sealed under traffic, graphs equal to eager steps, launches that wait for nothing, small failures."""
+"""The engine on a GPU: sealed under traffic, graphs equal to eager steps, launches without waits, small failures."""
 
 import random
 import subprocess
