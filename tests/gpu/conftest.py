@@ -38,7 +38,7 @@ def start_engine(tmp_path: Path) -> Iterator[Callable[..., Engine]]:
         folder.mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps(CONFIGS[family]))
         small = {"max_model_len": 256, "max_num_seqs": 20, "max_num_batched_tokens": 256}
-        limits = {"kv_cache_memory_bytes": "64MiB", "device": "cuda", "dtype": "bfloat16"}
+        limits = {"kv_cache_memory_bytes": "64MiB", "device": "cuda", "dtype": "bfloat16", "tune": "off"}
         config = {"load_format": "dummy", "jit_monitor_mode": "error", **small, **limits, **wishes}
         engines.append(startup.start(EngineConfig(model=str(folder), **config)))
         return engines[-1]

@@ -56,7 +56,7 @@ def serve(engine):
         ("moe", {}),
         ("dense", {"enforce_eager": True, "dtype": "float32"}),
         ("dense", {"kernel_backend": "torch"}),
-        ("dense", {"enable_prefix_caching": True, "kv_cache_memory_bytes": "1MiB"}),
+        ("dense", {"enable_prefix_caching": True, "kv_cache_memory_bytes": "2MiB"}),
     ],
     ids=str,
 )
@@ -77,7 +77,9 @@ def test_random_traffic_stays_sealed(family, wishes, start_engine):
                 ends[event.request_id] = event.finish_reason
     assert len(ends) == requests and FinishReason.ERROR not in ends.values()
     assert engine.late_events == () and engine.late_counts == SEALED
-    assert engine.growth.arena_bytes == 0 and (engine.growth.resident_bytes or 0) <= 32 << 20
+    assert engine.growth.arena_bytes == 0
+    if engine.device.tells_processes_apart:
+        assert engine.growth.resident_bytes <= 32 << 20
 
 
 def test_a_replayed_step_is_bitwise_an_eager_step_of_its_size(start_engine):
@@ -88,6 +90,7 @@ def test_a_replayed_step_is_bitwise_an_eager_step_of_its_size(start_engine):
         for i in range(20):
             engine.add(request(f"r{i}", 3 + i, max_tokens=4 + i, logprobs=5))
         found.append(serve(engine)[:2])
+        engine.close()
     assert found[0] == found[1]
 
 

@@ -93,6 +93,11 @@ class CudaDevice(GpuSizes):
             return "context, modules, workspaces, and other processes (unattributed)"
         return f"context, modules, workspaces; {others / 2**20:.0f} MiB of it other processes"
 
+    @property
+    def tells_processes_apart(self) -> bool:
+        """Whether the driver's word on this process is known; else `resident_bytes` is the whole card's."""
+        return self._process_bytes() is not None
+
     def resident_bytes(self) -> int | None:
         """Of this process at driver level; of the whole card where the driver does not tell processes apart."""
         mine = self._process_bytes()

@@ -30,8 +30,9 @@ class Sampler:
 
     def fill_tokens(self, step: StepInputs) -> None:
         """Put the tokens that are still on the device where the plan could only say IN_FLIGHT."""
-        ids = step.token_ids[: step.num_decodes]
-        last = self.last_tokens[step.decode.read_slots]
+        slots = step.decode.read_slots  # -1, in rows of padding too, reads the row that padding writes
+        ids = step.token_ids[: slots.shape[0]]
+        last = self.last_tokens[slots]
         ids.copy_(torch.where(ids < 0, last, ids))
 
     def run(self, hidden: Tensor, built: BuiltStep) -> "Sampled":

@@ -1,0 +1,79 @@
+"""What a captured step of answers relies on: launched again as they were, the same calls serve whatever the image holds."""
+
+import json
+
+import torch
+from tiny import CONFIGS
+
+from hotstart.cache.tensors import CacheTensors
+from hotstart.config.model import read_model_config
+from hotstart.engine.cuda import GpuSizes
+from hotstart.engine.device import CpuDevice
+from hotstart.engine.inputs import InputBuilder, StepLimits
+from hotstart.engine.rehearsal import answer_plan
+from hotstart.engine.runner import Runner
+from hotstart.engine.sampler import Sampler
+from hotstart.engine.scheduler import Scheduler, SchedulerLimits
+from hotstart.kernels.backends import ops_for, replays
+from hotstart.models import build_model
+from hotstart.models.weights import fill_random
+from hotstart.request import Request, SamplingParams
+
+SIZES = {"max_num_seqs": 3, "max_num_batched_tokens": 32, "max_model_len": 24, "page_size": 16, "chunk_length": 64}
+
+
+class PaddingDevice(GpuSizes, CpuDevice):
+    """Steps as a GPU has them, on a CPU."""
+
+    slab_rows = 4
+
+
+class Replays:
+    """In place of CUDA graphs: the captured call, with the tensors and the host integers it was captured with."""
+
+    def __init__(self):
+        self.calls = {}
+        self.num_replays = 0
+
+    def capture(self, size, run):
+        self.calls[size] = run
+
+    def replay(self, size):
+        if size not in self.calls:
+            return None
+        self.num_replays += 1
+        return self.calls[size]()
+
+
+def serve(folder, graphs):
+    """Answers of three requests that end one after the other."""
+    config = read_model_config(folder)
+    device, limits = PaddingDevice(), StepLimits(**SIZES, slab_rows=4, num_slots=3, num_end_ids=0)
+    ops = ops_for("triton" if graphs else "torch", "torch")
+    assert replays(ops) == (graphs is not None)
+    model = build_model(config, ops, torch.float32, torch.float32, 24)
+    fill_random(model, 0, lambda shape, dtype: torch.empty(shape, dtype=dtype))
+    inputs = InputBuilder(limits, device)
+    cache = CacheTensors(model.layout(16), 6, 3, lambda shape, dtype: torch.zeros(shape, dtype=dtype))
+    sampler = Sampler(model.logits, config.vocab_size, limits, device)
+    runner = Runner(model, 0, inputs, sampler, device.step_scope, cache, graphs)
+    if graphs:
+        for size in inputs.decode_rungs:
+            runner.capture(answer_plan(size, limits))
+    scheduler = Scheduler(SchedulerLimits(**SIZES, num_pages=6, num_slots=3))
+    for i in range(3):
+        params = SamplingParams(temperature=0.0, max_tokens=3 + 2 * i, ignore_eos=True, logprobs=1)
+        scheduler.add(Request(f"r{i}", tuple(range(1 + i, 8 + i)), params, 0.0))
+    tokens = {}
+    while scheduler.has_work:
+        plan = scheduler.plan()
+        for event in scheduler.apply(plan, runner.launch(plan).wait()):
+            tokens.setdefault(event.request_id, []).extend((p.token_id, round(p.logprob, 3)) for p in event.logprobs)
+    return tokens
+
+
+def test_replayed_steps_answer_as_the_torch_ops_do(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIGS["dense"], "num_hidden_layers": 4}))
+    graphs = Replays()
+    assert serve(tmp_path, graphs) == serve(tmp_path, None)
+    assert graphs.num_replays == 6 and set(graphs.calls) == {1, 2, 3}
