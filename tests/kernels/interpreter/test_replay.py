@@ -1,4 +1,4 @@
-"""What a captured step of answers relies on: launched again as they were, the same calls serve whatever the image holds."""
+"""A captured step of answers serves any later one: the same calls, launched again, take all they need from the image."""
 
 import json
 
