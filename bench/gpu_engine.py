@@ -7,6 +7,7 @@ Dummy weights in bfloat16 of a published size, greedy, prompts of random tokens.
 
 import argparse
 import json
+import os
 import random
 import statistics
 import tempfile
@@ -131,6 +132,12 @@ def state(engine: Engine) -> dict[str, Any]:
     }
 
 
+def _process_start() -> float:
+    """Seconds since boot at which this process began."""
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
 def show(event: object) -> None:
     if isinstance(event, Phase):
         print(
@@ -152,10 +159,12 @@ def main() -> None:
             EngineConfig(model=folder, load_format="dummy", device="cuda", dtype="bfloat16", **wishes), show
         )
     ready = time.perf_counter() - start
+    since_exec = time.clock_gettime(time.CLOCK_BOOTTIME) - _process_start()
     print(engine.memory_plan.explain(), f"ready in {ready:.2f} s", sep="\n", flush=True)
     row: dict[str, Any] = {
         "model": arguments.model,
         "ready_s": ready,
+        "process_to_ready_s": since_exec,
         "phases_s": {phase.name: phase.seconds for phase in engine.startup.phases},
         "plan": engine.memory_plan.as_dict(),
     }

@@ -8,7 +8,15 @@ from hotstart.engine.inputs import StepLimits
 from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Sampling, Span, StepPlan
 from hotstart.request import MAX_LOGPROBS, Request, SamplingParams
 
-__all__ = ["answer_plan", "answer_plans", "logprob_plan", "rung_plans", "trial_requests", "worst_plans"]
+__all__ = [
+    "answer_plan",
+    "answer_plans",
+    "logprob_plan",
+    "mixed_plan",
+    "rung_plans",
+    "trial_requests",
+    "worst_plans",
+]
 
 _GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0, position=1)
 _EVERYTHING = Sampling(temperature=0.8, top_k=5, top_p=0.9, seed=7, position=1, banned_ids=(0,), logprobs=MAX_LOGPROBS)
@@ -30,11 +38,16 @@ def worst_plans(rung: int, limits: StepLimits, *, thorough: bool = False) -> lis
     return plans + [_plan(shapes[0], _WIDE, limits, all_logprobs=True)] * thorough
 
 
-def rung_plans(rung: int, limits: StepLimits, shortest_prompt: int = 1) -> list[StepPlan]:
+def rung_plans(rung: int, limits: StepLimits) -> list[StepPlan]:
     """As many answers as there can be, beside one prompt; both ways to sample where logits are all that differs."""
     ways = (_GREEDY, _EVERYTHING) if rung <= limits.max_num_seqs else (_EVERYTHING,)
-    shape = _answers_and_a_prompt(rung, limits, shortest_prompt)
+    shape = _answers_and_a_prompt(rung, limits)
     return [_plan(shape, way, limits, all_logprobs=False) for way in ways]
+
+
+def mixed_plan(rung: int, limits: StepLimits) -> StepPlan:
+    """As many answers as there can be, beside one prompt of at least two tokens; all of them greedy."""
+    return _plan(_answers_and_a_prompt(rung, limits, shortest_prompt=2), _GREEDY, limits, all_logprobs=False)
 
 
 def answer_plan(size: int, limits: StepLimits) -> StepPlan:

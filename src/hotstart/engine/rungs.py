@@ -8,7 +8,15 @@ from hotstart.engine.graphs import DecodeGraphs
 from hotstart.engine.inputs import InputBuilder
 from hotstart.engine.phases import RunningPhase
 from hotstart.engine.plan import StepPlan
-from hotstart.engine.rehearsal import answer_plan, answer_plans, logprob_plan, rung_plans, trial_requests, worst_plans
+from hotstart.engine.rehearsal import (
+    answer_plan,
+    answer_plans,
+    logprob_plan,
+    mixed_plan,
+    rung_plans,
+    trial_requests,
+    worst_plans,
+)
 from hotstart.engine.runner import Runner
 from hotstart.engine.sizing import Peaks
 from hotstart.errors import StartupError
@@ -39,7 +47,7 @@ def run_rungs(
     rest = [rung for rung in inputs.rungs if rung < inputs.rung(size)]
     for done, rung in enumerate(reversed(rest)):
         running.progress(len(inputs.rungs) - len(rest) + done, len(inputs.rungs))
-        for plan in rung_plans(rung, inputs.limits, shortest_prompt=2 if inputs.decode_rungs else 1):
+        for plan in [mixed_plan(rung, inputs.limits)] if inputs.decode_rungs else rung_plans(rung, inputs.limits):
             runner.launch(plan).wait()
     for plan in _plans_of_answers(inputs):
         runner.launch(plan).wait()
@@ -48,14 +56,17 @@ def run_rungs(
 
 
 def _plans_of_answers(inputs: InputBuilder) -> list[StepPlan]:
-    """Where steps of answers alone have rungs of their own: each of those, and each number of rows of logits."""
+    """Where steps of answers alone have rungs of their own: each of those, and each number of rows of logits.
+
+    More rows than a slab are slabs and a rest, each of which has run with fewer.
+    """
     if not inputs.decode_rungs:
         return []
-    sizes = reversed(inputs.decode_rungs)
-    rows = [rung for rung in inputs.row_rungs if rung not in inputs.decode_rungs]
-    return [plan for size in sizes for plan in answer_plans(size, inputs.limits)] + [
-        logprob_plan(rung, inputs.limits) for rung in reversed(rows)
-    ]
+    slab_rows = inputs.limits.slab_rows
+    large = [answer_plan(size, inputs.limits) for size in inputs.decode_rungs if size > slab_rows]
+    small = [plan for size in inputs.decode_rungs if size <= slab_rows for plan in answer_plans(size, inputs.limits)]
+    rows = [logprob_plan(rung, inputs.limits) for rung in inputs.row_rungs if rung not in inputs.decode_rungs]
+    return [*reversed(large), *reversed(small), *reversed(rows)]
 
 
 def try_capture(graphs: DecodeGraphs, runner: Runner, inputs: InputBuilder) -> int:

@@ -34,8 +34,8 @@ L2_EPS = tl.constexpr(1e-6)
 def _join(t, a, i, j, b: tl.constexpr, HALF: tl.constexpr):
     """From the inverses of diagonal blocks of b tokens to those of 2 b."""
     corner = (i // (2 * b) == j // (2 * b)) & (i // b > j // b)
-    step = tl.dot(t.to(HALF), tl.where(corner, a, 0.0).to(HALF))
-    return t - tl.dot(step.to(HALF), t.to(HALF))
+    step = tl.dot(t.to(HALF), tl.where(corner, a, 0.0).to(HALF), input_precision="tf32x3")
+    return t - tl.dot(step.to(HALF), t.to(HALF), input_precision="tf32x3")
 
 
 @kernel
@@ -82,7 +82,7 @@ def _gdn_solve_kernel(
     row = i_c * C if BY_CHUNK else token
     p_k = k_ptr + row * (H * K) + i_hv // (HV // H) * K
     k = tl.load(p_k + (o_c[:, None] * (H * K) + o_k[None, :]), m_c[:, None] & (o_k < K)[None, :], 0.0).to(dot)
-    kk = tl.dot(k, tl.trans(k))
+    kk = tl.dot(k, tl.trans(k), input_precision="tf32x3")
     p_gate = token * GATE_ROW + i_hv
     g = tl.load(g_ptr + p_gate + G_OFFSET + o_c * GATE_ROW, m_c, 0.0).to(tl.float32)
     beta = tl.load(beta_ptr + p_gate + BETA_OFFSET + o_c * GATE_ROW, m_c, 0.0).to(tl.float32)
@@ -159,9 +159,9 @@ def _gdn_apply_kernel(
     m_qk = (o_c < n)[:, None] & (o_k < K)[None, :]
     q = tl.load(q_ptr + o_qk, m_qk, 0.0).to(dot)
     k = tl.load(k_ptr + o_qk, m_qk, 0.0).to(dot)
-    squares = tl.sum(tl.where(i == j, tl.dot(q, tl.trans(q)), 0.0), 1)
+    squares = tl.sum(tl.where(i == j, tl.dot(q, tl.trans(q), input_precision="tf32x3"), 0.0), 1)
     q_norm = tl.log2(tl.rsqrt(squares + L2_EPS) * K**-0.5)
-    qk = tl.where(i >= j, tl.dot(q, tl.trans(k)), 0.0).to(dot)
+    qk = tl.where(i >= j, tl.dot(q, tl.trans(k), input_precision="tf32x3"), 0.0).to(dot)
     for i_hv in range(first_head, first_head + HEADS):
         block = i_c * HV + i_hv
         t = tl.load(t_ptr + block * (C * C) + (i * C + j))
@@ -171,8 +171,10 @@ def _gdn_apply_kernel(
         # The norm of q is one more factor of a row, so it joins the row's exponent.
         grown = total + q_norm
         # Masked before exp2: above the diagonal the exponents are positive and overflow.
-        x = tl.dot(qk, t) * tl.exp2(tl.where(i >= j, grown[:, None] - total[None, :], float("-inf")))
-        z = tl.dot(tl.trans(k), t) * tl.exp2(last - total)[None, :]
+        x = tl.dot(qk, t, input_precision="tf32x3") * tl.exp2(
+            tl.where(i >= j, grown[:, None] - total[None, :], float("-inf"))
+        )
+        z = tl.dot(tl.trans(k), t, input_precision="tf32x3") * tl.exp2(last - total)[None, :]
         tl.store(x_ptr + block * (C * C) + (i * C + j), x.to(dot))
         tl.store(z_ptr + block * (K * C) + (o_k[:, None] * C + o_c[None, :]), z.to(dot), (o_k < K)[:, None])
         p_factor = factors_ptr + block * (2 * C) + o_c

@@ -134,13 +134,13 @@ def _gdn_scan_kernel(
         q_factor = tl.load(p_factor + C + o_c)
         last = tl.exp2(tl.load(p_last))
         operand = s.to(dot)
-        r = tl.trans(v).to(tl.float32) - tl.dot(operand, tl.trans(k)) * k_factor[None, :]
+        r = tl.trans(v).to(tl.float32) - tl.dot(operand, tl.trans(k), input_precision="tf32x3") * k_factor[None, :]
         if TMA:
             r = tl.where(m_c[None, :], r, 0.0)
         r = r.to(dot)
-        o = tl.dot(operand, tl.trans(q)) * q_factor[None, :]
-        s = tl.dot(r, tl.trans(z), s * last)
-        o = tl.dot(r, tl.trans(x), o)
+        o = tl.dot(operand, tl.trans(q), input_precision="tf32x3") * q_factor[None, :]
+        s = tl.dot(r, tl.trans(z), s * last, input_precision="tf32x3")
+        o = tl.dot(r, tl.trans(x), o, input_precision="tf32x3")
         o = tl.trans(o).to(O_TYPE).to(o_ptr.dtype.element_ty, bitcast=o_ptr.dtype.element_ty != O_TYPE)
         tl.store(p_o + o_vo, o, m_vo)
         p_o += C * HV * V

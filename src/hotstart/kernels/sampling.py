@@ -68,7 +68,7 @@ def uniform(seed: Tensor, position: Tensor) -> Tensor:
 def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
     """One token id for each row, [R] int64.  logits: [R, vocab]."""
     if rows.num_banned:
-        logits = logits.index_put((rows.banned[:, 0], rows.banned[:, 1]), logits.new_tensor(float("-inf")))
+        logits = logits.index_put((rows.banned[:, 0], rows.banned[:, 1]), logits.new_full((), float("-inf")))
     greedy = logits.argmax(-1)
     if rows.all_greedy:
         return greedy
@@ -79,7 +79,8 @@ def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
         probs = probs * _kept(probs, rows)
     total = probs.cumsum(-1, dtype=torch.float64)
     target = uniform(rows.seed, rows.position)[:, None] * total[:, -1:]
-    drawn = torch.searchsorted(total, target, right=True).squeeze(-1)
+    # Rows that hold NaN find no place; their token must be one all the same, or it would fault as an index.
+    drawn = torch.searchsorted(total, target, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
     return torch.where(hot, drawn, greedy)
 
 

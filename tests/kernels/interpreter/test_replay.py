@@ -1,14 +1,13 @@
-"""A captured step of answers serves any later one: the same calls, launched again, take all they need from the image."""
+"""A captured step of answers serves any later one: launched again, the same calls take all they need from the image."""
 
 import json
 
 import torch
+from padding import PaddingDevice
 from tiny import CONFIGS
 
 from hotstart.cache.tensors import CacheTensors
 from hotstart.config.model import read_model_config
-from hotstart.engine.cuda import GpuSizes
-from hotstart.engine.device import CpuDevice
 from hotstart.engine.inputs import InputBuilder, StepLimits
 from hotstart.engine.rehearsal import answer_plan
 from hotstart.engine.runner import Runner
@@ -20,12 +19,6 @@ from hotstart.models.weights import fill_random
 from hotstart.request import Request, SamplingParams
 
 SIZES = {"max_num_seqs": 3, "max_num_batched_tokens": 32, "max_model_len": 24, "page_size": 16, "chunk_length": 64}
-
-
-class PaddingDevice(GpuSizes, CpuDevice):
-    """Steps as a GPU has them, on a CPU."""
-
-    slab_rows = 4
 
 
 class Replays:
