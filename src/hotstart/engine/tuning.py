@@ -93,7 +93,7 @@ def _times(space: LaunchSpace, name: Prefill) -> dict[str, float]:
     op, times = ops_for("triton", name).gdn_prefill, {}
     for lengths in _SHAPES:
         step = space.prompts(space.device, lengths)
-        on = replace(space, num_tokens=sum(lengths), num_slots=len(lengths))
+        on = space.sized(sum(lengths), len(lengths))
         packed, weights, conv, state = on.gdn_inputs(dims, dtype)
         packed.normal_()
         out = on.tokens(dims.num_value_heads * dims.value_dim, dtype)

@@ -4,9 +4,9 @@ Five kernels for each slab of chunks, one after the other: conv (gdn_conv.py), s
 (gdn_scan.py), gated norm (gdn_norm.py).  The core needs the middle three.  The mathematics is in gdn_prep.py, its
 reference in gdn.py.
 
-Tiles follow from the model and the GPU.  Only the scan has two cuts of V, chosen by how many sequences and heads there
-are to walk at once: narrow programs where the GPU would otherwise stand idle, wide ones where it would not.  Both
-compute every element in the same way, so the choice changes no bit.
+Tiles follow from the model and the GPU (gdn_tiles.py).  Only the scan has two cuts of V, chosen by how many sequences
+and heads there are to walk at once: narrow programs where the GPU would otherwise stand idle, wide ones where it would
+not.  Both compute every element in the same way, so the choice changes no bit.
 """
 
 import functools
@@ -24,14 +24,15 @@ from hotstart.kernels.gdn_conv import launch_conv
 from hotstart.kernels.gdn_norm import launch_norm
 from hotstart.kernels.gdn_prep import launch_apply, launch_solve
 from hotstart.kernels.gdn_scan import launch_scan
+from hotstart.kernels.gdn_tiles import mixer_tiles, scan_bytes, scan_stages
 from hotstart.kernels.gdn_workspace import Slab, Workspace, slab_limit, slabs
 from hotstart.kernels.launch import LaunchSpace, launches_overlap
 from hotstart.kernels.ops import GdnDims, GdnWeights, PrefillStep
+from hotstart.kernels.tiles import choices_made
 
 __all__ = ["chunk_length_for", "gated_delta_rule_chunked", "gdn_prefill", "warmup"]
 
 KIB = 1024
-_CONV_CHANNELS = 64  # a program
 _TAIL_CHANNELS = 1024
 _NORM_ROWS = 16
 _TRITON_TYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -61,19 +62,7 @@ def _gpu_of(device: int) -> Gpu:
 def chunk_length_for(dims: GdnDims, dtype: torch.dtype) -> int:
     """Tokens of a chunk: the longest whose tiles fit the shared memory of the active GPU."""
     limit = _gpu().shared_bytes
-    return next(C for C in (64, 32, 16) if C == 16 or _scan_bytes(dims, C, dtype, 64, stages=1) <= limit)
-
-
-def _scan_bytes(dims: GdnDims, C: int, dtype: torch.dtype, block_v: int, stages: int) -> int:
-    """Shared memory of the scan: q, k, z and x for each stage, v for all but one, and what conversions take.
-
-    With stages, the state's conversion on its way in uses their memory.
-    """
-    item = dtype.itemsize
-    K: int = triton.next_power_of_2(dims.key_dim)
-    tiles = stages * (3 * C * K + C * C) * item + (stages - 1) * C * block_v * item + 6 * KIB
-    state = block_v * K * 4
-    return max(tiles, state) if stages > 1 else tiles + state
+    return next(C for C in (64, 32, 16) if C == 16 or scan_bytes(dims.key_dim, C, dtype.itemsize, 64, 1) <= limit)
 
 
 class Constants(NamedTuple):
@@ -94,15 +83,16 @@ class Constants(NamedTuple):
 
 
 @functools.cache
-def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: bool) -> Constants:
-    """For the mixer; without a convolution (width 1), for the rule alone."""
+def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: bool, choices: int) -> Constants:
+    """For the mixer; without a convolution (width 1), for the rule alone.  `choices` counts those of tiles."""
+    tiles = mixer_tiles(dims, C, dtype)
     H, HV, K, V, W = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim, dims.conv_width
     mixer = W > 1
     operand = torch.float32 if dtype == torch.float32 else torch.bfloat16
     block_k, block_v = triton.next_power_of_2(K), triton.next_power_of_2(V)
     every = {"H": H, "HV": HV, "K": K, "C": C, "OVERLAP": overlap, "launch_pdl": overlap}
     rows = {**every, "V": V, "W": W, "ROW": dims.packed_width}
-    chunk = {**every, "BLOCK_K": block_k, "BY_CHUNK": mixer, "num_warps": 4, "num_stages": 1}
+    chunk = {**every, "BLOCK_K": block_k, "BY_CHUNK": mixer, "num_stages": 1}
     gates = {
         "GATES": mixer,
         "GATE_ROW": dims.packed_width if mixer else HV,
@@ -116,14 +106,6 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: boo
     tma = gpu.arch == 90 and dtype != torch.float32 and K == block_k >= 64 and V == block_v >= 64 and C == 64
 
     def scan(width: int, warps: int) -> dict[str, Any]:
-        if gpu.arch >= 100:  # other numbers of warps have given other results from run to run there
-            width, warps = 32, 2
-        elif block_k > 128:
-            width, warps = 64, 4
-        if block_v < width:
-            width, warps = block_v, min(warps, 4)
-        most = 1 if dtype == torch.float32 else 3
-        stages = (s for s in range(most, 0, -1) if s == 1 or _scan_bytes(dims, C, dtype, width, s) <= gpu.shared_bytes)
         return {
             **every,
             "V": V,
@@ -133,7 +115,7 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: boo
             "O_TYPE": between,
             "TMA": tma,
             "num_warps": warps,
-            "num_stages": next(stages),
+            "num_stages": scan_stages(K, C, dtype.itemsize, width, tiles.scan.stages, gpu.shared_bytes),
         }
 
     return Constants(
@@ -141,13 +123,23 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: boo
         gpu,
         operand,
         slab_limit(dims, C, operand.itemsize),
-        triton.cdiv(dims.conv_channels, _CONV_CHANNELS),
+        triton.cdiv(dims.conv_channels, tiles.conv.channels),
         triton.cdiv(dims.conv_channels, _TAIL_CHANNELS),
-        conv={**rows, "BLOCK_D": _CONV_CHANNELS, "BLOCK_W": triton.next_power_of_2(W), "num_warps": 4},
-        solve={**chunk, **gates, "maxnreg": 128},
-        apply={**chunk, "HEADS": HV // H, "maxnreg": 168},
-        narrow=scan(64, 4),
-        wide=scan(128, 8),
+        conv={
+            **rows,
+            "BLOCK_D": tiles.conv.channels,
+            "BLOCK_W": triton.next_power_of_2(W),
+            "num_warps": tiles.conv.warps,
+        },
+        solve={**chunk, **gates, "num_warps": tiles.solve.warps, "maxnreg": tiles.solve.registers},
+        apply={
+            **chunk,
+            "HEADS": tiles.apply.heads,
+            "num_warps": tiles.apply.warps,
+            "maxnreg": tiles.apply.registers,
+        },
+        narrow=scan(tiles.scan.narrow, tiles.scan.narrow_warps),
+        wide=scan(tiles.scan.wide, tiles.scan.wide_warps),
         norm={
             **rows,
             "BLOCK_T": _NORM_ROWS,
@@ -191,7 +183,7 @@ def gdn_prefill(
     assert conv.shape[1:] == (dims.conv_width - 1, dims.conv_channels), conv.shape
     assert state.shape[1:] == (HV, dims.value_dim, dims.key_dim), state.shape
     assert conv.dtype == packed.dtype == out.dtype, (conv.dtype, packed.dtype, out.dtype)
-    at = _constants(dims, C, packed.dtype, _gpu(), launches_overlap())
+    at = _constants(dims, C, packed.dtype, _gpu(), launches_overlap(), choices_made())
     todo = slabs(prefill.lengths, C, at.slab_chunks, HV, at.gpu.multiprocessors)
     if not todo:
         return
@@ -223,7 +215,7 @@ def gated_delta_rule_chunked(
 ) -> None:
     """The rule alone: q, k [T, H, K], normed here; v, out [T, HV, V]; g, beta [T, HV] float32; states by slot."""
     dims = GdnDims(k.shape[1], v.shape[1], k.shape[2], v.shape[2], conv_width=1, eps=0.0)
-    at = _constants(dims, prefill.chunk_length, v.dtype, _gpu(), launches_overlap())
+    at = _constants(dims, prefill.chunk_length, v.dtype, _gpu(), launches_overlap(), choices_made())
     todo = slabs(prefill.lengths, prefill.chunk_length, at.slab_chunks, v.shape[1], at.gpu.multiprocessors)
     if not todo:
         return

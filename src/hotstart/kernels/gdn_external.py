@@ -15,7 +15,6 @@ Sources: flash-linear-attention 0.6.0, `fla.ops.gated_delta_rule.chunk_gated_del
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -282,7 +281,11 @@ def _gdn_prefill(
     states = state.index_select(0, reads.clamp(min=0)).float()
     states.masked_fill_((reads < 0).view(-1, 1, 1, 1), 0)  # whatever the slot held, NaN too
     o, states = core(q, k, v, g, beta, states, prefill.cu_seqlens - first, prefill.chunks[:, ::3].contiguous(), C)
-    state.index_copy_(0, prefill.write_slots.long(), states.to(state.dtype))
+    writes = prefill.write_slots.long()
+    if min(prefill.writes) < 0:  # such a row leaves nothing behind
+        kept = torch.tensor([i for i, slot in enumerate(prefill.writes) if slot >= 0], device=state.device)
+        writes, states = writes[kept], states[kept]
+    state.index_copy_(0, writes, states.to(state.dtype))
     _launch_gated_norm(
         (P * HV,),
         o.contiguous(),
@@ -350,7 +353,7 @@ def warmup(space: LaunchSpace) -> None:
     for dtype in space.activation_dtypes:
         for step in (space.prompts(space.device, _WARMUP_LENGTHS), space.step(space.device)):
             rows, slots = step.num_tokens, max(space.num_slots, len(_WARMUP_LENGTHS))
-            packed, weights, conv, state = replace(space, num_tokens=rows, num_slots=slots).gdn_inputs(dims, dtype)
+            packed, weights, conv, state = space.sized(rows, slots).gdn_inputs(dims, dtype)
             out = space.empty(rows, dims.num_value_heads * dims.value_dim, dtype=dtype)
             op(packed, weights, conv, state, step.prefill, dims, out)
 

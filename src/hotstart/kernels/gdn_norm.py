@@ -103,4 +103,4 @@ def _gdn_norm_kernel(
             )
 
 
-launch_norm = Launcher(_gdn_norm_kernel, warmup=warmup)
+launch_norm = Launcher(_gdn_norm_kernel, warmup=warmup, in_place=True)

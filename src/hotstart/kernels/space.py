@@ -49,6 +49,9 @@ class LaunchSpace:
     def on(self, device: torch.device) -> "LaunchSpace":
         return replace(self, device=device)
 
+    def sized(self, num_tokens: int, num_slots: int) -> "LaunchSpace":
+        return replace(self, num_tokens=num_tokens, num_slots=num_slots)
+
     def empty(self, *shape: int, dtype: torch.dtype) -> Tensor:
         """Zeros where there is memory: a warm-up's content must not be able to fault."""
         return torch.zeros(shape, dtype=dtype, device=self.device)

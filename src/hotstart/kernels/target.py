@@ -34,7 +34,7 @@ class Target:
         }
 
 
-_INTERPRETER = Target("interpreter", 90, 227 * 1024, "none")
+_INTERPRETER = Target("interpreter", 80, 163 * 1024, "none")
 
 
 def current_target() -> Target:

@@ -17,12 +17,20 @@ from hotstart.kernels.launch import Launcher
 from hotstart.kernels.space import LaunchSpace
 from hotstart.kernels.target import Target, current_target
 
-__all__ = ["TUNABLES", "Trial", "Tunable"]
+__all__ = ["TUNABLES", "Trial", "Tunable", "choices_made"]
 
 # Prompts whose mixers are timed: one long, some of middle length, many short; never one tiny shape.
 SHAPES: tuple[tuple[int, ...], ...] = ((4096,), (512,) * 8, (64,) * 32)
 
 TUNABLES: list["Tunable[Any, Any]"] = []
+_choices = 0
+
+
+def choices_made() -> int:
+    """Grows with every choice: what an op has computed from its tiles holds as long as this number does."""
+    return _choices
+
+
 Family = TypeVar("Family")  # a frozen dataclass of plain values: the shapes and types that decide which tiles are best
 Tiles = TypeVar("Tiles")  # likewise: what there is to choose
 
@@ -83,6 +91,8 @@ class Tunable(Generic[Family, Tiles]):
 
     def use(self, family: Family, tiles: Tiles) -> Tiles:
         """From now on, on the active GPU."""
+        global _choices
+        _choices += 1
         self._chosen[driver._active, family] = tiles
         return tiles
 

@@ -1,6 +1,7 @@
 """Compile for GPUs that are not here.  These tests share a process with nothing that uses Triton's interpreter."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,12 @@ from hotstart.kernels.ops import AttentionDims, GdnDims, MoeDims
 def _fp_fusion(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton 3.9 warns about kernels that leave it open; ours do not, the foreign ones of these tests do."""
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Invented times belong into no cache that a user has."""
+    monkeypatch.setenv("HOTSTART_CACHE", str(tmp_path / "hotstart"))
 
 
 @pytest.fixture

@@ -45,9 +45,8 @@ ALL = (DEFAULT, SMALL, Tiles(32, 8), LARGE)
 
 
 @pytest.fixture
-def product(monkeypatch, tmp_path):
-    """An op, alone in the registry, with a cache of its own."""
-    monkeypatch.setenv("HOTSTART_CACHE", str(tmp_path))
+def product():
+    """An op, alone in the registry."""
     launchers, tunables = list(LAUNCHERS), list(TUNABLES)
     TUNABLES.clear()
     launch = Launcher(_product_kernel, warmup=lambda space: None)
@@ -306,9 +305,8 @@ def test_the_command_times_and_exports_a_table(product, times, small_gpu, tmp_pa
     assert "is a table for NVIDIA Other" in capsys.readouterr().err
 
 
-def test_installed_libraries_are_compared_and_the_next_start_knows(monkeypatch, tmp_path):
+def test_installed_libraries_are_compared_and_the_next_start_knows(monkeypatch):
     """On this stub ours takes 100 us for anything, the library 50; another does not fit the GPU."""
-    monkeypatch.setenv("HOTSTART_CACHE", str(tmp_path))
     installed = {"fla": "0.6.0", "flashinfer": "0.6.13"}
     monkeypatch.setattr(tuning, "installed_packages", lambda: installed)
     monkeypatch.setattr(gdn_external, "warmup", lambda space: None)
