@@ -15,29 +15,25 @@ import msgspec
 from hotstart import __version__, log
 from hotstart.config.server import digest_of
 from hotstart.server import metrics
-from hotstart.server.chat import chat, render
-from hotstart.server.completions import complete
-from hotstart.server.errors import ApiError
-from hotstart.server.exchange import ClientGone, Exchange, Receive, Scope, Send, decode
-from hotstart.server.openapi import Answerer, Endpoint, document
-from hotstart.server.schemas import (
+from hotstart.server.answers import (
     ChatChunk,
     ChatCompletion,
-    ChatRequest,
     Completion,
-    CompletionRequest,
     DetokenizedText,
-    DetokenizeRequest,
     Health,
     ModelCard,
     ModelList,
     PhaseReport,
     Readiness,
-    TemplateOptions,
-    TokenizeRequest,
     Tokens,
     Version,
 )
+from hotstart.server.chat import chat, render
+from hotstart.server.completions import complete
+from hotstart.server.errors import ApiError
+from hotstart.server.exchange import ClientGone, Exchange, Receive, Scope, Send, decode
+from hotstart.server.openapi import Answerer, Endpoint, document
+from hotstart.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TemplateOptions, TokenizeRequest
 from hotstart.server.service import Service
 
 __all__ = ["WARMUP_HEADER", "App"]

@@ -7,25 +7,24 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 
 from hotstart.request import PositionLogprobs
-from hotstart.server.exchange import Exchange
-from hotstart.server.generation import Choice, Generation
-from hotstart.server.schemas import (
+from hotstart.server.answers import (
     Answer,
     AnsweredCall,
     ChatChoice,
     ChatChunk,
     ChatCompletion,
     ChatLogprobs,
-    ChatRequest,
     ChunkChoice,
     Delta,
-    FunctionCall,
     FunctionDelta,
     TokenLogprob,
     ToolCallDelta,
     TopLogprob,
     Usage,
 )
+from hotstart.server.exchange import Exchange
+from hotstart.server.generation import Choice, Generation
+from hotstart.server.schemas import ChatRequest, FunctionCall
 from hotstart.server.service import Service
 from hotstart.text.thinking import Thinking
 from hotstart.text.tool_calls import Call, ToolCalls

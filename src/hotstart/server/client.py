@@ -10,7 +10,6 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -36,30 +35,16 @@ from hotstart.engine.messages import (
     frame,
     read_frames,
 )
-from hotstart.engine.phases import OnPhase, Phase, PhaseProgress, ignore_phases
+from hotstart.engine.phases import OnPhase, ignore_phases
 from hotstart.errors import EngineDead, HotstartError, QueueFull
 from hotstart.request import FinishReason, Request, SamplingParams, TokenEvent
+from hotstart.server.startup_state import StartupState
 
 __all__ = ["EngineClient", "Submission"]
 
 SILENCE_S = 5.0  # without a heartbeat /health says no
 LONGEST_SILENCE_S = 15.0  # then the process counts as dead
 EXIT_S = 5.0  # for the process to leave by itself
-
-# The phases of start-up, for the percentage: one that is not listed counts nothing.
-PHASES = (
-    "load libraries",
-    "read config",
-    "choose kernels",
-    "build model",
-    "load weights",
-    "warm up kernels",
-    "run rungs",
-    "plan memory",
-    "allocate caches",
-    "trial requests",
-    "warm up server",
-)
 
 
 class Submission:
@@ -110,32 +95,14 @@ class Submission:
             self._open.clear()
 
 
-@dataclass(slots=True)
-class StartupState:
-    """How far start-up has come."""
-
-    phase: str = PHASES[0]
-    done: int = 0
-    total: int = 0
-    phases: list[Phase] = field(default_factory=list)
-
-    @property
-    def percent(self) -> float:
-        if self.phase not in PHASES:
-            return 0.0
-        share = self.done / self.total if self.total else 0.0
-        return round(100 * (PHASES.index(self.phase) + share) / len(PHASES), 1)
-
-
 class EngineClient:
     def __init__(self, config: EngineConfig, max_num_queued: int, on_phase: OnPhase = ignore_phases) -> None:
         self.config = config
-        self.startup = StartupState()
+        self.startup = StartupState(on_phase)
         self.ready: Ready | None = None
         self.stats = Stats()
         self.late_events: list[dict[str, Any]] = []
         self.failure: HotstartError | None = None  # why the engine is dead
-        self.on_phase = on_phase
         self._max_num_queued = max_num_queued
         self._numbers = itertools.count()
         self._live: dict[str, Submission] = {}
@@ -194,14 +161,6 @@ class EngineClient:
             raise self.failure
         assert self.ready is not None
         return self.ready
-
-    def begin_phase(self, name: str, done: int, total: int) -> None:
-        self.startup.phase, self.startup.done, self.startup.total = name, done, total
-        self.on_phase(PhaseProgress(name, done, total))
-
-    def end_phase(self, phase: Phase) -> None:
-        self.startup.phases.append(phase)
-        self.on_phase(phase)
 
     def close(self) -> None:
         self._closing = True
@@ -269,9 +228,9 @@ class EngineClient:
                 self._turn_s = report.turn_s
                 return  # a sign of life, and no progress
             case PhaseBegan():
-                self.begin_phase(report.name, report.done, report.total)
+                self.startup.begin(report.name, report.done, report.total)
             case PhaseEnded():
-                self.end_phase(report.phase)
+                self.startup.end(report.phase)
             case Ready():
                 self.ready = report
             case Late():

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from msgspec import UNSET, UnsetType
 
 from hotstart.request import PositionLogprobs, SamplingParams
+from hotstart.server.answers import Completion, TextChoice, TextLogprobs, Usage
 from hotstart.server.errors import bad_request
 from hotstart.server.exchange import Exchange
 from hotstart.server.generation import Choice, Generation, Wish
 from hotstart.server.sampling import choices_of, params_of
-from hotstart.server.schemas import MAX_PROMPTS, Completion, CompletionRequest, TextChoice, TextLogprobs, Usage
+from hotstart.server.schemas import MAX_PROMPTS, CompletionRequest
 from hotstart.server.service import Service
 
 __all__ = ["complete"]

@@ -8,8 +8,8 @@ from typing import Self
 from hotstart import log
 from hotstart.engine.outputs import OutputBuilder
 from hotstart.request import FinishReason, PositionLogprobs, Request, SamplingParams
+from hotstart.server.answers import CompletionDetails, PromptDetails, Usage
 from hotstart.server.errors import ApiError, api_error_of
-from hotstart.server.schemas import CompletionDetails, PromptDetails, Usage
 from hotstart.server.service import Service
 
 __all__ = ["Choice", "Generation", "Wish"]

@@ -23,14 +23,14 @@ async def warm_up(service: Service, address: tuple[str, int], token: str) -> Non
     counted, service.metrics = service.metrics, service.make_metrics()
     try:
         for number, (method, path, body) in enumerate(requests):
-            client.begin_phase(PHASE, number, len(requests))
+            client.startup.begin(PHASE, number, len(requests))
             async with asyncio.timeout(TIMEOUT_S):
                 await _ask(address, token, method, path, body)
     except (TimeoutError, OSError, ValueError) as error:
         raise StartupError(f"start-up failed in phase {PHASE!r}: {error}") from error
     finally:
         service.metrics = counted
-    client.end_phase(Phase(PHASE, loop.time() - began, 0, f"{len(requests)} requests"))
+    client.startup.end(Phase(PHASE, loop.time() - began, 0, f"{len(requests)} requests"))
 
 
 def _requests(service: Service) -> list[tuple[str, str, Any]]:

@@ -1,0 +1,50 @@
+"""How far start-up has come, as /ready, /plan and a terminal tell it."""
+
+from dataclasses import dataclass, field
+
+from hotstart.engine.phases import OnPhase, Phase, PhaseProgress
+
+__all__ = ["StartupState"]
+
+# The phases of start-up, for the percentage: one that is not listed counts nothing.
+PHASES = (
+    "load libraries",
+    "read config",
+    "choose kernels",
+    "build model",
+    "load weights",
+    "warm up kernels",
+    "run rungs",
+    "try capture",
+    "plan memory",
+    "allocate caches",
+    "capture graphs",
+    "trial requests",
+    "warm up server",
+)
+
+
+@dataclass(slots=True)
+class StartupState:
+    """How far start-up has come."""
+
+    on_phase: OnPhase
+    phase: str = PHASES[0]
+    done: int = 0
+    total: int = 0
+    phases: list[Phase] = field(default_factory=list)
+
+    @property
+    def percent(self) -> float:
+        if self.phase not in PHASES:
+            return 0.0
+        share = self.done / self.total if self.total else 0.0
+        return round(100 * (PHASES.index(self.phase) + share) / len(PHASES), 1)
+
+    def begin(self, name: str, done: int, total: int) -> None:
+        self.phase, self.done, self.total = name, done, total
+        self.on_phase(PhaseProgress(name, done, total))
+
+    def end(self, phase: Phase) -> None:
+        self.phases.append(phase)
+        self.on_phase(phase)
