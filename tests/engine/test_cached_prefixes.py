@@ -26,7 +26,7 @@ def serve(engine, stem, tails):
 
 
 def test_cached_beginning_changes_no_answer(start_engine, monkeypatch):
-    limits_of, sample, logits = startup._scheduler_limits, sampler.sample, {}
+    limits_of, sample, logits = startup.scheduler_limits, sampler.sample, {}
 
     def recording(rows_of_logits, rows):
         for row, key in enumerate(zip(rows.seed.tolist(), rows.position.tolist(), strict=True)):
@@ -43,7 +43,7 @@ def test_cached_beginning_changes_no_answer(start_engine, monkeypatch):
     for caching in (False, True):
         monkeypatch.setattr(
             startup,
-            "_scheduler_limits",
+            "scheduler_limits",
             lambda *args, caching=caching: dataclasses.replace(limits_of(*args), enable_prefix_caching=caching),
         )
         engine = start_engine(max_model_len=160, max_num_batched_tokens=100, max_num_seqs=4)

@@ -25,4 +25,5 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def test_freed_memory_is_found_mapped_again():
     """In a process of its own: what this one has freed before would hide the difference."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True)
-    assert int(done.stdout) < 5_000  # 110 000 with glibc's defaults
+    # 110 000 with glibc's defaults; 0 in most processes, up to 5120 where the heap starts unluckily
+    assert int(done.stdout) < 10_000
