@@ -1,9 +1,10 @@
 """The chunked delta rule of a library, between our convolution and our gated norm: flash-linear-attention, FlashInfer.
 
 What stands around the core is ours, so that states are read and written by slot as everywhere: `_inputs_kernel` makes
-q, k, v and the gates of the packed rows, the library runs the rule, the norm fills `out`, and `_keep_inputs_kernel`
-leaves the inputs that the next step's convolution needs.  The states of the step's sequences are gathered for the
-library and scattered back, and memory is the library's own: start-up measures it like everything in a step.
+q, k, v and the gates of the packed rows, the library runs the rule, and the kernel that ends our own prefill
+(gdn_norm.py) norms what it gave, and keeps the inputs that the next step's convolution needs.  The states of the
+step's sequences are gathered for the library and scattered back, and memory is the library's own: start-up measures
+it like all of a step.
 
 The cores are operators of torch with a form for meta tensors, which has shapes alone: a library is called, and warmed,
 on real tensors only.
@@ -22,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hotstart.kernels.gdn_norm import launch_norm
 from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
 from hotstart.kernels.ops import EXTERNAL, GdnDims, GdnWeights, PrefillStep
 
@@ -29,7 +31,9 @@ __all__ = ["gdn_prefill_fla", "gdn_prefill_flashinfer", "warmup"]
 
 # A library that tunes itself does so on the first prompts it sees: these, before the step's own short ones.
 _WARMUP_LENGTHS = (512,) * 4
-_BLOCK_D = 1024
+_TAIL_CHANNELS = 1024
+_NORM_ROWS = 16
+_TRITON_TYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 @kernel
@@ -105,65 +109,6 @@ def _inputs_kernel(
         o_k = (row * H + i_k)[:, None] * K + o_d[None, :]
         tl.store(q_ptr + o_k, b_u.to(q_ptr.dtype.element_ty), m & (i_h < H))
         tl.store(k_ptr + o_k, b_u.to(k_ptr.dtype.element_ty), m & (i_h >= H))
-
-
-@kernel
-def _gated_norm_kernel(
-    o_ptr,  # [P, HV, V]
-    packed_ptr,  # [T, ROW]
-    weight_ptr,  # [V]
-    y_ptr,  # [T, HV, V]
-    first_token: tl.int32,
-    eps: tl.float32,
-    HV: tl.constexpr,
-    V: tl.constexpr,
-    ROW: tl.constexpr,
-    Z_OFFSET: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-):
-    """Program: token x value head."""
-    i_p = tl.program_id(0).to(tl.int64)
-    i_t, i_h = first_token + i_p // HV, i_p % HV
-    o_v = tl.arange(0, BLOCK_V)
-    m_v = o_v < V
-    b_o = tl.load(o_ptr + i_p * V + o_v, m_v, 0).to(tl.float32)
-    b_z = tl.load(packed_ptr + i_t * ROW + Z_OFFSET + i_h * V + o_v, m_v, 0).to(tl.float32)
-    b_w = tl.load(weight_ptr + o_v, m_v, 0)
-    b_y = b_o * tl.rsqrt(tl.sum(b_o * b_o, axis=0) / V + eps) * b_w * b_z * tl.sigmoid(b_z)
-    tl.store(y_ptr + (i_t * HV + i_h) * V + o_v, b_y.to(y_ptr.dtype.element_ty), m_v)
-
-
-@kernel
-def _keep_inputs_kernel(
-    packed_ptr,  # [T, ROW]
-    conv_ptr,  # [slots, W - 1, CHANNELS]
-    read_slots_ptr,  # [N]
-    write_slots_ptr,  # [N]
-    cu_seqlens_ptr,  # [N + 1]
-    CHANNELS: tl.constexpr,
-    W: tl.constexpr,
-    ROW: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-):
-    """Program: sequence x BLOCK_D channels.  A sequence shorter than the window keeps the end of the old one."""
-    NUM_BLOCKS: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
-    i_p = tl.program_id(0)
-    i_n = i_p // NUM_BLOCKS
-    i_read = tl.load(read_slots_ptr + i_n).to(tl.int64)
-    i_write = tl.load(write_slots_ptr + i_n).to(tl.int64)
-    first = tl.load(cu_seqlens_ptr + i_n).to(tl.int64)
-    length = tl.load(cu_seqlens_ptr + i_n + 1) - first
-    o_d = i_p % NUM_BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
-    o_w = tl.arange(0, BLOCK_W)
-    o_t = length - (W - 1) + o_w
-    m = (o_w < W - 1)[:, None] & (o_d < CHANNELS)[None, :]
-    b_x = tl.load(packed_ptr + (first + o_t)[:, None] * ROW + o_d[None, :], m & (o_t >= 0)[:, None], 0)
-    p_old = conv_ptr + (i_read * (W - 1) + o_t + W - 1)[:, None] * CHANNELS + o_d[None, :]
-    b_x += tl.load(p_old, m & ((o_t < 0) & (i_read >= 0))[:, None], 0)
-    tl.debug_barrier()  # both slots may be one: every row is read before any is written
-    p_new = conv_ptr + (i_write * (W - 1) + o_w)[:, None] * CHANNELS + o_d[None, :]
-    tl.store(p_new, b_x, m & (i_write >= 0))
 
 
 Core = Callable[..., tuple[Tensor, Tensor]]
@@ -249,6 +194,7 @@ def _gdn_prefill(
     C, P, first = prefill.chunk_length, sum(prefill.lengths), prefill.first_token
     if not P:
         return
+    shape = {"H": H, "HV": HV, "K": K, "V": V, "W": W, "ROW": dims.packed_width, "C": C}
     q, k = (packed.new_empty(P, H, K) for _ in range(2))
     v = packed.new_empty(P, HV, V)
     g, beta = (torch.empty(P, HV, dtype=torch.float32, device=packed.device) for _ in range(2))
@@ -267,13 +213,7 @@ def _gdn_prefill(
         prefill.chunks,
         prefill.read_slots,
         first,
-        H=H,
-        HV=HV,
-        K=K,
-        V=V,
-        W=W,
-        ROW=dims.packed_width,
-        C=C,
+        **shape,
         BLOCK_D=triton.next_power_of_2(max(K, V)),
         LINEAR=linear,
     )
@@ -286,34 +226,30 @@ def _gdn_prefill(
         kept = torch.tensor([i for i, slot in enumerate(prefill.writes) if slot >= 0], device=state.device)
         writes, states = writes[kept], states[kept]
     state.index_copy_(0, writes, states.to(state.dtype))
-    _launch_gated_norm(
-        (P * HV,),
-        o.contiguous(),
+    out[first : first + P].copy_(o.flatten(1))
+    blocks = triton.cdiv(dims.conv_channels, _TAIL_CHANNELS)
+    launch_norm(
+        (prefill.num_chunks * (C // _NORM_ROWS) * HV + len(prefill.lengths) * blocks,),
         packed,
         weights.norm,
         out,
-        first,
-        dims.eps,
-        HV=HV,
-        V=V,
-        ROW=dims.packed_width,
-        Z_OFFSET=dims.z_offset,
-        BLOCK_V=triton.next_power_of_2(V),
-        num_warps=1,
-    )
-    channels = dims.conv_channels
-    _launch_keep_inputs(
-        (len(prefill.lengths) * triton.cdiv(channels, _BLOCK_D),),
-        packed,
         conv,
         prefill.read_slots,
         prefill.write_slots,
         prefill.cu_seqlens,
-        CHANNELS=channels,
-        W=W,
-        ROW=dims.packed_width,
-        BLOCK_D=_BLOCK_D,
+        prefill.cu_chunks,
+        prefill.chunks,
+        0,
+        0,
+        prefill.num_chunks,
+        dims.eps,
+        **shape,
+        BLOCK_T=_NORM_ROWS,
+        BLOCK_V=triton.next_power_of_2(V),
+        BLOCK_D=_TAIL_CHANNELS,
         BLOCK_W=triton.next_power_of_2(W - 1),
+        O_TYPE=_TRITON_TYPE[out.dtype],
+        OVERLAP=False,
     )
 
 
@@ -359,5 +295,3 @@ def warmup(space: LaunchSpace) -> None:
 
 
 _launch_inputs = Launcher(_inputs_kernel, warmup=warmup)
-_launch_gated_norm = Launcher(_gated_norm_kernel, warmup=warmup)
-_launch_keep_inputs = Launcher(_keep_inputs_kernel, warmup=warmup, in_place=True)
