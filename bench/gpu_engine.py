@@ -10,6 +10,8 @@ import json
 import os
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,8 +28,16 @@ from hotstart.engine.engine import Engine
 from hotstart.engine.phases import Phase
 from hotstart.request import Request, SamplingParams
 
-PARTS = ("first", "ttft", "decode", "crowd", "random", "burst")
-WISHES = {"max_model_len": 9216, "max_num_seqs": 1024, "max_num_batched_tokens": 8192}
+PARTS = ("first", "ttft", "decode", "crowd", "random", "burst", "neighbour")
+WISHES = {
+    "max_model_len": 9216,
+    "max_num_seqs": 1024,
+    "max_num_batched_tokens": 8192,
+    "jit_monitor_mode": "error",
+}
+NEIGHBOUR = (
+    "import torch; held = torch.empty(2 << 30, dtype=torch.uint8, device='cuda'); print(len(held), flush=True); input()"
+)
 
 
 class Client:
@@ -122,6 +132,17 @@ def burst(client: Client) -> dict[str, Any]:
     return {"seconds": seconds, "failed": failed, **state(client.engine)}
 
 
+def neighbour(client: Client) -> dict[str, Any]:
+    """Another process takes 2 GiB of the card, then the burst comes again."""
+    command = [sys.executable, "-c", NEIGHBOUR]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None and other.stdout is not None
+        taken = int(other.stdout.readline() or 0)
+        found = burst(client)
+        other.stdin.close()
+    return {"taken_bytes": taken, "failed": found["failed"]}
+
+
 def state(engine: Engine) -> dict[str, Any]:
     growth = engine.growth
     return {
@@ -130,6 +151,9 @@ def state(engine: Engine) -> dict[str, Any]:
         "driver_growth_bytes": growth.resident_bytes,
         "preemptions": engine.use.num_preemptions,
     }
+
+
+RUN = (first, ttft, decode, crowd, random_traffic, burst, neighbour)
 
 
 def _process_start() -> float:
@@ -148,7 +172,8 @@ def show(event: object) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="qwen3.5-4b", choices=PUBLISHED)
-    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--parts", default=",".join(PARTS[:-1]), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--name", default="gpu_engine", help="of the file in bench/results")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a field of EngineConfig")
     arguments = parser.parse_args()
     wishes: dict[str, Any] = WISHES | dict(pair.split("=", 1) for pair in arguments.set)
@@ -168,7 +193,7 @@ def main() -> None:
         "phases_s": {phase.name: phase.seconds for phase in engine.startup.phases},
         "plan": engine.memory_plan.as_dict(),
     }
-    client, parts = Client(engine), dict(zip(PARTS, (first, ttft, decode, crowd, random_traffic, burst), strict=True))
+    client, parts = Client(engine), dict(zip(PARTS, RUN, strict=True))
     for name in arguments.parts.split(","):
         row[name] = parts[name](client)
         print(name, json.dumps(row[name]), flush=True)
@@ -176,7 +201,7 @@ def main() -> None:
     print(json.dumps(state(engine)), flush=True)
     engine.close()
     write_result(
-        "gpu_engine", [row], gpu=torch.cuda.get_device_name(), cuda=torch.version.cuda, triton=triton.__version__
+        arguments.name, [row], gpu=torch.cuda.get_device_name(), cuda=torch.version.cuda, triton=triton.__version__
     )
 
 
