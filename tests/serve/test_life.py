@@ -111,6 +111,7 @@ def test_a_hundred_mixed_requests_with_disconnects_leave_nothing_behind(server: 
     assert server.metric("vllm:request_success_total", finished_reason="abort") > before["abort"]
     assert server.metric("hotstart:late_events_total") == 0
     assert server.ask("/plan")[1]["late_events"] == []
+    assert server.metric("hotstart:server_late_imports") == 0
 
 
 def test_what_exceeds_the_queue_is_refused_at_once(start_server: StartServer) -> None:
@@ -152,6 +153,24 @@ def test_an_engine_that_dies_is_answered_for(start_server: StartServer) -> None:
         assert b'"code":"engine_dead"' in answer
         assert b"[DONE]" not in answer
     assert server.process.wait(20) == 1
+
+
+def test_an_engine_that_hangs_is_reported_and_then_ended(start_server: StartServer) -> None:
+    server = start_server("--engine-timeout", "4")
+    server.wait_until(server.is_ready, "ready", 90)
+    held = post(server, {"prompt": "Copy: a", "max_tokens": 240, "ignore_eos": True})
+    server.wait_until(lambda: server.metric("vllm:num_requests_running") == 1, "running")
+    os.kill(engine_pid(server), signal.SIGSTOP)
+    server.wait_until(lambda: server.ask("/health", key=None)[0] == 503, "unhealthy", 4)
+    assert b'"code":"engine_dead"' in held.recv(65536)
+    held.close()
+    assert server.process.wait(10) == 1
+
+
+def test_a_server_that_is_told_to_go_while_it_loads_goes(start_server: StartServer) -> None:
+    server = start_server()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(10) == 0
 
 
 @pytest.mark.parametrize(

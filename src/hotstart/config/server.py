@@ -27,6 +27,7 @@ class ServerConfig:
     max_num_queued_reqs: int = count("requests that may wait beside those that run; more are answered with 503", 256, 0)
     shutdown_timeout: int = count("seconds that running requests get after SIGTERM", 30, minimum=0)
     sse_keep_alive_interval: int = count("seconds of silence in a stream before a comment is sent", 15)
+    engine_timeout: int = count("seconds of silence after which the engine's process counts as dead", 15)
     step_timeout: int = count("seconds after which a step counts as stuck, and /health says so", 300)
 
     def __post_init__(self) -> None:

@@ -22,7 +22,6 @@ __all__ = [
     "Add",
     "Beat",
     "Channel",
-    "Close",
     "Command",
     "Died",
     "Failure",
@@ -70,11 +69,7 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
     request_ids: tuple[str, ...]
 
 
-class Close(msgspec.Struct, frozen=True, tag=True):
-    pass
-
-
-Command = Start | Add | Abort | Close
+Command = Start | Add | Abort  # to close the socket is the last one
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):

@@ -19,7 +19,6 @@ from hotstart.engine.messages import (
     Add,
     Beat,
     Channel,
-    Close,
     Command,
     Died,
     Failure,
@@ -77,8 +76,8 @@ class Worker:
     def run(self) -> None:
         engine = self._start(self._config())
         try:
-            while self._turn(engine):
-                pass
+            while True:
+                self._turn(engine)
         finally:
             engine.close()
 
@@ -124,13 +123,11 @@ class Worker:
         else:
             self._channel.send(PhaseBegan(event.name, event.done, event.total))
 
-    def _turn(self, engine: "Engine") -> bool:
-        """Obey what has come, then one step.  False once the server wants no more."""
+    def _turn(self, engine: "Engine") -> None:
+        """Obey what has come, then one step.  Raises EOFError once the server wants no more."""
         events: list[TokenEvent] = []
         self._turn_began = time.monotonic()
         for command in self._channel.receive(0.0 if engine.has_work else BEAT_S):
-            if isinstance(command, Close):
-                return False
             if isinstance(command, Add):
                 for request in command.requests:
                     events += _add(engine, request)
@@ -140,7 +137,6 @@ class Worker:
         if engine.has_work:
             events += engine.step()
         self._tell(engine, events)
-        return True
 
     def _tell(self, engine: "Engine", events: list[TokenEvent]) -> None:
         stats = None

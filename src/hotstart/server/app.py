@@ -149,7 +149,7 @@ class App:
         return answer
 
     async def _health(self, exchange: Exchange) -> None:
-        trouble = self._service.client.trouble(self._service.server.step_timeout)
+        trouble = self._service.client.trouble()
         await exchange.answer_json(Health("ok" if trouble is None else "failing", trouble), 503 if trouble else 200)
 
     async def _ready(self, exchange: Exchange) -> None:
@@ -192,13 +192,7 @@ class App:
         service.model_name(request.model)
         if (request.prompt is None) == (request.messages is None):
             raise ApiError(400, "invalid_value", "give either prompt or messages", param="prompt")
-        if request.messages is not None:
-            options = request.chat_template_kwargs or TemplateOptions()
-            wants_prompt = request.add_generation_prompt is not False
-            text = render(service, request.messages, request.tools, options, add_generation_prompt=wants_prompt)
-            ids = service.encode(text, "messages", add_special_tokens=False)
-        else:
-            ids = service.encode(request.prompt or "", "prompt", request.add_special_tokens is not False)
+        ids = await service.prepare(exchange, lambda: _tokenized(service, request))
         texts = [service.text.tokenizer.token_text(i) for i in ids] if request.return_token_strs else None
         await exchange.answer_json(Tokens(len(ids), service.ready.limits.max_model_len, list(ids), texts))
 
@@ -216,6 +210,15 @@ class App:
 
 _tokenize_decoder = msgspec.json.Decoder(TokenizeRequest)
 _detokenize_decoder = msgspec.json.Decoder(DetokenizeRequest)
+
+
+def _tokenized(service: Service, request: TokenizeRequest) -> tuple[int, ...]:
+    if request.messages is None:
+        return service.encode(request.prompt or "", "prompt", request.add_special_tokens is not False)
+    options = request.chat_template_kwargs or TemplateOptions()
+    wants_prompt = request.add_generation_prompt is not False
+    text = render(service, request.messages, request.tools, options, add_generation_prompt=wants_prompt)
+    return service.encode(text, "messages", add_special_tokens=False)
 
 
 async def _unless_gone(exchange: Exchange, work: Any) -> None:

@@ -22,14 +22,7 @@ async def chat(service: Service, exchange: Exchange, request: ChatRequest, reque
     model = service.model_name(request.model)
     max_tokens = _max_tokens(request)
     _check(request)
-    text = render(
-        service,
-        request.messages,
-        None if request.tool_choice == "none" else request.tools,
-        _template_options(request),
-        add_generation_prompt=request.add_generation_prompt is not False,
-    )
-    ids = service.encode(text, "messages", add_special_tokens=False)
+    text, ids = await service.prepare(exchange, lambda: _prompt(service, request))
     service.check_prompt(ids, max_tokens, "messages")
     params = params_of(
         request,
@@ -48,6 +41,14 @@ async def chat(service: Service, exchange: Exchange, request: ChatRequest, reque
         else:
             await generation.complete()
             await exchange.answer_json(writer.whole())
+
+
+def _prompt(service: Service, request: ChatRequest) -> tuple[str, tuple[int, ...]]:
+    tools = None if request.tool_choice == "none" else request.tools
+    wants_prompt = request.add_generation_prompt is not False
+    options = _template_options(request)
+    text = render(service, request.messages, tools, options, add_generation_prompt=wants_prompt)
+    return text, service.encode(text, "messages", add_special_tokens=False)
 
 
 def render(

@@ -16,11 +16,11 @@ import msgspec
 
 from hotstart import log
 from hotstart.config.engine import EngineConfig
+from hotstart.config.server import ServerConfig
 from hotstart.engine.messages import (
     Abort,
     Add,
     Beat,
-    Close,
     Command,
     Died,
     Late,
@@ -42,8 +42,7 @@ from hotstart.server.startup_state import StartupState
 
 __all__ = ["EngineClient", "Submission"]
 
-SILENCE_S = 5.0  # without a heartbeat /health says no
-LONGEST_SILENCE_S = 15.0  # then the process counts as dead
+SILENCE_SHARE = 1 / 3  # of the time after which the process counts as dead: then /health says no
 EXIT_S = 5.0  # for the process to leave by itself
 
 
@@ -96,14 +95,14 @@ class Submission:
 
 
 class EngineClient:
-    def __init__(self, config: EngineConfig, max_num_queued: int, on_phase: OnPhase = ignore_phases) -> None:
+    def __init__(self, config: EngineConfig, server: ServerConfig, on_phase: OnPhase = ignore_phases) -> None:
         self.config = config
         self.startup = StartupState(on_phase)
         self.ready: Ready | None = None
         self.stats = Stats()
         self.late_events: list[dict[str, Any]] = []
         self.failure: HotstartError | None = None  # why the engine is dead
-        self._max_num_queued = max_num_queued
+        self._server = server
         self._numbers = itertools.count()
         self._live: dict[str, Submission] = {}
         self._heard = time.monotonic()
@@ -119,20 +118,24 @@ class EngineClient:
     def capacity(self) -> int:
         """Requests that may be in the engine, running and waiting."""
         assert self.ready is not None, "the engine is not ready"
-        return self.ready.limits.max_num_seqs + self._max_num_queued
+        return self.ready.limits.max_num_seqs + self._server.max_num_queued_reqs
 
     @property
     def silence_s(self) -> float:
         return time.monotonic() - self._heard
 
-    def trouble(self, step_timeout_s: float) -> str | None:
+    @property
+    def _is_silent(self) -> bool:
+        return self.silence_s > self._server.engine_timeout * SILENCE_SHARE
+
+    def trouble(self) -> str | None:
         """What a liveness probe should know, if anything."""
         if self.failure is not None:
             return "the engine has stopped"
-        if self.silence_s > SILENCE_S:
+        if self._is_silent:
             return f"the engine has been silent for {self.silence_s:.0f} s"
         turn_s = self._turn_s + self.silence_s
-        if self.ready is not None and turn_s > step_timeout_s:
+        if self.ready is not None and turn_s > self._server.step_timeout:
             return f"a step has been running for {turn_s:.0f} s"
         return None
 
@@ -164,8 +167,7 @@ class EngineClient:
 
     def close(self) -> None:
         self._closing = True
-        if self.failure is None:
-            self._tell(Close())
+        self._writer.close()  # which ends the process, whatever it does now
 
     def submit(self, prompts: Sequence[tuple[tuple[int, ...], SamplingParams]]) -> Submission:
         """All of them, or none.  Raises QueueFull or EngineDead, and never waits."""
@@ -203,10 +205,10 @@ class EngineClient:
         buffer = bytearray()
         while True:
             try:
-                async with asyncio.timeout(LONGEST_SILENCE_S):
+                async with asyncio.timeout(self._server.engine_timeout):
                     data = await reader.read(1 << 20)
             except TimeoutError:
-                self._die(EngineDead(f"the engine's process was silent for {LONGEST_SILENCE_S:.0f} s"))
+                self._die(EngineDead(f"the engine's process was silent for {self.silence_s:.0f} s"))
                 return
             except OSError:
                 data = b""
@@ -261,7 +263,7 @@ class EngineClient:
     async def _end(self) -> None:
         """The socket is closed: the process must go, and is helped if it does not."""
         try:
-            async with asyncio.timeout(0 if self.failure and self.silence_s > SILENCE_S else EXIT_S):
+            async with asyncio.timeout(0 if self._is_silent else EXIT_S):
                 code = await self._process.wait()
         except TimeoutError:
             self._process.kill()

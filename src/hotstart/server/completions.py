@@ -26,7 +26,8 @@ class _Prompt:
 async def complete(service: Service, exchange: Exchange, request: CompletionRequest, request_id: str) -> None:
     model = service.model_name(request.model)
     _check(request)
-    prompts = [_encode(service, prompt, request) for prompt in _split(request.prompt)]
+    given = _split(request.prompt)
+    prompts = await service.prepare(exchange, lambda: [_encode(service, prompt, request) for prompt in given])
     for prompt in prompts:
         service.check_prompt(prompt.ids, request.max_tokens, "prompt")
     params = _params(service, request)

@@ -33,6 +33,7 @@ class Exchange:
         self.request_id = request_id
         self.status = 0  # of the answer; 0 until it has begun
         self.began_stream = False
+        self.num_body_bytes = 0
         self._receive = receive
         self._send = send
 
@@ -63,6 +64,7 @@ class Exchange:
                         raise _too_large()
         except TimeoutError:
             raise ApiError(408, "body_timeout", "the body did not arrive in time", retry_after_s=1) from None
+        self.num_body_bytes = len(body)
         return bytes(body)
 
     async def gone(self) -> None:

@@ -71,7 +71,7 @@ async def _serve(
     on_phase: OnPhase,
     on_ready: OnReady,
 ) -> None:
-    client = EngineClient(config, server.max_num_queued_reqs, on_phase)
+    client = EngineClient(config, server, on_phase)
     service = Service(config, server, keys, client)
     token = secrets.token_hex(16)
     http = _Uvicorn(
@@ -114,7 +114,7 @@ async def _open(service: Service, address: tuple[str, int], token: str, url: str
     service.edge = await asyncio.to_thread(Edge.read, service.config)
     await service.client.wait_ready()
     await warm_up(service, address, token)
-    service.is_open = True
+    service.open()
     on_ready(service, url)
 
 

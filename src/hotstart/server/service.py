@@ -1,10 +1,12 @@
 """Service: what the endpoints share.  Names, tokenizer, template, the engine, and who may come in."""
 
+import asyncio
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hotstart.config.engine import EngineConfig
 from hotstart.config.generation import read_sampling_defaults
@@ -14,11 +16,15 @@ from hotstart.errors import CheckpointError, HotstartError, RequestError
 from hotstart.request import SamplingParams
 from hotstart.server.client import EngineClient, Submission
 from hotstart.server.errors import ApiError, api_error_of, bad_request
+from hotstart.server.exchange import Exchange
 from hotstart.server.metrics import Metrics, Sample
 from hotstart.text.chat import ChatTemplate, read_chat_template
 from hotstart.text.tokenizer import Tokenizer
 
 __all__ = ["Edge", "Service"]
+
+LONG_BODY_BYTES = 16 * 2**10
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +58,18 @@ class Service:
         self.metrics = self.make_metrics()
         self.created = int(time.time())
         self.edge: Edge | None = None
+        self._num_modules = 0  # that this process had imported when it opened
         self.is_open = False  # sealed and warm: requests of clients are served
         self.is_draining = False
+
+    def open(self) -> None:
+        self._num_modules = len(sys.modules)
+        self.is_open = True
+
+    @property
+    def num_late_imports(self) -> int:
+        """Of this process, since it opened: a request that imports pays for what start-up forgot."""
+        return len(sys.modules) - self._num_modules if self.is_open else 0
 
     @property
     def status(self) -> str:
@@ -121,6 +137,10 @@ class Service:
         except RequestError as error:
             raise bad_request(str(error), field) from None
 
+    async def prepare(self, exchange: Exchange, work: Callable[[], T]) -> T:
+        """What takes long for a long text is done beside the loop, so that streams go on."""
+        return await asyncio.to_thread(work) if exchange.num_body_bytes > LONG_BODY_BYTES else work()
+
     def submit(self, prompts: Sequence[tuple[tuple[int, ...], SamplingParams]]) -> Submission:
         """Raises an ApiError: too many now, or more than this server ever takes at once."""
         if len(prompts) > self.client.capacity:
@@ -154,6 +174,8 @@ class Service:
         if stats.resident_growth_bytes is not None:
             about = "of the engine's process, since the seal"
             yield Sample("gauge", "hotstart:resident_growth_bytes", about, stats.resident_growth_bytes)
+        about = "modules that the HTTP process imported after it opened"
+        yield Sample("gauge", "hotstart:server_late_imports", about, self.num_late_imports)
         yield Sample("gauge", "hotstart:engine_silence_seconds", "since the last sign of life", client.silence_s)
         for phase in client.startup.phases:
             yield Sample("gauge", "hotstart:startup_seconds", "by phase", phase.seconds, {"phase": phase.name})
@@ -187,6 +209,7 @@ class Service:
             "memory_plan": client.ready.memory_plan if client.ready else None,
             "late_counts": client.stats.late,
             "late_events": client.late_events,
+            "server_late_imports": self.num_late_imports,
             "growth": {
                 "arena_bytes": client.stats.arena_growth_bytes,
                 "resident_bytes": client.stats.resident_growth_bytes,
