@@ -1,11 +1,13 @@
 """Every op runs on meta tensors: none reads a value on the host or sizes a tensor by data."""
 
+from dataclasses import fields
+
 import torch
 from steps import Row, make_step, moved
 from test_gdn import make_dims, make_inputs
 
 from hotstart.kernels.backends import ops_for
-from hotstart.kernels.ops import AttentionDims, MoeDims
+from hotstart.kernels.ops import AttentionDims, MoeDims, Ops
 
 
 def test_ops_run_on_meta_tensors():
@@ -36,3 +38,9 @@ def test_ops_run_on_meta_tensors():
     experts = torch.empty(4, 32, 64, device="meta"), torch.empty(4, 64, 16, device="meta")
     moe = MoeDims(num_experts=4, top_k=2, width=16, renormalise=True)
     assert ops.moe(x, torch.empty(T, 4, device="meta"), *experts, moe, step).shape == (T, 64)
+
+
+def test_no_op_of_the_triton_table_is_a_torch_form():
+    torch_ops, triton_ops = ops_for("torch"), ops_for("triton")
+    shared = [f.name for f in fields(Ops) if getattr(torch_ops, f.name) is getattr(triton_ops, f.name)]
+    assert shared == []

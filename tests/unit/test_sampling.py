@@ -3,29 +3,9 @@
 import dataclasses
 
 import torch
+from sampling_cases import make_rows
 
-from hotstart.kernels.sampling import SamplingRows, candidates, sample, token_logprobs, uniform
-
-
-def make_rows(rows):
-    """rows: one dict each, of temperature, top_k, top_p, seed, position, banned."""
-    full = [{"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0, "position": 0, "banned": ()} | r for r in rows]
-
-    def column(name, dtype):
-        return torch.tensor([r[name] for r in full], dtype=dtype)
-
-    banned = [(i, token) for i, r in enumerate(full) for token in r["banned"]]
-    return SamplingRows(
-        temperature=column("temperature", torch.float32),
-        top_k=column("top_k", torch.int64),
-        top_p=column("top_p", torch.float32),
-        seed=column("seed", torch.int64),
-        position=column("position", torch.int64),
-        banned=torch.tensor(banned, dtype=torch.int64).view(-1, 2),
-        all_greedy=all(r["temperature"] == 0 for r in full),
-        candidates=max((candidates(r["top_k"], r["top_p"]) for r in full if r["temperature"]), default=0),
-        num_banned=len(banned),
-    )
+from hotstart.kernels.sampling import sample_torch, token_logprobs, uniform
 
 
 def test_draws_follow_the_exact_distribution():
@@ -33,7 +13,7 @@ def test_draws_follow_the_exact_distribution():
     logits = torch.tensor([2.0, -1.0, 0.5, 0.5, 1.0, -3.0, 0.0])
     settings = [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.7}, {"top_k": 4, "top_p": 0.8, "temperature": 2.0}]
     for setting in settings:
-        tokens = sample(logits.expand(n, -1), make_rows([setting | {"seed": 7, "position": i} for i in range(n)]))
+        tokens = sample_torch(logits.expand(n, -1), make_rows([setting | {"seed": 7, "position": i} for i in range(n)]))
         probs = (logits.double() / setting.get("temperature", 1.0)).softmax(-1)
         order = probs.argsort(descending=True, stable=True)
         kept = order[: setting.get("top_k", 7)]
@@ -57,10 +37,10 @@ def test_a_row_does_not_know_its_neighbours():
         {"seed": 1, "position": 4, "temperature": 0.3, "banned": (int(logits[4].argmax()),)},
         {"temperature": 0.0},
     ]
-    together = sample(logits, make_rows(rows))
-    alone = torch.cat([sample(logits[i : i + 1], make_rows(rows[i : i + 1])) for i in range(6)])
+    together = sample_torch(logits, make_rows(rows))
+    alone = torch.cat([sample_torch(logits[i : i + 1], make_rows(rows[i : i + 1])) for i in range(6)])
     assert torch.equal(together, alone)
-    assert torch.equal(sample(logits.flip(0), make_rows(rows[::-1])).flip(0), together)
+    assert torch.equal(sample_torch(logits.flip(0), make_rows(rows[::-1])).flip(0), together)
     assert together[5] == logits[5].argmax() and together[4] != logits[4].argmax()
 
 
@@ -76,10 +56,10 @@ def test_uniform_is_uniform():
 def test_cuts_keep_ties_in_the_order_of_ids():
     logits = torch.zeros(1, 8).expand(500, -1)
     rows = [{"seed": i} for i in range(500)]
-    assert set(sample(logits, make_rows([r | {"top_k": 3} for r in rows])).tolist()) == {0, 1, 2}
-    assert set(sample(logits, make_rows([r | {"top_p": 0.25} for r in rows])).tolist()) == {0, 1}
-    assert set(sample(logits, make_rows([r | {"top_p": 1e-9} for r in rows])).tolist()) == {0}
-    assert set(sample(logits, make_rows([r | {"top_k": 100} for r in rows])).tolist()) == set(range(8))
+    assert set(sample_torch(logits, make_rows([r | {"top_k": 3} for r in rows])).tolist()) == {0, 1, 2}
+    assert set(sample_torch(logits, make_rows([r | {"top_p": 0.25} for r in rows])).tolist()) == {0, 1}
+    assert set(sample_torch(logits, make_rows([r | {"top_p": 1e-9} for r in rows])).tolist()) == {0}
+    assert set(sample_torch(logits, make_rows([r | {"top_k": 100} for r in rows])).tolist()) == set(range(8))
 
 
 def test_logprobs_are_of_the_raw_logits():
@@ -100,12 +80,12 @@ def test_looking_at_few_candidates_changes_nothing():
     few = make_rows(rows)
     for wider in (170, 10**6):
         many = dataclasses.replace(few, candidates=wider)
-        assert torch.equal(sample(logits, few), sample(logits, many))
+        assert torch.equal(sample_torch(logits, few), sample_torch(logits, many))
 
 
 def test_extreme_logits_give_kept_tokens():
     logits = torch.full((1, 50), -1e30)
     logits[0, 7], logits[0, 9] = 1e30, -torch.inf
     for setting in ({}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 0.01}, {"temperature": 100.0, "top_k": 50}):
-        tokens = torch.cat([sample(logits, make_rows([setting | {"seed": i}])) for i in range(20)])
+        tokens = torch.cat([sample_torch(logits, make_rows([setting | {"seed": i}])) for i in range(20)])
         assert tokens.eq(7).all(), setting

@@ -11,7 +11,7 @@ from hotstart.engine.device import Device, Fetched
 from hotstart.engine.inputs import BuiltStep, StepLimits
 from hotstart.engine.plan import SpanResult, StepPlan, StepResult
 from hotstart.engine.rows import PromptRows, SampleRows
-from hotstart.kernels.sampling import sample, token_logprobs
+from hotstart.kernels.sampling import SamplingRows, token_logprobs
 from hotstart.request import MAX_LOGPROBS, PositionLogprobs
 
 __all__ = ["Sampled", "Sampler"]
@@ -20,8 +20,16 @@ __all__ = ["Sampled", "Sampler"]
 class Sampler:
     """`last_tokens` keeps, by slot, the token that each sequence sampled last: the next step may read it there."""
 
-    def __init__(self, logits: Callable[[Tensor], Tensor], vocab_size: int, limits: StepLimits, device: Device) -> None:
-        self._logits = logits  # (hidden rows [R, D]) -> [R, vocab]
+    def __init__(
+        self,
+        logits: Callable[[Tensor], Tensor],  # (hidden rows [R, D]) -> [R, vocab]
+        sample: Callable[[Tensor, SamplingRows], Tensor],  # the op of the model's table
+        vocab_size: int,
+        limits: StepLimits,
+        device: Device,
+    ) -> None:
+        self._logits = logits
+        self._sample = sample
         self._num_alternatives = min(MAX_LOGPROBS, vocab_size)
         self._slab_rows = limits.slab_rows
         # One more than there are slots: where rows of padding write.
@@ -42,7 +50,7 @@ class Sampler:
         for slab in built.samples.slabs:
             count = len(slab.temperature)
             logits = self._logits(hidden.index_select(0, rows[at : at + count]))
-            tokens.append(sample(logits, slab))
+            tokens.append(self._sample(logits, slab))
             if built.samples.logprobs is not None:
                 chosen.append(token_logprobs(logits, tokens[-1], self._num_alternatives))
             at += count

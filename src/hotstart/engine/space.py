@@ -86,6 +86,7 @@ def launch_space(
         attention=attention_dims(config),
         moe=moe_dims(config) if any(config.moe_layers) else None,
         mlp_widths=_mlp_widths(config),
+        vocab_size=config.vocab_size,
         num_positions=longest,
     )
 

@@ -75,7 +75,7 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
         warm = warm_up_kernels(kernels, config, running)
     with phases.phase("run rungs") as running:
         inputs = InputBuilder(limits, device)
-        sampler = Sampler(model.logits, model_config.vocab_size, limits, device)
+        sampler = Sampler(model.logits, model.ops.sample, model_config.vocab_size, limits, device)
         num_weights = sum(p.numel() for p in model.parameters())
         make_runner = partial(Runner, model, num_weights, inputs, sampler, device.step_scope)
         buffers_bytes = device.arena.reserved_bytes() - weights_bytes

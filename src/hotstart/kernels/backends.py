@@ -10,6 +10,7 @@ from hotstart.kernels import (
     activation,
     attention,
     attention_prepare,
+    draw,
     gdn,
     gdn_chunked,
     gdn_decode,
@@ -17,6 +18,7 @@ from hotstart.kernels import (
     linear,
     moe,
     norm,
+    sampling,
 )
 from hotstart.kernels.ops import Ops, Prefill
 
@@ -35,10 +37,10 @@ _TORCH = Ops(
     gdn_decode=gdn.gdn_decode,
     gdn_prefill=gdn.gdn_prefill,
     moe=moe.moe_torch,
+    sample=sampling.sample_torch,
 )
-# Kernels where we have them; the rest of the table follows with the GPU engine.
-_TRITON = replace(
-    _TORCH,
+# What stays PyTorch's: products with weights (cuBLAS), the embedding, the shared expert's gate.
+_TRITON = Ops(
     name="triton",
     linear=F.linear,
     rms_norm=norm.rms_norm,
@@ -49,9 +51,8 @@ _TRITON = replace(
     gdn_decode=gdn_decode.gdn_decode,
     gdn_prefill=gdn_chunked.gdn_prefill,
     moe=moe.moe,
+    sample=draw.sample,
 )
-
-
 _PREFILL: dict[Prefill, Callable[..., None]] = {
     "torch": gdn.gdn_prefill,
     "triton": _TRITON.gdn_prefill,

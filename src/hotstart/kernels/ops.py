@@ -193,3 +193,5 @@ class Ops:
     gdn_prefill: Callable[..., None]
     # (x [T, D], router_logits [T, E], gate_up [E, 2 I, D], down [E, D, I], dims, step) -> [T, D]
     moe: Callable[..., Tensor]
+    # (logits [R, vocab], rows: SamplingRows) -> token ids [R] int64
+    sample: Callable[..., Tensor]

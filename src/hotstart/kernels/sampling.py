@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["SamplingRows", "TokenLogprobs", "candidates", "sample", "token_logprobs", "uniform"]
+__all__ = ["SamplingRows", "TokenLogprobs", "candidates", "sample_torch", "token_logprobs", "uniform", "without_banned"]
 
 ALL_TOKENS = 1 << 30  # more than any vocabulary
 
@@ -65,10 +65,9 @@ def uniform(seed: Tensor, position: Tensor) -> Tensor:
     return _shift_right(mixed, 12).double() * 2.0**-52
 
 
-def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
+def sample_torch(logits: Tensor, rows: SamplingRows) -> Tensor:
     """One token id for each row, [R] int64.  logits: [R, vocab]."""
-    if rows.num_banned:
-        logits = logits.index_put((rows.banned[:, 0], rows.banned[:, 1]), logits.new_full((), float("-inf")))
+    logits = without_banned(logits, rows)
     greedy = logits.argmax(-1)
     if rows.all_greedy:
         return greedy
@@ -82,6 +81,13 @@ def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
     # Rows that hold NaN find no place; their token must be one all the same, or it would fault as an index.
     drawn = torch.searchsorted(total, target, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
     return torch.where(hot, drawn, greedy)
+
+
+def without_banned(logits: Tensor, rows: SamplingRows) -> Tensor:
+    """The logits, those of banned tokens -inf: in a copy, because log-probabilities are of the raw ones."""
+    if not rows.num_banned:
+        return logits
+    return logits.index_put((rows.banned[:, 0], rows.banned[:, 1]), logits.new_full((), float("-inf")))
 
 
 def candidates(top_k: int, top_p: float) -> int:

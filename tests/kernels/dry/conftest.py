@@ -53,6 +53,7 @@ def space() -> LaunchSpace:
         attention=AttentionDims(num_heads=6, num_kv_heads=1, head_dim=80, rotary_dim=20, eps=1e-6),
         moe=MoeDims(num_experts=4, top_k=2, width=72, renormalise=True),
         mlp_widths=(136, 1100),
+        vocab_size=1300,
     )
 
 

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from sampling_cases import make_rows
 from steps import Row, make_step
 from test_gdn import make_inputs
 
-from hotstart.kernels import dry
+from hotstart.kernels import draw, dry
 from hotstart.kernels.activation import silu_mul
 from hotstart.kernels.attention import paged_attention
 from hotstart.kernels.attention_prepare import attention_prepare
@@ -35,6 +36,7 @@ def serve(space, count):
     attend(space, make_step([], [Row(count, pages=(0,) * count)], page_size=space.page_size, padding=count % 2))
     x, weight = torch.empty(rows, space.hidden_size, dtype=dtype), torch.empty(space.hidden_size, dtype=dtype)
     add_rms_norm(rms_norm(x, weight, space.eps), x, weight, space.eps)
+    draw.sample(torch.empty(rows, space.vocab_size, dtype=dtype), make_rows([{}] * rows))
     for width in space.mlp_widths:
         silu_mul(torch.empty(rows, 2 * width, dtype=dtype))
     moe_dims = space.moe
