@@ -32,8 +32,11 @@ class DraftStep:
             self.reads.append(span.read_slot)
 
     def close(self, step_id: int) -> "PendingStep":
-        plan = StepPlan(step_id, (*self.single, *self.longer))
-        return PendingStep(plan, self.single_sequences + self.longer_sequences, self.snapshots, self.reads)
+        # By slot: states that lie one after the other are worked on where they are, in one piece.
+        order = sorted(range(len(self.single)), key=lambda i: self.single[i].write_slot)
+        plan = StepPlan(step_id, (*(self.single[i] for i in order), *self.longer))
+        sequences = [*(self.single_sequences[i] for i in order), *self.longer_sequences]
+        return PendingStep(plan, sequences, self.snapshots, self.reads)
 
 
 @dataclass(frozen=True, slots=True)

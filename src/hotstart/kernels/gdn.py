@@ -26,7 +26,7 @@ from hotstart.kernels.causal_conv import causal_conv, causal_conv_reference, cau
 from hotstart.kernels.gdn_slabs import Batch, batch_of, groups
 from hotstart.kernels.norm import row_length
 from hotstart.kernels.ops import DecodeStep, GdnDims, GdnWeights, PrefillStep
-from hotstart.kernels.slots import bring, store, take
+from hotstart.kernels.slots import bring, store, stretches, take
 
 __all__ = [
     "CPU_CHUNK_LENGTH",
@@ -191,16 +191,14 @@ def gdn_decode(
     q, k = (qk / row_length(qk, L2_EPS)).view(n, 2, H, K).unbind(1)
     g, beta = _gates(packed, weights, dims)
     g, beta = _exp(g).view(n, HV, 1, 1), beta.view(n, HV, 1)
-    slab = max(1, SLAB_BYTES // (4 * HV * V * K))
     outputs = []
-    for i in range(0, n, slab):
-        part = slice(i, i + slab)
-        s = take(state, writes[part], index[part])
+    for first, last in stretches(writes, max(1, SLAB_BYTES // (4 * HV * V * K))):
+        s = state.narrow(0, writes[first], last - first)
         wide = s.float()
-        outputs.append(_rule_step(q[part], k[part], v[part], g[part], beta[part], wide))
+        rows = slice(first, last)
+        outputs.append(_rule_step(q[rows], k[rows], v[rows], g[rows], beta[rows], wide))
         if wide is not s:
             s.copy_(wide)
-        store(state, writes[part], index[part], s)
     o = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     _gated_norm(o, packed, weights, dims, out[:n])
 

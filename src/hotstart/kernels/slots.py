@@ -3,9 +3,11 @@
 A read slot of -1 is the zero state.  A sequence works in its write slot alone, so slots of others are never touched.
 """
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
-__all__ = ["bring", "store", "take"]
+__all__ = ["bring", "store", "stretches", "take"]
 
 
 def bring(pool: Tensor, reads: tuple[int, ...], writes: tuple[int, ...]) -> None:
@@ -18,6 +20,15 @@ def bring(pool: Tensor, reads: tuple[int, ...], writes: tuple[int, ...]) -> None
             pool[write].zero_()
         elif read != write:
             pool[write].copy_(pool[read])
+
+
+def stretches(slots: tuple[int, ...], limit: int) -> Iterator[tuple[int, int]]:
+    """Rows [first, last) whose slots are consecutive, at most `limit` of them: a stretch is one piece of the pool."""
+    first = 0
+    for i in range(1, len(slots) + 1):
+        if i == len(slots) or slots[i] != slots[i - 1] + 1 or i - first == limit:
+            yield first, i
+            first = i
 
 
 def take(pool: Tensor, slots: tuple[int, ...], index: Tensor) -> Tensor:
