@@ -76,13 +76,13 @@ class Hotstart:
 
         options: dict[str, Any] = {"dtype": "float32", "max_model_len": 1024, "num_threads": NUM_THREADS}
         if model == "tiny":
-            self.llm = LLM(CHECKPOINT, use_tqdm=False, **options)
+            self.llm = LLM(CHECKPOINT, device="cpu", use_tqdm=False, **options)
             return
         with tempfile.TemporaryDirectory() as folder:
             config = {"architectures": ["Qwen3_5ForCausalLM"], "model_type": "qwen3_5_text", **SHAPE_0_8B}
             Path(folder, "config.json").write_text(json.dumps(config))
             options |= {"load_format": "dummy", "skip_tokenizer_init": True, "max_num_seqs": 4}
-            self.llm = LLM(folder, use_tqdm=False, **options)
+            self.llm = LLM(folder, device="cpu", use_tqdm=False, **options)
 
     def prefill(self, prompt: list[int]) -> float:
         return self.crowd([Job(prompt, 1)], {})

@@ -2,4 +2,12 @@
 
 import os
 
+import pytest
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests that do not ask for a GPU see none, wherever they run."""
+    if config.getoption("markexpr") == "not gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
