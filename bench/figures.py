@@ -5,6 +5,7 @@ python -m bench.figures [--check]
 
 import argparse
 import json
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,11 +46,37 @@ def first_request(record: dict[str, Any]) -> list[str]:
     return [*lines, "", circumstances(record)]
 
 
+def gpu_engine(record: dict[str, Any]) -> list[str]:
+    (row,) = record["rows"]
+    one, prompts, crowds = row["first"], row["ttft"], row["crowd"]
+    clean = not row["late_events"] and not row["reserved_growth_bytes"]
+    events = f"{len(row['late_events'])} events, {row['reserved_growth_bytes']} bytes"
+    lines = ["| what | figure |", "|---|---:|"]
+    lines.append(f"| start to ready, imports not counted | {row['ready_s']:.1f} s |")
+    lines.append(f"| first request (1024 in, 32 out) | {one['first_ms']:.1f} ms |")
+    lines.append(f"| median of the next 20 | {one['later_ms']:.1f} ms |")
+    lines.append(f"| first over later | {_target(one['ratio'] <= 1.05)} {one['ratio']:.3f} |")
+    lines += [
+        f"| time to first token, {name.removesuffix('_ms')} tokens | {ms:.1f} ms |" for name, ms in prompts.items()
+    ]
+    lines.append(f"| a token at batch 1 | {row['decode']['batch_1_ms']:.2f} ms |")
+    for name, crowd in crowds.items():
+        lines.append(f"| {name}, output tokens | {statistics.median(crowd['output_tokens_s']):.0f} / s |")
+    lines.append(f"| 1024 requests at once, 8 in and 8 out | {row['burst']['seconds'][0]:.2f} s |")
+    lines.append(
+        f"| late events and growth, all of the above and {row['random']['requests']} random requests |"
+        f" {_target(clean)} {events} |"
+    )
+    versions = ", ".join(f"{name} {record['versions'][name]}" for name in ("torch",))
+    facts = f"{record['gpu']}, CUDA {record['cuda']}, {versions}, triton {record['triton']}"
+    return [*lines, "", f"{facts}; {record['date']}; `{record['command']}`"]
+
+
 def _target(met: bool) -> str:
     return "met:" if met else "**missed:**"
 
 
-SECTIONS = {"cpu_vs_transformers": against_transformers, "first_request_cpu": first_request}
+SECTIONS = {"cpu_vs_transformers": against_transformers, "first_request_cpu": first_request, "gpu_engine": gpu_engine}
 
 
 def rendered(document: str) -> str:
