@@ -34,7 +34,7 @@ REFUSED: list[tuple[str, dict[str, Any], str | None]] = [
     (CHAT, {"top_logprobs": 2}, "top_logprobs"),
     (CHAT, {"logprobs": 1}, "logprobs"),
     *((TEXT, {"prompt": value}, "prompt") for value in ("", [], [""], [[]], [448], [-1], [2**31], [0.5], None, {})),
-    *((TEXT, {"prompt": value}, "prompt") for value in (["a", 1], ["a"] * 1025, [1] * 256, "1" * 300)),
+    *((TEXT, {"prompt": value}, "prompt") for value in (["a", 1], ["a"] * 1025, [1] * 256, "1" * 300, "1" * 2**24)),
     *((CHAT, {"messages": value}, "messages") for value in ([], None, "hi", {}, [1])),
     (CHAT, {"messages": [{"role": "user", "content": 5}]}, "messages"),
     (CHAT, {"messages": [{"content": "x"}]}, "messages"),

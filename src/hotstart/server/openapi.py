@@ -57,8 +57,7 @@ def _operation(path: str, endpoint: Endpoint, schema_of: Mapping[Any, Any]) -> d
     else:
         content = {"application/json": {"schema": schema_of[endpoint.gives]}}
     if endpoint.streams is not None:
-        # One event of the stream; the last one is [DONE].
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {"schema": _event(schema_of[endpoint.streams], schema_of[ErrorBody])}
     responses = {"200": {"description": "done", "content": content}}
     codes = {*endpoint.errors, *(() if endpoint.is_public else (401,))}
     if endpoint.takes is not None:
@@ -77,6 +76,13 @@ def _operation(path: str, endpoint: Endpoint, schema_of: Mapping[Any, Any]) -> d
     if endpoint.is_public:
         operation["security"] = []
     return operation
+
+
+def _event(*schemas: Any) -> dict[str, Any]:
+    """One event of a stream.  The last one is [DONE], or an ErrorBody where it went wrong."""
+    done = {"type": "string", "const": "[DONE]"}
+    piece = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": list(schemas)}}
+    return {"type": "object", "properties": {"data": {"anyOf": [done, piece]}}, "required": ["data"]}
 
 
 _REASONS = {

@@ -41,6 +41,7 @@ class Edge:
         """Raises CheckpointError or UnsupportedModel."""
         folder = Path(config.tokenizer or config.model)
         tokenizer = Tokenizer(folder)
+        assert tokenizer.longest_token_bytes, "a vocabulary without text"
         try:
             template, error = read_chat_template(folder, tokenizer.special_tokens), ""
         except CheckpointError:
@@ -132,6 +133,11 @@ class Service:
             )
 
     def encode(self, text: str, field: str, add_special_tokens: bool = True) -> tuple[int, ...]:
+        fewest = len(text) // self.text.tokenizer.longest_token_bytes
+        limit = self.ready.limits.max_model_len
+        if fewest > limit:
+            message = f"the prompt has at least {fewest} tokens, this model reads {limit}; shorten it"
+            raise bad_request(message, field, "context_length_exceeded")
         try:
             return tuple(self.text.tokenizer.encode(text, add_special_tokens))
         except RequestError as error:

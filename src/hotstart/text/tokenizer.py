@@ -58,6 +58,11 @@ class Tokenizer:
         added = self._tokenizer.get_added_tokens_decoder()
         return frozenset(token_id for token_id, token in added.items() if token.special)
 
+    @cached_property
+    def longest_token_bytes(self) -> int:
+        """No token stands for more, so that a text is known to be too long before it is encoded."""
+        return max(len(self.token_bytes(token_id)) for token_id in range(len(self)))
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids.  Special tokens written out in the text become their ids; a rendered chat needs no others."""
         try:
