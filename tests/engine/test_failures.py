@@ -127,3 +127,23 @@ def test_an_abort_ends_at_once_whatever_its_state(start_engine):
         assert event.finish_reason is FinishReason.ABORT
     assert engine.abort("running") == engine.abort("unknown") == [] and not engine.has_work
     engine.check()
+
+
+def test_a_lost_device_answers_everybody_and_takes_nobody(start_engine, monkeypatch):
+    engine = start_engine(max_num_seqs=1)
+    for id in ("running", "waiting"):
+        engine.add(request(id))
+    engine.step()
+
+    def faulting(step, cache):
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(engine._runner, "_model", faulting)
+    monkeypatch.setattr(CpuDevice, "alive", lambda device: False)
+    events = engine.step()
+    assert {event.request_id for event in events} == {"running", "waiting"} and not engine.has_work and engine.is_lost
+    assert all(isinstance(event.error, EngineDead) and "illegal" in str(event.error) for event in events)
+    for call in (engine.step, lambda: engine.add(request("c"))):
+        with pytest.raises(EngineDead, match="illegal memory access"):
+            call()
+    assert engine.close() == []

@@ -121,7 +121,7 @@ class Engine:
 
     def add(self, request: Request) -> None:
         """Raises a RequestError that says what is wrong with it; then nothing has changed."""
-        self._check_alive()
+        self.check_alive()
         self._check_ids(request)
         if request.id in self._scheduler:
             raise RequestError(f"request id {request.id!r} is in use; choose another")
@@ -136,7 +136,7 @@ class Engine:
 
         If it lost the device, every request ends with EngineDead, and so does every later call.
         """
-        self._check_alive()
+        self.check_alive()
         while len(self._flights) < self.device.flights and (plan := self._scheduler.plan()) is not None:
             self._flights.append(self._launch(plan))
         if not self._flights:
@@ -195,7 +195,13 @@ class Engine:
             for request_id in self._scheduler.request_ids
         ]
 
-    def _check_alive(self) -> None:
+    @property
+    def is_lost(self) -> bool:
+        """Whether the device is, and with it the engine."""
+        return self._death is not None
+
+    def check_alive(self) -> None:
+        """Raises EngineDead if no request can be served any more."""
         if self._death is not None:
             raise EngineDead(f"the device was lost ({self._death}); start another engine")
         if self._closed:

@@ -137,11 +137,12 @@ class Worker:
         if engine.has_work:
             events += engine.step()
         self._tell(engine, events)
+        engine.check_alive()  # a lost device ends the process, once everybody has been answered
 
     def _tell(self, engine: "Engine", events: list[TokenEvent]) -> None:
         stats = None
         now = time.monotonic()
-        if not engine.has_work or now - self._told_stats > STATS_S:
+        if not engine.is_lost and (not engine.has_work or now - self._told_stats > STATS_S):
             self._told_stats = now
             stats = _stats(engine)
         if events or stats:
