@@ -4,9 +4,8 @@ Five kernels for each slab of chunks, one after the other: conv (gdn_conv.py), s
 (gdn_scan.py), gated norm (gdn_norm.py).  The core needs the middle three.  The mathematics is in gdn_prep.py, its
 reference in gdn.py.
 
-Tiles follow from the model and the GPU (gdn_tiles.py).  Only the scan has two cuts of V, chosen by how many sequences
-and heads there are to walk at once: narrow programs where the GPU would otherwise stand idle, wide ones where it would
-not.  Both compute every element in the same way, so the choice changes no bit.
+Tiles follow from the model and the GPU (gdn_tiles.py).  Only the scan has several cuts, by how many sequences and heads
+it walks at once, and how far.  All compute every element in the same way, so the choice changes no bit.
 """
 
 import functools
@@ -30,11 +29,13 @@ from hotstart.kernels.launch import LaunchSpace, launches_overlap
 from hotstart.kernels.ops import GdnDims, GdnWeights, PrefillStep
 from hotstart.kernels.tiles import choices_made
 
-__all__ = ["chunk_length_for", "gated_delta_rule_chunked", "gdn_prefill", "warmup"]
+__all__ = ["CHOICES", "chunk_length_for", "gated_delta_rule_chunked", "gdn_prefill", "warmup"]
 
 KIB = 1024
 _TAIL_CHANNELS = 1024
 _NORM_ROWS = 16
+_LONG = 6  # chunks
+_ENGINE_TYPES = (torch.bfloat16,)  # products take its tiles as they are
 _TRITON_TYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
@@ -65,6 +66,22 @@ def chunk_length_for(dims: GdnDims, dtype: torch.dtype) -> int:
     return next(C for C in (64, 32, 16) if C == 16 or scan_bytes(dims.key_dim, C, dtype.itemsize, 64, 1) <= limit)
 
 
+class Cut(NamedTuple):
+    """One way for the scan to cut V, and to bring its tiles."""
+
+    tiles: int
+    options: dict[str, Any]
+
+
+class Cuts(NamedTuple):
+    """Few programs at once or many, each for short sequences and long ones: descriptors of tiles cost time to make."""
+
+    few_short: Cut
+    few_long: Cut
+    many_short: Cut
+    many_long: Cut
+
+
 class Constants(NamedTuple):
     """Constexprs and options of each kernel."""
 
@@ -77,8 +94,7 @@ class Constants(NamedTuple):
     conv: dict[str, Any]
     solve: dict[str, Any]
     apply: dict[str, Any]
-    narrow: dict[str, Any]
-    wide: dict[str, Any]
+    cuts: Cuts
     norm: dict[str, Any]
 
 
@@ -103,10 +119,11 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: boo
     }
     between = _TRITON_TYPE[operand if mixer else dtype]  # o's type on its way to the norm, or at the end
     # The copy engine takes whole tiles; measured on Hopper alone.
-    tma = gpu.arch == 90 and dtype != torch.float32 and K == block_k >= 64 and V == block_v >= 64 and C == 64
+    engine = gpu.arch == 90 and dtype in _ENGINE_TYPES and K == block_k >= 64 and V == block_v >= 64 and C == 64
 
-    def scan(width: int, warps: int) -> dict[str, Any]:
-        return {
+    def scan(width: int, warps: int, tma: bool) -> Cut:
+        most = tiles.scan.stages if tma else min(tiles.scan.stages, 2)
+        options = {
             **every,
             "V": V,
             "BLOCK_K": block_k,
@@ -114,10 +131,12 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: boo
             "BY_CHUNK": mixer,
             "O_TYPE": between,
             "TMA": tma,
+            "STAGES": scan_stages(K, C, dtype.itemsize, width, most, gpu.shared_bytes),
             "num_warps": warps,
-            "num_stages": scan_stages(K, C, dtype.itemsize, width, tiles.scan.stages, gpu.shared_bytes),
         }
+        return Cut(-(-V // width), options)
 
+    few, many = (tiles.scan.narrow, tiles.scan.narrow_warps), (tiles.scan.wide, tiles.scan.wide_warps)
     return Constants(
         dims,
         gpu,
@@ -132,14 +151,8 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: boo
             "num_warps": tiles.conv.warps,
         },
         solve={**chunk, **gates, "num_warps": tiles.solve.warps, "maxnreg": tiles.solve.registers},
-        apply={
-            **chunk,
-            "HEADS": tiles.apply.heads,
-            "num_warps": tiles.apply.warps,
-            "maxnreg": tiles.apply.registers,
-        },
-        narrow=scan(tiles.scan.narrow, tiles.scan.narrow_warps),
-        wide=scan(tiles.scan.wide, tiles.scan.wide_warps),
+        apply={**chunk, "num_warps": tiles.apply.warps, "maxnreg": tiles.apply.registers},
+        cuts=Cuts(scan(*few, False), scan(*few, engine), scan(*many, False), scan(*many, engine)),
         norm={
             **rows,
             "BLOCK_T": _NORM_ROWS,
@@ -152,13 +165,21 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: boo
     )
 
 
-Choose = Callable[[Constants, int], dict[str, Any]]
+Choose = Callable[[Constants, Slab], Cut]
 
 
-def _cut_for(at: Constants, heads: int) -> dict[str, Any]:
-    """Of the scan, by the heads of all sequences that it walks at once."""
-    few = heads * triton.cdiv(at.dims.value_dim, at.narrow["BLOCK_V"]) <= at.gpu.multiprocessors
-    return at.narrow if few else at.wide
+def _cut_for(at: Constants, slab: Slab) -> Cut:
+    few = slab.num_sequences * at.dims.num_value_heads * at.cuts.few_long.tiles <= at.gpu.multiprocessors
+    if slab.longest < _LONG:
+        return at.cuts.few_short if few else at.cuts.many_short
+    return at.cuts.few_long if few else at.cuts.many_long
+
+
+def _always(index: int) -> Choose:
+    return lambda at, slab: at.cuts[index]
+
+
+CHOICES = tuple(_always(index) for index in range(len(Cuts._fields)))
 
 
 def gdn_prefill(
@@ -242,16 +263,15 @@ def _rule(
     HV, chunks, span = at.dims.num_value_heads, prefill.chunks, (slab.begin, slab.end)
     programs = (slab.end - slab.begin) * HV
     launch_solve((programs,), k, *gates, work.x, work.vectors, chunks, slab.begin, **at.solve)
-    grid = (programs // at.apply["HEADS"],)
-    launch_apply(grid, q, k, work.x, work.vectors, work.z, work.x, work.factors, chunks, slab.begin, **at.apply)
-    cut = choose(at, slab.num_sequences * HV)
-    if cut["TMA"]:
+    launch_apply((programs,), q, k, work.x, work.vectors, work.z, work.x, work.factors, chunks, slab.begin, **at.apply)
+    tiles, options = choose(at, slab)
+    if options["TMA"]:
         triton.set_allocator(_descriptor_memory)
     launch_scan(
-        (slab.num_sequences * HV * triton.cdiv(at.dims.value_dim, cut["BLOCK_V"]),),
+        (slab.num_sequences * HV * tiles,),
         q, k, v, o, work.z, work.x, work.factors, work.vectors, state, work.carries[i % 2], work.carries[1 - i % 2],
         prefill.read_slots, prefill.write_slots, prefill.cu_seqlens, prefill.cu_chunks, slab.first_sequence, *span,
-        v.shape[0], **cut,
+        v.shape[0], **options,
     )  # fmt: skip
 
 
@@ -269,13 +289,5 @@ def warmup(space: LaunchSpace) -> None:
     for dtype in space.activation_dtypes:
         packed, weights, conv, state = space.gdn_inputs(dims, dtype)
         out = space.tokens(dims.num_value_heads * dims.value_dim, dtype)
-        for choose in (_narrow, _wide):
+        for choose in CHOICES:
             gdn_prefill(packed, weights, conv, state, prefill, dims, out, choose=choose)
-
-
-def _narrow(at: Constants, heads: int) -> dict[str, Any]:
-    return at.narrow
-
-
-def _wide(at: Constants, heads: int) -> dict[str, Any]:
-    return at.wide

@@ -55,11 +55,12 @@ def _gdn_conv_kernel(
     NUM_BLOCKS: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
     i_c = tl.program_id(0).to(tl.int64) // NUM_BLOCKS
     p_chunk = chunks_ptr + (first_chunk + i_c) * 4
-    i_n = tl.load(p_chunk)
     token = tl.load(p_chunk + 1).to(tl.int64)
     n = tl.load(p_chunk + 2)
     is_first = tl.load(p_chunk + 3) == 0
-    slot = tl.load(read_slots_ptr + i_n).to(tl.int64)
+    slot = tl.full([], -1, tl.int64)
+    if is_first:
+        slot = tl.load(read_slots_ptr + tl.load(p_chunk)).to(tl.int64)
     o_r = tl.arange(0, C // RUN) * RUN
     d = tl.program_id(0) % NUM_BLOCKS * BLOCK_D
     o_d = d + tl.arange(0, BLOCK_D)

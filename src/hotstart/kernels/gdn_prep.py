@@ -46,7 +46,7 @@ def _gdn_solve_kernel(
     A_log_ptr,  # [HV]
     dt_bias_ptr,  # [HV]
     t_ptr,  # [chunks, HV, C, C]: k_norm_i T_ij beta_j
-    vectors_ptr,  # [chunks, HV, 3, C] float32: G in powers of two, 1 / |k|, beta
+    vectors_ptr,  # [chunks, HV, 2, C] float32: G in powers of two, 1 / |k|
     chunks_ptr,  # [*, 4]
     first_chunk: tl.int32,
     H: tl.constexpr,
@@ -63,6 +63,7 @@ def _gdn_solve_kernel(
     OVERLAP: tl.constexpr,
 ):
     """Program: chunk x value head."""
+    B: tl.constexpr = C // 16
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
@@ -74,9 +75,6 @@ def _gdn_solve_kernel(
     o_c, o_k = tl.arange(0, C), tl.arange(0, BLOCK_K)
     m_c = o_c < n
     i, j = o_c[:, None], o_c[None, :]
-    i3, j3 = tl.arange(0, 16)[None, :, None], tl.arange(0, 16)[None, None, :]
-    o_block = tl.arange(0, C // 16)[:, None, None] * (16 * C + 16) + i3 * C + j3
-    is_diagonal = i // 16 == j // 16
     dot = t_ptr.dtype.element_ty
 
     row = i_c * C if BY_CHUNK else token
@@ -92,33 +90,27 @@ def _gdn_solve_kernel(
         softplus = tl.where(g > 20.0, g, tl.log(1.0 + tl.exp(tl.minimum(g, 20.0))))
         g = tl.where(m_c, -tl.exp(tl.load(A_log_ptr + i_hv)) * softplus, 0.0)
 
-    # Through memory, which is cheaper than computing a vector once for each way in which it is needed.
-    p_vector = vectors_ptr + (i_c * HV + i_hv) * (3 * C) + o_c
-    # Less than 2^-126 is nothing in float32; the smaller the sum, the more digits its differences have.
-    tl.store(p_vector, tl.cumsum(tl.maximum(g * LOG2E, -126.0), 0))
-    tl.store(p_vector + C, tl.rsqrt(tl.sum(tl.where(i == j, kk, 0.0), 1) + L2_EPS))
-    tl.store(p_vector + 2 * C, beta)
-    tl.debug_barrier()
-    k_norm = tl.load(p_vector + C)
-    beta = tl.load(p_vector + 2 * C)
+    k_norm = tl.rsqrt(tl.sum(tl.where(i == j, kk, 0.0), 1) + L2_EPS)
     a = tl.where(i > j, kk * (beta * k_norm)[:, None] * k_norm[None, :], 0.0).to(HALF)
 
-    # The diagonal blocks travel through t's own memory, as bits.
-    p_t = t_ptr + (i_c * HV + i_hv) * (C * C)
-    tl.store(p_t + (i * C + j), a.to(dot, bitcast=True), is_diagonal)
-    tl.debug_barrier()
-    a3 = tl.load(p_t + o_block).to(HALF, bitcast=True)
+    # The diagonal blocks of 16, out of the square and back into it.
+    on_diagonal = tl.arange(0, B)[:, None, None, None] == tl.arange(0, B)[None, None, :, None]
+    i3, j3 = tl.arange(0, 16)[None, :, None], tl.arange(0, 16)[None, None, :]
+    a3 = tl.sum(tl.where(on_diagonal, tl.reshape(a, [B, 16, B, 16]), 0.0), 2)
     t3 = tl.where(i3 == j3, 1.0, 0.0) - tl.where(i3 // 2 == j3 // 2, a3, 0.0).to(tl.float32)
     for level in tl.static_range(1, 4):
         t3 = _join(t3, a3, i3, j3, 1 << level, HALF)
-    tl.store(p_t + o_block, t3.to(HALF).to(dot, bitcast=True))
-    tl.debug_barrier()
-    t = tl.load(p_t + (i * C + j), is_diagonal, 0.0).to(HALF, bitcast=True).to(tl.float32)
-    tl.debug_barrier()
+    t = tl.where(on_diagonal, tl.reshape(t3.to(HALF), [B, 16, 1, 16]), 0.0)
+    t = tl.reshape(t, [C, C]).to(tl.float32)
     for level in tl.static_range(4, 7):
         if 1 << level < C:
             t = _join(t, a, i, j, 1 << level, HALF)
-    tl.store(p_t + (i * C + j), (t * k_norm[:, None] * beta[None, :]).to(dot))
+    p_t = t_ptr + (i_c * HV + i_hv) * (C * C) + (i * C + j)
+    tl.store(p_t, (t * k_norm[:, None] * beta[None, :]).to(dot))
+    p_vector = vectors_ptr + (i_c * HV + i_hv) * (2 * C) + o_c
+    # Less than 2^-126 is nothing in float32; the smaller the sum, the more digits its differences have.
+    tl.store(p_vector, tl.cumsum(tl.maximum(g * LOG2E, -126.0), 0))
+    tl.store(p_vector + C, k_norm)
 
 
 @kernel
@@ -126,7 +118,7 @@ def _gdn_apply_kernel(
     q_ptr,  # [rows, H * K]
     k_ptr,  # [rows, H * K]
     t_ptr,  # [chunks, HV, C, C]
-    vectors_ptr,  # [chunks, HV, 3, C]
+    vectors_ptr,  # [chunks, HV, 2, C]
     z_ptr,  # [chunks, HV, K, C]
     x_ptr,  # [chunks, HV, C, C], may be t
     factors_ptr,  # [chunks, HV, 2, C] float32: of K S, of Q S
@@ -137,16 +129,15 @@ def _gdn_apply_kernel(
     K: tl.constexpr,
     C: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    HEADS: tl.constexpr,
     BY_CHUNK: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Program: chunk x HEADS value heads of one key head."""
+    """Program: chunk x value head."""
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
-    i_c = tl.program_id(0).to(tl.int64) // (HV // HEADS)
-    first_head = tl.program_id(0) % (HV // HEADS) * HEADS
+    i_c = tl.program_id(0).to(tl.int64) // HV
+    i_hv = tl.program_id(0) % HV
     p_chunk = chunks_ptr + (first_chunk + i_c) * 4
     token = tl.load(p_chunk + 1).to(tl.int64)
     n = tl.load(p_chunk + 2)
@@ -155,31 +146,29 @@ def _gdn_apply_kernel(
     dot = t_ptr.dtype.element_ty
 
     row = i_c * C if BY_CHUNK else token
-    o_qk = row * (H * K) + first_head // (HV // H) * K + (o_c[:, None] * (H * K) + o_k[None, :])
+    o_qk = row * (H * K) + i_hv // (HV // H) * K + (o_c[:, None] * (H * K) + o_k[None, :])
     m_qk = (o_c < n)[:, None] & (o_k < K)[None, :]
     q = tl.load(q_ptr + o_qk, m_qk, 0.0).to(dot)
     k = tl.load(k_ptr + o_qk, m_qk, 0.0).to(dot)
     squares = tl.sum(tl.where(i == j, tl.dot(q, tl.trans(q), input_precision="tf32x3"), 0.0), 1)
     q_norm = tl.log2(tl.rsqrt(squares + L2_EPS) * K**-0.5)
     qk = tl.where(i >= j, tl.dot(q, tl.trans(k), input_precision="tf32x3"), 0.0).to(dot)
-    for i_hv in range(first_head, first_head + HEADS):
-        block = i_c * HV + i_hv
-        t = tl.load(t_ptr + block * (C * C) + (i * C + j))
-        p_vector = vectors_ptr + block * (3 * C) + o_c
-        total = tl.load(p_vector)
-        last = tl.load(vectors_ptr + block * (3 * C) + C - 1)
-        # The norm of q is one more factor of a row, so it joins the row's exponent.
-        grown = total + q_norm
-        # Masked before exp2: above the diagonal the exponents are positive and overflow.
-        x = tl.dot(qk, t, input_precision="tf32x3") * tl.exp2(
-            tl.where(i >= j, grown[:, None] - total[None, :], float("-inf"))
-        )
-        z = tl.dot(tl.trans(k), t, input_precision="tf32x3") * tl.exp2(last - total)[None, :]
-        tl.store(x_ptr + block * (C * C) + (i * C + j), x.to(dot))
-        tl.store(z_ptr + block * (K * C) + (o_k[:, None] * C + o_c[None, :]), z.to(dot), (o_k < K)[:, None])
-        p_factor = factors_ptr + block * (2 * C) + o_c
-        tl.store(p_factor, tl.exp2(total) * tl.load(p_vector + C))
-        tl.store(p_factor + C, tl.exp2(grown))
+    block = i_c * HV + i_hv
+    t = tl.load(t_ptr + block * (C * C) + (i * C + j))
+    p_vector = vectors_ptr + block * (2 * C) + o_c
+    total = tl.load(p_vector)
+    last = tl.load(vectors_ptr + block * (2 * C) + C - 1)
+    # The norm of q is one more factor of a row, so it joins the row's exponent.
+    grown = total + q_norm
+    # Masked before exp2: above the diagonal the exponents are positive and overflow.
+    gates = tl.exp2(tl.where(i >= j, grown[:, None] - total[None, :], float("-inf")))
+    x = tl.dot(qk, t, input_precision="tf32x3") * gates
+    z = tl.dot(tl.trans(k), t, input_precision="tf32x3") * tl.exp2(last - total)[None, :]
+    tl.store(x_ptr + block * (C * C) + (i * C + j), x.to(dot))
+    tl.store(z_ptr + block * (K * C) + (o_k[:, None] * C + o_c[None, :]), z.to(dot), (o_k < K)[:, None])
+    p_factor = factors_ptr + block * (2 * C) + o_c
+    tl.store(p_factor, tl.exp2(total) * tl.load(p_vector + C))
+    tl.store(p_factor + C, tl.exp2(grown))
 
 
 launch_solve = Launcher(_gdn_solve_kernel, warmup=warmup)

@@ -27,7 +27,7 @@ def _gdn_scan_kernel(
     z_ptr,  # [chunks, HV, K, C]
     x_ptr,  # [chunks, HV, C, C]
     factors_ptr,  # [chunks, HV, 2, C]
-    vectors_ptr,  # [chunks, HV, 3, C]
+    vectors_ptr,  # [chunks, HV, 2, C]
     state_ptr,  # [slots, HV, V, K]
     carry_in_ptr,  # [HV, V, K] float32
     carry_out_ptr,  # [HV, V, K] float32
@@ -49,6 +49,7 @@ def _gdn_scan_kernel(
     BY_CHUNK: tl.constexpr,
     O_TYPE: tl.constexpr,
     TMA: tl.constexpr,
+    STAGES: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """Program: sequence x value head x tile of V.  TMA: tiles come by the copy engine, which masks nothing."""
@@ -96,7 +97,7 @@ def _gdn_scan_kernel(
     p_z = z_ptr + block * (K * C)
     p_x = x_ptr + block * (C * C)
     p_factor = factors_ptr + block * (2 * C)
-    p_last = vectors_ptr + block * (3 * C) + C - 1
+    p_last = vectors_ptr + block * (2 * C) + C - 1
     if TMA:
         num_chunks = slab_end - slab_begin
         num_rows = num_chunks * C if BY_CHUNK else num_tokens
@@ -106,7 +107,8 @@ def _gdn_scan_kernel(
         z_tiles = tl.make_tensor_descriptor(z_ptr, [num_chunks * HV * K, C], [C, 1], [BLOCK_K, C])
         x_tiles = tl.make_tensor_descriptor(x_ptr, [num_chunks * HV * C, C], [C, 1], [C, C])
         i_row, i_token, i_block = row.to(tl.int32), token.to(tl.int32), block.to(tl.int32)
-    for _ in range(begin, end):
+    # Said here, since a launch's own num_stages leaves out what feeds no product.
+    for _ in tl.range(begin, end, num_stages=STAGES):
         m_c = o_c < left
         m_vo = m_c[:, None] & m_v[None, :]
         if TMA:
@@ -145,7 +147,7 @@ def _gdn_scan_kernel(
         tl.store(p_o + o_vo, o, m_vo)
         p_o += C * HV * V
         p_factor += HV * 2 * C
-        p_last += HV * 3 * C
+        p_last += HV * 2 * C
         left -= C
 
     if sequence_end <= slab_end:

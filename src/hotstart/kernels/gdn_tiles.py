@@ -57,7 +57,6 @@ class SolveTiles:
 class ApplyTiles:
     warps: int
     registers: int | None
-    heads: int  # value heads of a program
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +127,7 @@ def _solve_candidates(target: Target, shape: RuleShape) -> tuple[SolveTiles, ...
 
 
 def _apply_candidates(target: Target, shape: RuleShape) -> tuple[ApplyTiles, ...]:
-    group = shape.value_heads // shape.key_heads
-    options = [(4, 168), (4, None), (8, None)]
-    return tuple(ApplyTiles(*option, heads) for heads in dict.fromkeys((group, 1)) for option in options)
+    return ApplyTiles(4, 128), ApplyTiles(4, 168), ApplyTiles(4, None), ApplyTiles(8, None)
 
 
 def _scan_candidates(target: Target, shape: RuleShape) -> tuple[ScanTiles, ...]:

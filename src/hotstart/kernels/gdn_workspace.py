@@ -27,6 +27,7 @@ class Slab(NamedTuple):
     num_sequences: int  # that have a chunk in it
     begin: int  # chunks
     end: int
+    longest: int  # most chunks of one sequence in it
 
 
 # The same for all layers of a step.
@@ -47,14 +48,14 @@ def slabs(
         if ends[first] <= begin:
             first += 1
             continue
-        best, best_rate, longest = Slab(first, 0, begin, begin), 0.0, 0
+        best, best_rate, longest = Slab(first, 0, begin, begin, 0), 0.0, 0
         for last in range(first, len(ends)):
             end = min(ends[last], begin + (most if last > first else max(1, int(most * _ALONE))))
             longest = max(longest, end - max(begin, ends[last] - counts[last]))
             waves = -(-(last - first + 1) * num_heads // multiprocessors)
             rate = (end - begin) / (waves * longest)
             if rate >= best_rate:
-                best, best_rate = Slab(first, last - first + 1, begin, end), rate
+                best, best_rate = Slab(first, last - first + 1, begin, end, longest), rate
             if end < ends[last]:
                 break
         found.append(best)
@@ -75,7 +76,7 @@ class ChunkBytes(NamedTuple):
     def of(cls, dims: GdnDims, chunk_length: int, itemsize: int) -> "ChunkBytes":
         H, HV, K, C = dims.num_key_heads, dims.num_value_heads, dims.key_dim, chunk_length
         qk = C * H * K * itemsize if dims.conv_width > 1 else 0
-        return cls(qk, HV * K * C * itemsize, HV * C * C * itemsize, 3 * HV * C * 4, 2 * HV * C * 4)
+        return cls(qk, HV * K * C * itemsize, HV * C * C * itemsize, 2 * HV * C * 4, 2 * HV * C * 4)
 
     @property
     def total(self) -> int:
@@ -99,7 +100,7 @@ class Workspace:
     k: Tensor
     z: Tensor  # [chunks, HV, K, C]
     x: Tensor  # [chunks, HV, C, C], first the solved systems
-    vectors: Tensor  # [chunks, HV, 3, C] float32
+    vectors: Tensor  # [chunks, HV, 2, C] float32
     factors: Tensor  # [chunks, HV, 2, C] float32
     carries: tuple[Tensor, Tensor]  # [HV, V, K] float32: the state from the slab before, and for the one after
 

@@ -114,7 +114,7 @@ def test_extreme_gates(A_log, a, b):
     packed[:, dims.a_offset : dims.a_offset + dims.num_value_heads] = a
     weights = replace(weights, A_log=torch.full_like(weights.A_log, A_log))
     inputs = packed, weights, conv, state, step, dims
-    check(inputs, prefill(*inputs), state_limit=HARD)
+    check(inputs, prefill(*inputs), out_limit=1e-2, state_limit=HARD)
 
 
 @pytest.mark.parametrize("at", [5, 63, 64, 199])
@@ -259,8 +259,8 @@ def test_nothing_but_its_own_inputs_changes_a_bit(heads, monkeypatch):
     first = prefill(*inputs)
     for _ in range(200):
         assert same(prefill(*inputs), first, rows)
-    assert same(prefill(*inputs, choose=lambda at, heads: at.narrow), first, rows)
-    assert same(prefill(*inputs, choose=lambda at, heads: at.wide), first, rows)
+    for choose in gdn_chunked.CHOICES:
+        assert same(prefill(*inputs, choose=choose), first, rows)
 
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(255 if k["dtype"] == torch.uint8 else -1))

@@ -1,0 +1,235 @@
+"""Prefill of Gated DeltaNet on a GPU: the rule alone beside flash-linear-attention, and the whole mixer.
+
+    python -m bench.gdn_prefill [--heads 16 32] [--out FILE.json] [--peer fla|none]
+
+A time is that of a replayed graph of several calls, divided by their number.  Each call works on inputs, outputs and
+slots of its own, and at least 200 MB are touched before one comes back, so that nothing is found in the L2 cache.  The
+rule's states are float32, and read and written by slot; the peer's come from and go to tensors of its own, and it
+norms q and k itself, as we do.  Host time is that of an eager call with the device idle behind it.  The
+mixer's floor is the bytes that it must read and write once, at the rate of a device copy measured in the same call.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from bench.gdn_decode import copy_rate
+from hotstart.cache.step import PrefillInputs
+from hotstart.kernels.gdn_chunked import chunk_length_for, gated_delta_rule_chunked, gdn_prefill
+from hotstart.kernels.ops import GdnDims, GdnWeights
+
+SHAPES = [(1, 64), (1, 512), (1, 2048), (1, 8192), (1, 32768), (32, 256), (8, 1024), (64, 16)]
+MIN_TOUCHED = 200e6
+REPLAYS = 30
+BFLOAT16 = torch.bfloat16
+
+
+def normal(*shape: int, dtype: torch.dtype = BFLOAT16) -> Tensor:
+    return torch.randn(*shape, device="cuda", dtype=dtype)
+
+
+def prompts(count: int, length: int, chunk_length: int, first_slot: int) -> PrefillInputs:
+    """`count` prompts of one length, in slots of their own."""
+    chunks = -(-length // chunk_length)
+    rows = [
+        (i, i * length + c * chunk_length, min(chunk_length, length - c * chunk_length), c)
+        for i in range(count)
+        for c in range(chunks)
+    ]
+
+    def ints(values: Any) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.int32, device="cuda")
+
+    slots = tuple(range(first_slot, first_slot + count))
+    return PrefillInputs(
+        num_sequences=count,
+        first_token=0,
+        lengths=(length,) * count,
+        contexts=(length,) * count,
+        reads=slots,
+        writes=slots,
+        num_chunks=len(rows),
+        chunk_length=chunk_length,
+        cu_seqlens=ints(range(0, count * length + 1, length)),
+        context_lens=ints([length] * count),
+        page_table=ints([0] * count).view(-1, 1),
+        read_slots=ints(slots),
+        write_slots=ints(slots),
+        chunks=ints(rows).view(-1, 4),
+        cu_chunks=ints(range(0, count * chunks + 1, chunks)),
+    )
+
+
+def samples_us(calls: list[Callable[[], object]]) -> list[float]:
+    """Microseconds a call, one figure for each replay of a graph of all calls."""
+    for call in calls[:2]:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    found = []
+    for _ in range(REPLAYS + 3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        found.append(start.elapsed_time(end) * 1e3 / len(calls))
+    return [round(value, 2) for value in found[3:]]
+
+
+def host_us(call: Callable[[], object]) -> float:
+    """With pauses in which the device catches up."""
+    found = []
+    for _ in range(40):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        found.append((time.perf_counter() - start) * 1e6)
+    return round(statistics.median(found), 1)
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def rounds(bytes_of_a_call: int) -> int:
+    return max(2, min(40, int(MIN_TOUCHED / bytes_of_a_call) + 1))
+
+
+def bench_rule(dims: GdnDims, count: int, length: int, peer: Any) -> dict[str, Any]:
+    H, HV, K, V, T = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim, count * length
+    n = rounds((2 * H * K + 2 * HV * V) * 2 * T + 2 * count * HV * K * V * 4)
+    chunk_length = chunk_length_for(dims, BFLOAT16)
+    pool = torch.zeros(n * count, HV, V, K, device="cuda")
+    A = torch.linspace(0.01, 16, HV, device="cuda")
+    ours: list[Callable[[], object]] = []
+    theirs: list[Callable[[], object]] = []
+    for i in range(n):
+        q, k, v = normal(T, H, K), normal(T, H, K), normal(T, HV, V)
+        # Decays as the models have them: slow heads and fast ones.
+        g = -A * torch.nn.functional.softplus(normal(T, HV, dtype=torch.float32) - torch.linspace(6, 0, HV).cuda())
+        beta, out = torch.sigmoid(normal(T, HV, dtype=torch.float32)), torch.empty_like(v)
+        step = prompts(count, length, chunk_length, i * count)
+        ours.append(lambda a=(q, k, v, g, beta, pool, step, out): gated_delta_rule_chunked(*a))
+        if peer is not None:
+            state, ends = torch.zeros(count, HV, K, V, device="cuda"), step.cu_seqlens.long()
+
+            def call(
+                a: Any = (q[None], k[None], v[None]), g: Any = g, b: Any = beta, s: Any = state, e: Any = ends
+            ) -> Any:
+                return peer(
+                    *a, g=g[None], beta=b[None], initial_state=s, output_final_state=True, cu_seqlens=e,
+                    use_qk_l2norm_in_kernel=True,
+                )  # fmt: skip
+
+            theirs.append(call)
+    row = {"scope": "rule", "sequences": count, "tokens": length, "calls": n}
+    row |= {"samples_us": samples_us(ours), "host_us": host_us(ours[0]), "peak_bytes": peak_bytes(ours[0])}
+    if theirs:
+        theirs[0]()  # compiles and tunes
+        row |= {"peer_samples_us": samples_us(theirs), "peer_host_us": host_us(theirs[0])}
+        row |= {"peer_peak_bytes": peak_bytes(theirs[0])}
+    return row
+
+
+def bench_mixer(dims: GdnDims, count: int, length: int) -> dict[str, Any]:
+    HV, K, V, T = dims.num_value_heads, dims.key_dim, dims.value_dim, count * length
+    bytes_of_a_call = (dims.packed_width + HV * V) * 2 * T + 2 * count * HV * K * V * 4
+    n = rounds(bytes_of_a_call)
+    weights = GdnWeights(
+        normal(dims.conv_channels, dims.conv_width), torch.linspace(0.01, 16, HV, device="cuda").log(),
+        torch.linspace(-6, 0, HV, device="cuda"), torch.ones(V, device="cuda"),
+    )  # fmt: skip
+    state = torch.zeros(n * count, HV, V, K, device="cuda")
+    conv = torch.zeros(n * count, dims.conv_width - 1, dims.conv_channels, device="cuda", dtype=BFLOAT16)
+    chunk_length = chunk_length_for(dims, BFLOAT16)
+    calls: list[Callable[[], object]] = []
+    for i in range(n):
+        packed, out = normal(T, dims.packed_width), normal(T, HV * V)
+        step = prompts(count, length, chunk_length, i * count)
+        calls.append(lambda a=(packed, weights, conv, state, step, dims, out): gdn_prefill(*a))
+    return {
+        "scope": "mixer", "sequences": count, "tokens": length, "calls": n, "bytes": bytes_of_a_call,
+        "samples_us": samples_us(calls), "host_us": host_us(calls[0]), "peak_bytes": peak_bytes(calls[0]),
+    }  # fmt: skip
+
+
+def line(row: dict[str, Any], rate: float) -> str:
+    ours = statistics.median(row["samples_us"])
+    cells = [row["scope"], f"{row['sequences']} x {row['tokens']}", f"{ours:.1f}"]
+    if "peer_samples_us" in row:
+        theirs = statistics.median(row["peer_samples_us"])
+        cells += [f"{theirs:.1f}", f"{theirs / ours:.2f} x"]
+    else:
+        cells += ["", f"floor {row['bytes'] / rate * 1e6:.0f}" if "bytes" in row else ""]
+    cells += [f"{row['host_us']:.0f}", f"{row['peak_bytes'] / 2**20:.0f}"]
+    if "peer_host_us" in row:
+        cells += [f"{row['peer_host_us']:.0f}", f"{row['peer_peak_bytes'] / 2**20:.0f}"]
+    return "| " + " | ".join(cells) + " |"
+
+
+def facts(command: str) -> dict[str, Any]:
+    def ask(*words: str) -> str:
+        return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+
+    return {
+        "command": command,
+        "gpu": torch.cuda.get_device_name(),
+        "clocks_mhz_sm_mem": ask("nvidia-smi", "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader"),
+        "driver": ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "commit": ask("git", "rev-parse", "--short", "HEAD"),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--heads", type=int, nargs=2, default=(16, 32))
+    parser.add_argument("--peer", choices=("fla", "none"), default="none")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    peer, versions = None, {}
+    if options.peer == "fla":
+        import fla
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule as peer
+
+        versions["fla"] = fla.__version__
+    dims = GdnDims(*options.heads, 128, 128, conv_width=4, eps=1e-6)
+    rate = copy_rate()
+    record = facts(
+        f"python -m bench.gdn_prefill --heads {dims.num_key_heads} {dims.num_value_heads} --peer {options.peer}"
+    )
+    record |= versions | {"copy_bytes_per_s": rate, "heads": list(options.heads), "rows": []}
+    print(f"{record['gpu']}, torch {record['torch']}, triton {record['triton']}, copy {rate / 1e12:.2f} TB/s")
+    print("| scope | sequences x tokens | us | peer us | | host us | peak MiB | peer host us | peer peak MiB |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for scope in ("rule", "mixer"):
+        for count, length in SHAPES:
+            row = bench_rule(dims, count, length, peer) if scope == "rule" else bench_mixer(dims, count, length)
+            record["rows"].append(row)
+            print(line(row, rate), flush=True)
+            torch.cuda.empty_cache()
+    if options.out:
+        options.out.write_text(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()
