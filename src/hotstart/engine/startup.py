@@ -111,7 +111,6 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
     if graphs is not None:
         with phases.phase("capture graphs") as running:
             capture(graphs, runner, inputs, plan.max_num_seqs, running)
-    device.hold(plan.measured.step_peak(plan.max_num_batched_tokens))
     engine = Engine(
         scheduler=Scheduler(scheduler_limits(config, model_config, plan, device)),
         runner=runner,
@@ -121,6 +120,7 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
         memory_plan=plan,
     )
     with phases.phase("trial requests"):
+        device.hold(plan.measured.step_peak(plan.max_num_batched_tokens))
         try_requests(engine, device)
     engine.seal(phases.report())
     return engine
