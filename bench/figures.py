@@ -72,11 +72,37 @@ def gpu_engine(record: dict[str, Any]) -> list[str]:
     return [*lines, "", f"{facts}; {record['date']}; `{record['command']}`"]
 
 
+def gpu_engine_tight(record: dict[str, Any]) -> list[str]:
+    (row,) = record["rows"]
+    burst, taken = row["burst"], row["neighbour"]["taken_bytes"] / 2**30
+    clean = not row["late_events"] and not row["reserved_growth_bytes"]
+    lines = ["| what | figure |", "|---|---:|"]
+    lines.append(f"| start to ready, kernels cached, imports not counted | {row['ready_s']:.1f} s |")
+    lines.append(
+        f"| first request over the next 20 | {_target(row['first']['ratio'] <= 1.05)} {row['first']['ratio']:.3f} |"
+    )
+    lines.append(f"| requests that failed in the burst | {_target(not burst['failed'])} {burst['failed']} |")
+    lines.append(
+        f"| in another burst, after another process took {taken:.0f} GiB | {_target(not row['neighbour']['failed'])}"
+        f" {row['neighbour']['failed']} |"
+    )
+    lines.append(
+        f"| late events and growth | {_target(clean)} {len(row['late_events'])} events,"
+        f" {row['reserved_growth_bytes']} bytes of torch's, {row['driver_growth_bytes']} at the driver |"
+    )
+    return [*lines, "", f"{record['gpu']}; {record['date']}; `{record['command']}`"]
+
+
 def _target(met: bool) -> str:
     return "met:" if met else "**missed:**"
 
 
-SECTIONS = {"cpu_vs_transformers": against_transformers, "first_request_cpu": first_request, "gpu_engine": gpu_engine}
+SECTIONS = {
+    "cpu_vs_transformers": against_transformers,
+    "first_request_cpu": first_request,
+    "gpu_engine": gpu_engine,
+    "gpu_engine_tight": gpu_engine_tight,
+}
 
 
 def rendered(document: str) -> str:

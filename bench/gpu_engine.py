@@ -35,9 +35,12 @@ WISHES = {
     "max_num_batched_tokens": 8192,
     "jit_monitor_mode": "error",
 }
-NEIGHBOUR = (
-    "import torch; held = torch.empty(2 << 30, dtype=torch.uint8, device='cuda'); print(len(held), flush=True); input()"
-)
+NEIGHBOUR = """
+import sys, torch
+held = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
+print(len(held), flush=True)
+sys.stdin.read()
+"""
 
 
 class Client:

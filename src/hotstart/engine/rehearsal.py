@@ -47,16 +47,18 @@ def rung_plans(rung: int, limits: StepLimits) -> list[StepPlan]:
 
 def mixed_plan(rung: int, limits: StepLimits) -> StepPlan:
     """As many answers as there can be, beside one prompt of at least two tokens; all of them greedy."""
-    return _plan(_answers_and_a_prompt(rung, limits, shortest_prompt=2), _GREEDY, limits, all_logprobs=False)
+    shape = _answers_and_a_prompt(rung, limits, shortest_prompt=2)
+    return _plan(shape, _GREEDY, limits, all_logprobs=False, near=True)
 
 
 def answer_plan(size: int, limits: StepLimits) -> StepPlan:
-    return _plan((1,) * size, _GREEDY, limits, all_logprobs=False)
+    return _plan((1,) * size, _GREEDY, limits, all_logprobs=False, near=True)
 
 
 def answer_plans(size: int, limits: StepLimits) -> list[StepPlan]:
     """Answers alone, in every way to sample."""
-    return [_plan((1,) * size, way, limits, all_logprobs=False) for way in (_GREEDY, _EVERYTHING, _WIDE, _UNCUT)]
+    ways = (_GREEDY, _EVERYTHING, _WIDE, _UNCUT)
+    return [_plan((1,) * size, way, limits, all_logprobs=False, near=True) for way in ways]
 
 
 def logprob_plan(rows: int, limits: StepLimits) -> StepPlan:
@@ -78,15 +80,21 @@ def _prompts(rung: int, count: int, limits: StepLimits) -> tuple[int, ...]:
     return (*(2 for _ in range(count - 1)), min(rest, longest)) if longest > 1 else (1,)
 
 
-def _plan(lengths: tuple[int, ...], sampling: Sampling, limits: StepLimits, *, all_logprobs: bool) -> StepPlan:
+def _plan(
+    lengths: tuple[int, ...], sampling: Sampling, limits: StepLimits, *, all_logprobs: bool, near: bool = False
+) -> StepPlan:
+    """`near`: with contexts of few tokens, where the step is run for its size and not for its cost."""
     # Logits of every position are much work: one slab of them is like another.
     longest = limits.max_model_len if all_logprobs else limits.slab_rows
-    return StepPlan(0, tuple(_span(i, n, sampling, 1 < n <= longest, limits) for i, n in enumerate(lengths)))
+    far = limits.max_model_len
+    starts = (min(far - n, limits.page_size) if near else far - n for n in lengths)
+    spans = enumerate(zip(lengths, starts, strict=True))
+    return StepPlan(0, tuple(_span(i, n, start, sampling, 1 < n <= longest, limits) for i, (n, start) in spans))
 
 
-def _span(sequence_id: int, length: int, sampling: Sampling, logprobs: bool, limits: StepLimits) -> Span:
-    """At the far end of the longest sequence, where a step costs most; every third answer reads a token in flight."""
-    start = limits.max_model_len - length
+def _span(sequence_id: int, length: int, start: int, sampling: Sampling, logprobs: bool, limits: StepLimits) -> Span:
+    """Unless near, at the far end of the longest sequence, where a step costs most; every third answer reads a token
+    in flight."""
     return Span(
         sequence_id=sequence_id,
         start=start,
