@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import random
+import shlex
 import statistics
 import subprocess
 import sys
@@ -204,7 +205,12 @@ def main() -> None:
     print(json.dumps(state(engine)), flush=True)
     engine.close()
     write_result(
-        arguments.name, [row], gpu=torch.cuda.get_device_name(), cuda=torch.version.cuda, triton=triton.__version__
+        arguments.name,
+        [row],
+        command=f"python -m bench.gpu_engine {shlex.join(sys.argv[1:])}".strip(),
+        gpu=torch.cuda.get_device_name(),
+        cuda=torch.version.cuda,
+        triton=triton.__version__,
     )
 
 
