@@ -48,7 +48,7 @@ def serve(folder, graphs):
     fill_random(model, 0, lambda shape, dtype: torch.empty(shape, dtype=dtype))
     inputs = InputBuilder(limits, device)
     cache = CacheTensors(model.layout(16), 6, 3, lambda shape, dtype: torch.zeros(shape, dtype=dtype))
-    sampler = Sampler(model.logits, config.vocab_size, limits, device)
+    sampler = Sampler(model.logits, ops.sample, config.vocab_size, limits, device)
     runner = Runner(model, 0, inputs, sampler, device.step_scope, cache, graphs)
     if graphs:
         for size in inputs.decode_rungs:
