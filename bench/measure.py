@@ -15,6 +15,7 @@ from typing import Any
 __all__ = ["RESULTS", "compare", "seconds", "write_result"]
 
 RESULTS = Path(__file__).parent / "results"
+REST_S = 0.1  # OpenMP's threads spin for a while after work; the next to be timed must not share a core with them
 PACKAGES = ("hotstart", "torch", "transformers", "tokenizers")
 
 
@@ -31,6 +32,7 @@ def compare(timed: Mapping[str, Callable[[], float]], repeats: int, warmups: int
     found: dict[str, list[float]] = {name: [] for name in names}
     for round_id in range(warmups + repeats):
         for name in names if round_id % 2 else reversed(names):
+            time.sleep(REST_S)
             value = timed[name]()
             if round_id >= warmups:
                 found[name].append(value)

@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["linear_torch"]
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-SMALL_PRODUCT = 1_500_000  # multiplications
+SMALL_PRODUCT = 3_000_000  # multiplications
 SLAB_WEIGHTS = 16 << 20  # oneDNN may bring the weights into another order first: so many at once
 
 
