@@ -23,10 +23,6 @@ class CacheTensors:
         self.layout = layout
         self.num_pages = num_pages
         self.num_slots = num_slots
-        self._position = {
-            **{layer: i for i, layer in enumerate(layout.attention_layers)},
-            **{layer: i for i, layer in enumerate(layout.gdn_layers)},
-        }
 
         def take(layers: int, count: int, spec: TensorSpec, *inner: int) -> Tensor:
             return allocate((layers, *inner, count, *spec.shape), spec.dtype)
@@ -34,19 +30,23 @@ class CacheTensors:
         self.kv_tensor = take(len(layout.attention_layers), num_pages, layout.kv, 2)
         self.conv_tensor = take(len(layout.gdn_layers), num_slots, layout.conv)
         self.state_tensor = take(len(layout.gdn_layers), num_slots, layout.state)
+        # A layer's views, made once: every step asks for them.
+        self._kv = dict(zip(layout.attention_layers, (pair.unbind(0) for pair in self.kv_tensor.unbind(0)), strict=True))
+        self._conv = dict(zip(layout.gdn_layers, self.conv_tensor.unbind(0), strict=True))
+        self._state = dict(zip(layout.gdn_layers, self.state_tensor.unbind(0), strict=True))
 
     def kv(self, layer: int) -> tuple[Tensor, Tensor]:
         """Keys and values of one attention layer, each [pages, page_size, Hkv, D]."""
-        keys, values = self.kv_tensor[self._position[layer]].unbind(0)
+        keys, values = self._kv[layer]
         return keys, values
 
     def conv(self, layer: int) -> Tensor:
         """Conv states of one Gated DeltaNet layer, [slots, conv_width - 1, C]."""
-        return self.conv_tensor[self._position[layer]]
+        return self._conv[layer]
 
     def state(self, layer: int) -> Tensor:
         """Recurrent states of one Gated DeltaNet layer, [slots, HV, V, K]."""
-        return self.state_tensor[self._position[layer]]
+        return self._state[layer]
 
     @property
     def num_bytes(self) -> int:

@@ -146,20 +146,25 @@ def _unit_lower_inverse(a: Tensor) -> Tensor:
     return inverse
 
 
-def _gates(packed: Tensor, weights: GdnWeights, dims: GdnDims) -> tuple[Tensor, Tensor]:
+def _columns(packed: Tensor, dims: GdnDims) -> tuple[Tensor, ...]:
+    """x | z | b | a of a packed projection, as views."""
+    C, HV = dims.conv_channels, dims.num_value_heads
+    width = HV * dims.value_dim
+    return packed.split_with_sizes((C, width, HV, HV, packed.shape[1] - C - width - 2 * HV), dim=1)[:4]
+
+
+def _gates(b: Tensor, a: Tensor, weights: GdnWeights) -> tuple[Tensor, Tensor]:
     """g and beta, each [T, HV] float32."""
-    b = packed[:, dims.b_offset : dims.a_offset].float()
-    a = packed[:, dims.a_offset : dims.a_offset + dims.num_value_heads].float()
-    return F.softplus(a + weights.dt_bias).mul_(weights.A_log.exp().neg_()), b.sigmoid()
+    return F.softplus(a.float() + weights.dt_bias).mul_(weights.A_log.exp().neg_()), b.float().sigmoid()
 
 
-def _gated_norm(o: Tensor, packed: Tensor, weights: GdnWeights, dims: GdnDims, out: Tensor) -> None:
-    """o: [T, HV, V] float32, made with queries that lack their K^-0.5 -> out [T, HV * V].
+def _gated_norm(o: Tensor, z: Tensor, weights: GdnWeights, dims: GdnDims, out: Tensor) -> None:
+    """o: [T, HV, V] float32, made with queries that lack their K^-0.5; z: [T, HV * V] -> out [T, HV * V].
 
     The norm takes the missing factor out, but for its eps, which has to be K times as large.
     """
     V = dims.value_dim
-    gate = F.silu(packed[:, dims.z_offset : dims.b_offset].float()).view(o.shape)
+    gate = F.silu(z.float()).view(o.shape)
     o = (o / row_length(o, dims.eps * V * dims.key_dim)).mul_(weights.norm * V**0.5)
     torch.mul(o, gate, out=out.view(o.shape))
 
@@ -181,40 +186,44 @@ def gdn_decode(
     if not n:
         return
     H, HV, K, V = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim
-    packed, reads, writes, index = packed[:n], decode.reads[:n], decode.writes[:n], decode.write_slots[:n]
+    reads, writes, index = decode.reads[:n], decode.writes[:n], decode.write_slots.narrow(0, 0, n)
     bring(conv, reads, writes)
     bring(state, reads, writes)
+    x, z, b, a = _columns(packed.narrow(0, 0, n), dims)
     window = take(conv, writes, index)
-    u = causal_conv_step(packed[:, : dims.conv_channels], weights.conv.T.float(), window)
+    u = causal_conv_step(x, weights.conv.T.float(), window)
     store(conv, writes, index, window)
-    qk, v = u[:, : 2 * H * K].view(n, 2 * H, K), u[:, 2 * H * K :].view(n, H, HV // H * V)
+    qk, v = u.split_with_sizes((2 * H * K, HV * V), dim=1)
+    qk = qk.view(n, 2 * H, K)
     q, k = (qk / row_length(qk, L2_EPS)).view(n, 2, H, K).unbind(1)
-    g, beta = _gates(packed, weights, dims)
-    g, beta = _exp(g).view(n, HV, 1, 1), beta.view(n, HV, 1)
-    outputs = []
-    for first, last in stretches(writes, max(1, SLAB_BYTES // (4 * HV * V * K))):
-        s = state.narrow(0, writes[first], last - first)
-        wide = s.float()
-        rows = slice(first, last)
-        outputs.append(_rule_step(q[rows], k[rows], v[rows], g[rows], beta[rows], wide))
-        if wide is not s:
-            s.copy_(wide)
-    o = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    _gated_norm(o, packed, weights, dims, out[:n])
+    g, beta = _gates(b, a, weights)
+    v, g, beta = v.view(n, H, -1), _exp(g).view(n, HV, 1, 1), beta.view(n, HV, 1)
+    pieces = list(stretches(writes, max(1, SLAB_BYTES // (4 * HV * V * K))))
+    if len(pieces) == 1:
+        o = _rule_step(q, k, v, g, beta, state.narrow(0, writes[0], n))
+    else:
+        states = [state.narrow(0, writes[i], j - i) for i, j in pieces]
+        rows = [(q[i:j], k[i:j], v[i:j], g[i:j], beta[i:j]) for i, j in pieces]
+        o = torch.cat([_rule_step(*row, s) for row, s in zip(rows, states, strict=True)])
+    _gated_norm(o, z, weights, dims, out.narrow(0, 0, n))
 
 
-def _rule_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, s: Tensor) -> Tensor:
-    """q, k: [N, H, K]; v: [N, H, r * V]; g: [N, HV, 1, 1]; beta: [N, HV, 1]; s: [N, HV, V, K], in place -> [N, HV, V].
+def _rule_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> Tensor:
+    """q, k: [N, H, K]; v: [N, H, r * V]; g: [N, HV, 1, 1]; beta: [N, HV, 1]; state: [N, HV, V, K], in place
+    -> [N, HV, V].
 
     Rows times matrices, not matrices times columns, which the CPU's products do several times slower.
     """
-    N, HV, V, K = s.shape
+    N, HV, V, K = state.shape
     q, k, v = q.reshape(-1, 1, K), k.reshape(-1, 1, K), v.reshape(q.shape[0] * q.shape[1], 1, -1)
-    s = s.mul_(g).view(k.shape[0], -1, K)  # [N * H, r * V, K]
+    wide = state.float()  # the state itself, if it is float32
+    s = wide.mul_(g).view(k.shape[0], -1, K)  # [N * H, r * V, K]
     columns = s.transpose(1, 2)
     delta = torch.baddbmm(v, k, columns, alpha=-1)
     delta.view(N, HV, V).mul_(beta)
     s.addcmul_(delta.transpose(1, 2), k)
+    if wide is not state:
+        state.copy_(wide)
     return torch.bmm(q, columns).view(N, HV, V)
 
 
@@ -232,6 +241,8 @@ def gdn_prefill(
     packed: [T, packed_width]; conv: [slots, W - 1, C]; state: [slots, HV, V, K]; out: [T, HV * V].
     """
     n, L = prefill.num_sequences, prefill.chunk_length
+    if not n:
+        return
     lengths, writes = prefill.lengths[:n], prefill.writes[:n]
     bring(conv, prefill.reads[:n], writes)
     bring(state, prefill.reads[:n], writes)
@@ -270,16 +281,17 @@ def _prefill_one(
     wide = state.float()
     for start in range(0, packed.shape[0], slab):
         rows = packed[start : start + slab]
-        window = torch.cat([conv[0], rows[:, : dims.conv_channels]])
+        x, z, b, a = _columns(rows, dims)
+        window = torch.cat([conv[0], x])
         conv[0].copy_(window[rows.shape[0] :])
-        u, gates = causal_conv(window, taps), torch.stack(_gates(rows, weights, dims), dim=1)
+        u, gates = causal_conv(window, taps), torch.stack(_gates(b, a, weights), dim=1)
         chunks = -(-rows.shape[0] // L)
         tail = chunks * L - rows.shape[0]
         if tail:  # with g = beta = 0 a token changes nothing
             u, gates = F.pad(u, (0, 0, 0, tail)), F.pad(gates, (0, 0, 0, 0, 0, tail))
         o = _chunked_rule(u.view(chunks, L, -1), gates.view(chunks, L, 2, -1), wide, (1,) * chunks, dims)
         o = o.flatten(0, 1)[: rows.shape[0]]
-        _gated_norm(o, rows, weights, dims, out[start : start + slab])
+        _gated_norm(o, z, weights, dims, out[start : start + slab])
     if wide is not state:
         state.copy_(wide)
 
@@ -296,14 +308,15 @@ def _prefill_batch(
     out: Tensor,
 ) -> None:
     """Several spans in one slab.  conv: [N, W - 1, C]; state: [N, HV, V, K], in the batch's order and in place."""
-    rows = torch.cat([conv.flatten(0, 1), packed[:, : dims.conv_channels]])
+    x, z, b, a = _columns(packed, dims)
+    rows = torch.cat([conv.flatten(0, 1), x])
     u = causal_conv(rows.index_select(0, batch.windows).view(-1, taps.shape[0] - 1 + L, dims.conv_channels), taps)
     conv.copy_(rows.index_select(0, batch.tails).view(conv.shape))
-    gates = torch.stack(_gates(packed, weights, dims), dim=1)
+    gates = torch.stack(_gates(b, a, weights), dim=1)
     gates = F.pad(gates, (0, 0, 0, 0, 0, 1)).index_select(0, batch.tokens)  # padding: g = beta = 0 changes nothing
     wide = state.float()
     o = _chunked_rule(u, gates.view(u.shape[0], L, 2, -1), wide, batch.counts, dims)
     if wide is not state:
         state.copy_(wide)
     o = o.flatten(0, 1).index_select(0, batch.places)
-    _gated_norm(o, packed, weights, dims, out)
+    _gated_norm(o, z, weights, dims, out)
