@@ -6,6 +6,7 @@ python -m bench.engines hotstart|transformers tiny|0.8b     one JSON question a 
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ __all__ = ["CHECKPOINT", "NUM_THREADS", "Engine", "EngineProcess", "Job", "open_
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "tiny-qwen3.5"
 NUM_THREADS = 2
+BURST = 3
 # Qwen3.5-0.8B, text part.
 SHAPE_0_8B: dict[str, Any] = {
     "vocab_size": 248320,
@@ -222,7 +224,8 @@ class EngineProcess:
 def _answer(engine: Engine, question: dict[str, Any]) -> float:
     match question:
         case {"question": "prefill", "prompt": prompt}:
-            return engine.prefill(prompt)
+            # A burst, of which the first run wakes threads and caches that the other process had.
+            return statistics.median([engine.prefill(prompt) for _ in range(1 + BURST)][1:])
         case {"question": "decode", "prompt": prompt, "num_tokens": num_tokens}:
             return engine.decode(prompt, num_tokens)
         case {"question": "crowd", "jobs": jobs, "way": way}:

@@ -31,7 +31,9 @@ class CacheTensors:
         self.conv_tensor = take(len(layout.gdn_layers), num_slots, layout.conv)
         self.state_tensor = take(len(layout.gdn_layers), num_slots, layout.state)
         # A layer's views, made once: every step asks for them.
-        self._kv = dict(zip(layout.attention_layers, (pair.unbind(0) for pair in self.kv_tensor.unbind(0)), strict=True))
+        self._kv = dict(
+            zip(layout.attention_layers, (pair.unbind(0) for pair in self.kv_tensor.unbind(0)), strict=True)
+        )
         self._conv = dict(zip(layout.gdn_layers, self.conv_tensor.unbind(0), strict=True))
         self._state = dict(zip(layout.gdn_layers, self.state_tensor.unbind(0), strict=True))
 
