@@ -26,15 +26,18 @@ def serve(engine, stem, tails):
 
 
 def test_cached_beginning_changes_no_answer(start_engine, monkeypatch):
-    limits_of, sample, logits = startup.scheduler_limits, sampler.sample, {}
+    limits_of, init, logits = startup.scheduler_limits, sampler.Sampler.__init__, {}
 
-    def recording(rows_of_logits, rows):
-        for row, key in enumerate(zip(rows.seed.tolist(), rows.position.tolist(), strict=True)):
-            logits[key] = rows_of_logits[row].clone()
-        return sample(rows_of_logits, rows)
+    def recording_init(self, model_logits, sample, *rest):
+        def recording(rows_of_logits, rows):
+            for row, key in enumerate(zip(rows.seed.tolist(), rows.position.tolist(), strict=True)):
+                logits[key] = rows_of_logits[row].clone()
+            return sample(rows_of_logits, rows)
+
+        init(self, model_logits, recording, *rest)
 
     monkeypatch.setattr(CpuDevice, "flights", 2)
-    monkeypatch.setattr(sampler, "sample", recording)
+    monkeypatch.setattr(sampler.Sampler, "__init__", recording_init)
     dice = random.Random(5)
     chunk = CpuDevice.chunk_length
     stem = tuple(dice.choices(range(VOCAB), k=2 * chunk))

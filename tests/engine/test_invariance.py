@@ -45,7 +45,10 @@ class Record:
 @pytest.fixture
 def record(monkeypatch):
     record = Record()
-    monkeypatch.setattr(sampler, "sample", record.wrap(sampler.sample))
+    init = sampler.Sampler.__init__
+    monkeypatch.setattr(
+        sampler.Sampler, "__init__", lambda self, logits, sample, *rest: init(self, logits, record.wrap(sample), *rest)
+    )
     return record
 
 
