@@ -1,0 +1,106 @@
+"""The experts' kernels at published shapes, and silu_mul."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from moe_cases import CASES, make_case
+from steps import Row, make_step, moved
+from tolerances import assert_close, relative_error
+
+from hotstart.kernels.activation import silu_mul, silu_mul_torch
+from hotstart.kernels.moe import moe, route_torch
+from hotstart.kernels.moe_tiles import all_tiles
+from hotstart.kernels.ops import MoeDims
+
+LIMITS = {torch.bfloat16: 8e-3, torch.float16: 1e-3, torch.float32: 1e-5}
+LARGE = MoeDims(num_experts=64, top_k=8, width=512, renormalise=True)
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("num_tokens", [1, 17, 300])
+@pytest.mark.parametrize("dims", CASES, ids=str)
+def test_matches_expert_by_expert(num_tokens, dims, dtype):
+    inputs, wanted = make_case(dims, num_tokens, dtype, hidden=72)
+    out = moe(*(moved(x, "cuda") for x in inputs)).cpu()
+    assert relative_error(out[:num_tokens], wanted) < LIMITS[dtype]
+    assert not out[num_tokens:].any()
+
+
+@pytest.mark.parametrize("favourite", [None, 3])
+@pytest.mark.parametrize("num_tokens", [1, 8, 60, 255, 700])
+def test_large_shapes_match_the_torch_form_and_themselves(num_tokens, favourite):
+    *inputs, dims, step = large(num_tokens, favourite)
+    out = moe(*inputs, dims, step)
+    assert relative_error(out[:num_tokens], by_expert(*inputs, num_tokens)) < LIMITS[torch.bfloat16]
+    assert not out[num_tokens:].any()
+    for _ in range(10):
+        assert torch.equal(moe(*inputs, dims, step), out)
+
+
+def large(num_tokens, favourite=None):
+    r = torch.Generator("cuda").manual_seed(0)
+    E, D, width = LARGE.num_experts, 2048, LARGE.width
+
+    def normal(*shape, scale=1.0):
+        return (torch.randn(*shape, generator=r, device="cuda") * scale).bfloat16()
+
+    row = Row(num_tokens, pages=tuple(range(-(-num_tokens // 16))))
+    step = moved(make_step([], [row], page_size=16, padding=3), "cuda")
+    x, logits = normal(num_tokens + 3, D), normal(num_tokens + 3, E)
+    if favourite is not None:
+        logits[:, favourite] = 9
+    x[num_tokens:] = logits[num_tokens:] = float("nan")
+    return x, logits, normal(E, 2 * width, D, scale=D**-0.5), normal(E, D, width, scale=width**-0.5), LARGE, step
+
+
+def by_expert(x, logits, gate_up, down, num_tokens):
+    weights, experts = route_torch(logits[:num_tokens], LARGE)
+    x, y = x[:num_tokens].double(), torch.zeros(num_tokens, x.shape[1], dtype=torch.float64, device="cuda")
+    for e in range(LARGE.num_experts):
+        token, choice = (experts == e).nonzero(as_tuple=True)
+        gate, up = (x[token] @ gate_up[e].double().T).chunk(2, dim=-1)
+        y.index_add_(0, token, weights[token, choice, None] * (F.silu(gate) * up @ down[e].double().T))
+    return y
+
+
+def test_few_and_many_rows_are_cut_to_the_same_bits(monkeypatch):
+    """So the number of tokens in a step does not show in any of them."""
+    *inputs, dims, step = large(400)
+    few, many = all_tiles(torch.bfloat16)
+    outs = []
+    for cut in (few, many):
+        monkeypatch.setattr("hotstart.kernels.moe.tiles_for", lambda *_, cut=cut: cut)
+        outs.append(moe(*inputs, dims, step))
+    assert torch.equal(*outs)
+    alone = replace(step, num_tokens=1, kv_index=step.kv_index[7:8].clone())
+    x, logits, *weights = inputs
+    assert torch.equal(moe(x[7:8].clone(), logits[7:8].clone(), *weights, dims, alone), outs[0][7:8])
+
+
+def test_a_graph_replays_with_other_tokens_and_padding():
+    x, logits, gate_up, down, dims, step = large(29)
+    wanted = moe(x, logits, gate_up, down, dims, step)
+    still_x, still_logits, kv_index = x.clone(), logits.clone(), step.kv_index.clone()
+    x.zero_()
+    logits.zero_()
+    step.kv_index.fill_(-1)
+    moe(x, logits, gate_up, down, dims, step)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = moe(x, logits, gate_up, down, dims, step)
+    graph.replay()
+    assert not out.any()
+    x.copy_(still_x)
+    logits.copy_(still_logits)
+    step.kv_index.copy_(kv_index)
+    graph.replay()
+    assert torch.equal(out, wanted)
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("shape", [(1, 2 * 512), (300, 2 * 9216), (5, 72)], ids=str)
+def test_silu_mul(shape, dtype):
+    x = (torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * 5).to(dtype).cuda()
+    assert_close(silu_mul(x), silu_mul_torch(x.double()))
