@@ -12,7 +12,7 @@ ARGS         ?=
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN := $(VENV)/bin/python
 
-.PHONY: help install dev demo test test-gpu check check-gpus fmt bench constraints clean
+.PHONY: help install dev demo test test-gpu check check-gpus fmt bench bench-kernels constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -46,6 +46,10 @@ fmt: dev  ## mend format and lint
 
 bench: dev  ## speed against transformers
 	$(RUN) -m bench
+
+bench-kernels: dev  ## the Gated DeltaNet kernels on this GPU
+	$(RUN) -m bench.gdn_prefill $(ARGS)
+	$(RUN) -m bench.gdn_decode
 
 constraints: dev  ## write down the versions that are installed here
 	$(RUN) tools/freeze.py constraints.txt
