@@ -158,9 +158,12 @@ def _scan_pairs(target: Target, block_k: int) -> list[tuple[_Cut, _Cut]]:
         return [((32, 2), (32, 2))]
     if block_k > 128:
         return [((64, 4), (64, 4))]
-    pairs = [((64, 4), (128, 8)), ((64, 4), (64, 4)), ((128, 8), (128, 8))]
-    # A Hopper warp group is four warps: a cut of two would compute in another order than one of four.
-    return pairs if target.arch == 90 else [*pairs, ((32, 2), (64, 4)), ((32, 2), (128, 8)), ((32, 2), (32, 2))]
+    # A Hopper warp group is four warps: a cut of two would compute in another order than one of four.  There the few
+    # have narrow programs and the many wide ones, so no other pair could be better at both.
+    if target.arch == 90:
+        return [((64, 4), (128, 8))]
+    few = [((64, 4), (64, 4)), ((128, 8), (128, 8)), ((32, 2), (64, 4)), ((32, 2), (128, 8)), ((32, 2), (32, 2))]
+    return [((64, 4), (128, 8)), *few]
 
 
 def _within(width: int, warps: int, block_v: int) -> _Cut:

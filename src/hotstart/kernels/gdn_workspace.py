@@ -63,38 +63,39 @@ def slabs(
     return tuple(found)
 
 
-class ChunkBytes(NamedTuple):
-    """Bytes of one chunk's part of each tensor in a Workspace."""
+class ChunkSizes(NamedTuple):
+    """Elements of one chunk's part of each tensor in a Workspace: first those of 2 or 4 bytes, then float32."""
 
-    qk: int
+    q: int
+    k: int
     z: int
     x: int
     vectors: int
     factors: int
 
     @classmethod
-    def of(cls, dims: GdnDims, chunk_length: int, itemsize: int) -> "ChunkBytes":
+    def of(cls, dims: GdnDims, chunk_length: int) -> "ChunkSizes":
         H, HV, K, C = dims.num_key_heads, dims.num_value_heads, dims.key_dim, chunk_length
-        qk = C * H * K * itemsize if dims.conv_width > 1 else 0
-        return cls(qk, HV * K * C * itemsize, HV * C * C * itemsize, 2 * HV * C * 4, 2 * HV * C * 4)
+        qk = C * H * K if dims.conv_width > 1 else 0
+        return cls(qk, qk, HV * K * C, HV * C * C, 2 * HV * C, 2 * HV * C)
 
-    @property
-    def total(self) -> int:
-        return sum(self) + self.qk
+    def num_bytes(self, itemsize: int) -> int:
+        return itemsize * sum(self[:4]) + 4 * sum(self[4:])
 
 
-def carry_bytes(dims: GdnDims) -> int:
-    return dims.num_value_heads * dims.value_dim * dims.key_dim * 4
+def _carry(dims: GdnDims) -> int:
+    return dims.num_value_heads * dims.value_dim * dims.key_dim
 
 
 def slab_limit(dims: GdnDims, chunk_length: int, itemsize: int) -> int:
     """Chunks that fit the workspace."""
-    return max(1, (WORKSPACE_BYTES - 2 * carry_bytes(dims)) // ChunkBytes.of(dims, chunk_length, itemsize).total)
+    chunk = ChunkSizes.of(dims, chunk_length).num_bytes(itemsize)
+    return max(1, (WORKSPACE_BYTES - 2 * 4 * _carry(dims)) // chunk)
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """One allocation, of undefined content."""
+    """Two allocations, of undefined content."""
 
     q: Tensor  # [chunks, C, H * K], after the convolution; empty where there is none
     k: Tensor
@@ -107,15 +108,15 @@ class Workspace:
     @classmethod
     def take(cls, dims: GdnDims, chunk_length: int, operand: torch.dtype, like: Tensor, num_chunks: int) -> "Workspace":
         """For slabs of at most `num_chunks` chunks; q and k are in the dtype of `like`."""
-        part, carry = ChunkBytes.of(dims, chunk_length, operand.itemsize), carry_bytes(dims)
-        sizes = [num_chunks * size for size in (part.qk, part.qk, part.z, part.x, part.vectors, part.factors)]
-        memory = torch.empty(sum(sizes) + 2 * carry, dtype=torch.uint8, device=like.device)
-        q, k, z, x, vectors, factors, *carries = memory.split([*sizes, carry, carry])
-        vectors, factors, carry_in, carry_out = (t.view(torch.float32) for t in (vectors, factors, *carries))
-        return cls(
-            q.view(like.dtype), k.view(like.dtype), z.view(operand), x.view(operand), vectors, factors,
-            (carry_in, carry_out),
-        )  # fmt: skip
+        sizes = [num_chunks * size for size in ChunkSizes.of(dims, chunk_length)]
+        carry = _carry(dims)
+        tiles = torch.empty(sum(sizes[:4]), dtype=operand, device=like.device)
+        floats = torch.empty(sum(sizes[4:]) + 2 * carry, dtype=torch.float32, device=like.device)
+        q, k, z, x = tiles.split(sizes[:4])
+        vectors, factors, carry_in, carry_out = floats.split([*sizes[4:], carry, carry])
+        if like.dtype != operand:
+            q, k = q.view(like.dtype), k.view(like.dtype)
+        return cls(q, k, z, x, vectors, factors, (carry_in, carry_out))
 
 
 def warmup(space: LaunchSpace) -> None:
