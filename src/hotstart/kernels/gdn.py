@@ -191,7 +191,10 @@ def gdn_decode(
     bring(state, reads, writes)
     x, z, b, a = _columns(packed.narrow(0, 0, n), dims)
     window = take(conv, writes, index)
-    u = causal_conv_step(x, weights.conv.T.float(), window)
+    taps = weights.conv.T.float()
+    if n > 1:  # one row is read through the strides sooner than a copy is made
+        taps = taps.contiguous()
+    u = causal_conv_step(x, taps, window)
     store(conv, writes, index, window)
     qk, v = u.split_with_sizes((2 * H * K, HV * V), dim=1)
     qk = qk.view(n, 2 * H, K)
