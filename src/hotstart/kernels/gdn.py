@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 CPU_CHUNK_LENGTH = 32
-SLAB_BYTES = 2 << 20  # of conv outputs and of states that are worked on at once: they should stay in a core's cache
+SLAB_BYTES = 1 << 20  # of conv outputs and of states that are worked on at once: they should stay in a core's cache
 L2_EPS = 1e-6
 
 
@@ -106,28 +106,43 @@ def _chunked_rule(u: Tensor, gates: Tensor, states: Tensor, counts: Sequence[int
     lost = torch.bmm(inverse, (b_k * (grown * beta).neg_()).view(R * HV, L, K))
     kept = (b_k * left).view(R * HV, L, K)
 
-    found = u.new_empty(R * H, L, group * V)
-    by_head, by_value_head = [n * H for n in counts], [n * HV for n in counts]
-    for b_q, b_found, b_deltas, b_lost, b_kept, b_carry in zip(
-        q.split(by_head),
-        found.split(by_head),
-        deltas.split(by_value_head),
-        lost.split(by_value_head),
-        kept.split(by_value_head),
-        _exp(carry).view(R * HV, 1, 1).split(by_value_head),
-        strict=True,
-    ):
-        s = states[: b_kept.shape[0] // HV].view(-1, V, K)
-        columns = s.transpose(1, 2)
-        torch.bmm(b_q, s.view(-1, group * V, K).transpose(1, 2), out=b_found)
-        b_deltas.baddbmm_(b_lost, columns)
-        s.mul_(b_carry).baddbmm_(b_deltas.transpose(1, 2), b_kept)
-
+    found = _scan(q, deltas, lost, kept, _exp(carry).view(R * HV, 1, 1), states, counts)
     within = torch.bmm(reads.view(R * HV, L, L), deltas).view(R, H, group, L, V)
     o = u.new_empty(R, L, H, group, V)
     before = found.view(R, H, L, group, V).transpose(2, 3)
     torch.addcmul(within, before, grown.view(R, H, group, L, 1), out=o.permute(0, 2, 3, 1, 4))
     return o.view(R, L, HV, V)
+
+
+def _scan(
+    q: Tensor, deltas: Tensor, lost: Tensor, kept: Tensor, carry: Tensor, states: Tensor, counts: Sequence[int]
+) -> Tensor:
+    """Chunk after chunk: what the queries [R * H, L, K] find in the state before it, [R * H, L, r * V].
+
+    deltas: [R * HV, L, V], completed in place; lost, kept: [R * HV, L, K]; carry: [R * HV, 1, 1]; see `_chunked_rule`.
+    """
+    HV, V, K = states.shape[1:]
+    H = q.shape[0] * HV // lost.shape[0]
+    found = q.new_empty(*q.shape[:2], HV // H * V)
+    by_head, by_value_head = [n * H for n in counts], [n * HV for n in counts]
+    n = 0
+    for count, b_q, b_found, b_deltas, b_lost, b_kept, b_carry in zip(
+        counts,
+        q.split(by_head),
+        found.split(by_head),
+        deltas.split(by_value_head),
+        lost.split(by_value_head),
+        kept.split(by_value_head),
+        carry.split(by_value_head),
+        strict=True,
+    ):
+        if count != n:
+            n, s = count, states[:count].view(-1, V, K)
+            columns, grouped = s.transpose(1, 2), s.view(n * H, -1, K).transpose(1, 2)
+        torch.bmm(b_q, grouped, out=b_found)
+        b_deltas.baddbmm_(b_lost, columns)
+        s.mul_(b_carry).baddbmm_(b_deltas.transpose(1, 2), b_kept)
+    return found
 
 
 def _exp(x: Tensor) -> Tensor:
