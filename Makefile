@@ -31,11 +31,12 @@ test: dev  ## all tests that need no GPU
 test-gpu: dev  ## the tests that need a GPU
 	$(RUN) -m pytest -m gpu $(PYTEST)
 
-check: dev  ## format, lint, types, and the rules of the package
+check: dev  ## format, lint, types, the rules of the package, and that the documents tell the figures measured
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest -q tests/unit/test_architecture.py
+	$(RUN) -m bench.figures --check
 
 check-gpus: install  ## compile every published size for every GPU we name, without one
 	$(RUN) tools/check_gpus.py

@@ -10,7 +10,9 @@ from typing import Any
 from bench.engines import NUM_THREADS, EngineProcess, Job
 from bench.measure import compare, write_result
 
-PROMPT, CONTEXT, ANSWER = 512, 64, 64
+PROMPT, CONTEXT = 512, 64
+ANSWER = {"tiny": 64, "0.8b": 8}
+BURST = {"tiny": 3, "0.8b": 0}
 TARGETS = {"tiny": {"prefill": 2.0, "decode": 2.0}, "0.8b": {"prefill": 1.15, "decode": 1.0}}
 CROWD_TARGET, OUTSIDE_TARGET = 3.0, 3.0
 BATCHINGS = [{"size": size, "sorted_by": key} for size in (16, 8, 4) for key in ("prompt", "answer")]
@@ -45,8 +47,10 @@ def measure(model: str, repeats: int) -> list[dict[str, Any]]:
     ids, targets = prompt(PROMPT, 1), TARGETS[model]
     with EngineProcess("hotstart", model) as ours, EngineProcess("transformers", model) as peer:
         engines = {engine.name: engine for engine in (ours, peer)}
-        prefill = compare({name: (lambda e=e: e.prefill(ids)) for name, e in engines.items()}, repeats)
-        decode = compare({name: (lambda e=e: e.decode(ids[:CONTEXT], ANSWER)) for name, e in engines.items()}, repeats)
+        prefill = compare({name: (lambda e=e: e.prefill(ids, BURST[model])) for name, e in engines.items()}, repeats)
+        decode = compare(
+            {name: (lambda e=e: e.decode(ids[:CONTEXT], ANSWER[model])) for name, e in engines.items()}, repeats
+        )
         rows = [
             row(f"prefill, {PROMPT} tokens", model, prefill, targets["prefill"]),
             row("decode, one sequence, one token", model, decode, targets["decode"]),
@@ -54,7 +58,7 @@ def measure(model: str, repeats: int) -> list[dict[str, Any]]:
         if model == "tiny":
             rows.append(_crowd(ours, peer, repeats))
         else:
-            outside = compare({n: (lambda e=e: e.outside_products(ids)) for n, e in engines.items()}, repeats, 0)
+            outside = compare({n: (lambda e=e: e.outside_products(ids)) for n, e in engines.items()}, 3, warmups=0)
             rows.append(row(f"outside products, {PROMPT} tokens", model, outside, OUTSIDE_TARGET))
     return rows
 

@@ -23,7 +23,6 @@ __all__ = ["CHECKPOINT", "NUM_THREADS", "Engine", "EngineProcess", "Job", "open_
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "tiny-qwen3.5"
 NUM_THREADS = 2
-BURST = 3
 # Qwen3.5-0.8B, text part.
 SHAPE_0_8B: dict[str, Any] = {
     "vocab_size": 248320,
@@ -187,8 +186,8 @@ class EngineProcess:
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._read()
 
-    def prefill(self, prompt: list[int]) -> float:
-        return self._ask(question="prefill", prompt=prompt)
+    def prefill(self, prompt: list[int], burst: int) -> float:
+        return self._ask(question="prefill", prompt=prompt, burst=burst)
 
     def decode(self, prompt: list[int], num_tokens: int) -> float:
         return self._ask(question="decode", prompt=prompt, num_tokens=num_tokens)
@@ -223,9 +222,9 @@ class EngineProcess:
 
 def _answer(engine: Engine, question: dict[str, Any]) -> float:
     match question:
-        case {"question": "prefill", "prompt": prompt}:
-            # A burst, of which the first run wakes threads and caches that the other process had.
-            return statistics.median([engine.prefill(prompt) for _ in range(1 + BURST)][1:])
+        case {"question": "prefill", "prompt": prompt, "burst": burst}:
+            # The first run wakes threads and caches that the other process had.
+            return statistics.median([engine.prefill(prompt) for _ in range(1 + burst)][burst > 0 :])
         case {"question": "decode", "prompt": prompt, "num_tokens": num_tokens}:
             return engine.decode(prompt, num_tokens)
         case {"question": "crowd", "jobs": jobs, "way": way}:

@@ -19,7 +19,8 @@ MODELS = {"tiny": "shipped checkpoint", "0.8b": "Qwen3.5-0.8B shape, random weig
 def circumstances(record: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
     return (
-        f"{record['cpu']}, {record['cores']} cores, {record['threads']} threads, {record['dtype']}; {versions}; "
+        f"{record['cpu']}, {record['cores']} cores, {record['threads']} threads, {record['dtype']}, "
+        f"{record['scheduling']} scheduling; {versions}; "
         f"{record['date']}; `{record['command']}`"
     )
 

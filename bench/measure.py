@@ -46,6 +46,7 @@ def write_result(name: str, rows: list[dict[str, Any]], **facts: object) -> None
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
+        "scheduling": _scheduling(),
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in PACKAGES},
         **facts,
@@ -60,6 +61,14 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _scheduling() -> str:
+    """On a machine that others use too, a benchmark is worth little without priority over them."""
+    if not hasattr(os, "sched_getscheduler"):
+        return "default"
+    policy = {os.SCHED_FIFO: "real-time priority", os.SCHED_RR: "real-time priority"}.get(os.sched_getscheduler(0))
+    return policy or (f"nice {os.nice(0)}" if os.nice(0) else "default")
 
 
 def _cpu() -> str:
