@@ -1,0 +1,200 @@
+"""Attention, experts and sampling on a GPU, beside what PyTorch offers for the same, in microseconds.
+
+    python -m bench.gpu_kernels [--only decode prefill moe sample] [--out FILE.json]
+
+A time is the median of a kernel's runs, with the L2 cache emptied between them (triton.testing.do_bench).  Both sides
+compile and tune nothing while they are timed.
+
+    decode     gated attention of one new token to a paged context; beside it torch's scaled_dot_product_attention on
+               dense keys and values of equal lengths, ungated; the floor is the bytes of keys and values
+    prefill    prompts from zero; beside it the same function, causal, ungated
+    moe        routing, sort, products and sum; beside it torch._grouped_mm on pairs sorted by torch (bfloat16)
+    sample     a token for each row of logits; beside it our torch form
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.testing
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from bench.gdn_decode import copy_rate
+from hotstart.cache.step import DecodeInputs, PrefillInputs, StepInputs
+from hotstart.kernels.activation import silu_mul
+from hotstart.kernels.attention import paged_attention
+from hotstart.kernels.draw import sample
+from hotstart.kernels.moe import moe, route_torch
+from hotstart.kernels.ops import AttentionDims, MoeDims
+from hotstart.kernels.sampling import SamplingRows, candidates, sample_torch
+
+PAGE = 16
+ATTENTION = AttentionDims(16, 4, 256, 64, 1e-6)  # Qwen3.5-4B and 9B
+DECODES = [(1, 1024), (1, 32768), (16, 4096), (64, 1024), (256, 1024)]
+PREFILLS = [(1, 512), (1, 2048), (1, 8192), (8, 512), (32, 64)]
+EXPERTS = MoeDims(256, 8, 512, True)  # Qwen3.5-35B-A3B
+HIDDEN, TOKENS = 2048, (1, 16, 64, 256, 2048, 8192)
+VOCAB, ROWS = 248320, (1, 64, 128)
+SETTINGS = {"greedy": (0.0, 0, 1.0), "plain": (1.0, 0, 1.0), "k 20, p 0.95": (0.6, 20, 0.95), "p 0.8": (1.0, 0, 0.8)}
+Pair = tuple[str, Callable[[], object], Callable[[], object], float]  # what, ours, torch's, bytes that must move
+
+
+def normal(*shape: int, scale: float = 1.0) -> Tensor:
+    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16).mul_(scale)
+
+
+def ints(values: Any, dtype: torch.dtype = torch.int32) -> Tensor:
+    return torch.tensor(list(values), dtype=dtype, device="cuda")
+
+
+def make_step(count: int, length: int, context: int) -> StepInputs:
+    """`count` sequences that advance by `length` tokens to `context`, on pages in a random order."""
+    pages = -(-context // PAGE)
+    table = torch.randperm(count * pages, device="cuda").int().view(count, pages)
+    host = {"reads": (0,) * count, "writes": (0,) * count, "contexts": (context,) * count}
+    slots = {"read_slots": ints([0] * count), "write_slots": ints([0] * count)}
+    sequences = {"num_sequences": count, "page_table": table, "context_lens": ints([context] * count), **host, **slots}
+    empty = {
+        "num_sequences": 0, "page_table": table[:0], "context_lens": table[:0, 0], "reads": (), "writes": (),
+        "contexts": (), "read_slots": table[:0, 0], "write_slots": table[:0, 0],
+    }  # fmt: skip
+    decoding = length == 1
+    decode = DecodeInputs(max_context=context, **(sequences if decoding else empty))
+    first = count if decoding else 0
+    prefill = PrefillInputs(
+        first_token=first,
+        lengths=() if decoding else (length,) * count,
+        num_chunks=0,
+        chunk_length=64,
+        cu_seqlens=ints([first] if decoding else range(0, count * length + 1, length)),
+        chunks=ints([]).view(0, 4),
+        cu_chunks=ints([0]),
+        **(empty if decoding else sequences),
+    )
+    tokens = count * length
+    unused = torch.zeros(tokens, dtype=torch.int32, device="cuda")
+    return StepInputs(tokens, unused, unused, unused.long(), decode, prefill, unused)
+
+
+def attention(shapes: list[tuple[int, int]], decoding: bool) -> Iterator[Pair]:
+    dims = ATTENTION
+    H, Hkv, D = dims.num_heads, dims.num_kv_heads, dims.head_dim
+    for count, context in shapes:
+        length = 1 if decoding else context
+        step = make_step(count, length, context)
+        keys, values = (normal(step_pages(count, context), PAGE, Hkv, D) for _ in range(2))
+        q, packed = normal(count * length, H, D), normal(count * length, dims.packed_width)
+        dense_q = normal(count, H, length, D)
+        dense_k, dense_v = (normal(count, Hkv, context, D) for _ in range(2))
+
+        def ours(q=q, packed=packed, keys=keys, values=values, step=step) -> object:
+            return paged_attention(q, packed, keys, values, step, dims)
+
+        def theirs(q=dense_q, k=dense_k, v=dense_v) -> object:
+            with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
+                return F.scaled_dot_product_attention(q, k, v, is_causal=not decoding, enable_gqa=True)
+
+        yield f"{count}x{context}", ours, theirs, 2.0 * count * context * Hkv * D * 2
+
+
+def step_pages(count: int, context: int) -> int:
+    return count * -(-context // PAGE)
+
+
+def experts() -> Iterator[Pair]:
+    dims, D = EXPERTS, HIDDEN
+    gate_up = normal(dims.num_experts, 2 * dims.width, D, scale=D**-0.5)
+    down = normal(dims.num_experts, D, dims.width, scale=dims.width**-0.5)
+    for tokens in TOKENS:
+        x, logits = normal(tokens, D), normal(tokens, dims.num_experts)
+        step = make_step(1, tokens, tokens) if tokens > 1 else make_step(1, 1, 16)
+
+        def ours(x=x, logits=logits, step=step) -> object:
+            return moe(x, logits, gate_up, down, dims, step)
+
+        def theirs(x=x, logits=logits) -> object:
+            weights, chosen = route_torch(logits, dims)
+            ids, order = chosen.flatten().sort(stable=True)
+            ends = torch.searchsorted(ids, torch.arange(1, dims.num_experts + 1, device="cuda")).int()
+            hidden = silu_mul(torch._grouped_mm(x[order // dims.top_k], gate_up.transpose(1, 2), offs=ends))
+            parts = torch._grouped_mm(hidden, down.transpose(1, 2), offs=ends)
+            scaled = parts * weights.flatten()[order, None]
+            return torch.zeros(*x.shape, device="cuda").index_add_(0, order // dims.top_k, scaled.float())
+
+        used = len(route_torch(logits, dims)[1].unique())
+        yield f"{tokens} tokens", ours, theirs, 2.0 * used * 3 * dims.width * D
+
+
+def sampling() -> Iterator[Pair]:
+    for count in ROWS:
+        logits = normal(count, VOCAB, scale=3.0)
+        for name, (temperature, top_k, top_p) in SETTINGS.items():
+            rows = SamplingRows(
+                temperature=torch.full((count,), temperature, device="cuda"),
+                top_k=ints([top_k] * count, torch.int64),
+                top_p=torch.full((count,), top_p, device="cuda"),
+                seed=ints(range(count), torch.int64),
+                position=ints(range(count), torch.int64),
+                banned=ints([], torch.int64).view(0, 2),
+                all_greedy=temperature == 0,
+                candidates=candidates(top_k, top_p) if temperature else 0,
+                num_banned=0,
+            )
+
+            def ours(logits=logits, rows=rows) -> object:
+                return sample(logits, rows)
+
+            def theirs(logits=logits, rows=rows) -> object:
+                return sample_torch(logits, rows)
+
+            yield f"{count} rows, {name}", ours, theirs, 2.0 * count * VOCAB
+
+
+PARTS: dict[str, Callable[[], Iterator[Pair]]] = {
+    "decode": lambda: attention(DECODES, decoding=True),
+    "prefill": lambda: attention(PREFILLS, decoding=False),
+    "moe": experts,
+    "sample": sampling,
+}
+
+
+def microseconds(call: Callable[[], object]) -> float:
+    return float(triton.testing.do_bench(call, warmup=10, rep=50, return_mode="median")) * 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    rate = copy_rate()
+    rows = []
+    print("| part | what | us | torch us | floor us |\n|---|---|---|---|---|")
+    for part in options.only:
+        for what, ours, theirs, num_bytes in PARTS[part]():
+            row = {"part": part, "what": what, "us": microseconds(ours), "torch_us": microseconds(theirs)}
+            rows.append(row | {"floor_us": num_bytes / rate * 1e6})
+            print("| {part} | {what} | {us:.1f} | {torch_us:.1f} | {floor_us:.1f} |".format(**rows[-1]), flush=True)
+            torch.cuda.empty_cache()
+    facts = {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": str(torch.__version__),
+        "triton": triton.__version__,
+        "command": f"python -m bench.gpu_kernels --only {' '.join(options.only)}",
+        "attention": dataclasses.asdict(ATTENTION),
+        "experts": dataclasses.asdict(EXPERTS) | {"hidden": HIDDEN},
+        "copy_bytes_per_s": rate,
+    }
+    if options.out:
+        options.out.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
