@@ -8,8 +8,8 @@ from attention_cases import assert_matches, make_case, run
 from steps import moved
 from tolerances import relative_error
 
+from hotstart.kernels import attention_decode
 from hotstart.kernels.attention import paged_attention
-from hotstart.kernels.attention_decode import attention_decode
 from hotstart.kernels.attention_prepare import attention_prepare
 from hotstart.kernels.ops import AttentionDims
 
@@ -131,8 +131,8 @@ def test_pages_beyond_the_reach_of_32_bits():
 
 def test_slabs_of_sequences_change_nothing(monkeypatch):
     dims = HEADS["122b"]
-    case = make_case([(1, 37 * i) for i in range(1, 24)], [], dims, torch.bfloat16, num_pages=800)
+    case = make_case([(1, 37 * i) for i in range(1, 24)] + [(1, 5000)], [], dims, torch.bfloat16, num_pages=1100)
     together, *_ = run(case, attention_prepare, paged_attention, "cuda")
-    monkeypatch.setitem(attention_decode.__globals__, "WORKSPACE_BYTES", 1 << 20)
+    monkeypatch.setattr(attention_decode, "WORKSPACE_BYTES", 1 << 20)
     slabs, *_ = run(case, attention_prepare, paged_attention, "cuda")
     assert torch.equal(together, slabs)
