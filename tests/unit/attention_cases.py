@@ -42,7 +42,8 @@ def make_case(decodes, prefills, dims, dtype=torch.float32, padding=2, page_size
     num_positions = max([1, *(start + length for length, start in [*decodes, *prefills])])
     rope = rope_table(num_positions, dims.rotary_dim, THETA, None, torch.device("cpu"))
 
-    q, k, v, gates = _prepared(packed[:n].double(), q_norm, k_norm, step.positions[:n], dims)
+    table = rope.double()[step.positions[:n].long()]
+    q, k, v, gates = _prepared(packed[:n].double(), q_norm, k_norm, table, dims)
     after = [cache.double().view(-1, Hkv, D).clone() for cache in (keys, values)]
     for cache, new in zip(after, (k, v), strict=True):
         cache[step.kv_index[:n]] = new
@@ -64,21 +65,20 @@ def make_case(decodes, prefills, dims, dtype=torch.float32, padding=2, page_size
     return Case((packed, q_norm, k_norm, rope, keys, values, step, dims), out, *after, seen)
 
 
-def _prepared(packed, q_norm, k_norm, positions, dims):
+def _prepared(packed, q_norm, k_norm, table, dims):
     H, Hkv, D, n = dims.num_heads, dims.num_kv_heads, dims.head_dim, packed.shape[0]
     heads = packed[:, : 2 * H * D].view(n, H, 2 * D)
     k, v = (packed[:, (2 * H + i * Hkv) * D : (2 * H + (i + 1) * Hkv) * D].reshape(n, Hkv, D) for i in (0, 1))
-    q = _rotate(F.rms_norm(heads[..., :D], (D,), 1 + q_norm.double(), dims.eps), positions, dims)
-    k = _rotate(F.rms_norm(k, (D,), 1 + k_norm.double(), dims.eps), positions, dims)
+    q = _rotate(F.rms_norm(heads[..., :D], (D,), 1 + q_norm.double(), dims.eps), table)
+    k = _rotate(F.rms_norm(k, (D,), 1 + k_norm.double(), dims.eps), table)
     return q, k, v, heads[..., D:].reshape(n, H * D)
 
 
-def _rotate(x, positions, dims):
-    """Pair by pair, in float64."""
-    half, y = dims.rotary_dim // 2, x.clone()
+def _rotate(x, table):
+    """Pair by pair, in float64, by the cosines and sines that the op is given: their rounding is not the op's."""
+    half, y = table.shape[1] // 2, x.clone()
     for m in range(half):
-        angle = positions.double() * THETA ** (-2 * m / dims.rotary_dim)
-        cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+        cos, sin = table[:, m, None], table[:, half + m, None]
         y[..., m] = x[..., m] * cos - x[..., half + m] * sin
         y[..., half + m] = x[..., half + m] * cos + x[..., m] * sin
     return y

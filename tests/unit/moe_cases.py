@@ -6,7 +6,7 @@ from steps import Row, make_step
 from hotstart.kernels.moe import moe_reference
 from hotstart.kernels.ops import MoeDims
 
-__all__ = ["CASES", "make_case"]
+__all__ = ["CASES", "equals", "make_case"]
 
 CASES = [MoeDims(5, 2, 16, True), MoeDims(16, 3, 24, False), MoeDims(3, 3, 16, True)]
 
@@ -18,7 +18,9 @@ def make_case(dims, num_tokens, dtype=torch.float32, hidden=24, favourite=None, 
     pages = tuple(range(-(-num_tokens // 16)))
     step = make_step([], [Row(num_tokens, pages=pages)], page_size=16, padding=2)
     x = torch.randn(num_tokens + 2, hidden, generator=r).to(dtype)
-    logits = torch.randn(num_tokens + 2, E, generator=r).to(dtype)
+    # Distinct in every dtype: which of two equal experts is chosen would make outputs differ, and has its own test.
+    ranks = torch.rand(num_tokens + 2, E, generator=r).argsort(-1)
+    logits = (ranks / E * 4 * (1 + torch.rand(num_tokens + 2, 1, generator=r))).to(dtype)
     if favourite is not None:
         logits[:, favourite] = 9.0
     x[num_tokens:] = logits[num_tokens:] = float("nan")
@@ -26,3 +28,9 @@ def make_case(dims, num_tokens, dtype=torch.float32, hidden=24, favourite=None, 
     down = (torch.randn(E, hidden, width, generator=r) * width**-0.5).to(dtype)
     wide = [t.double() for t in (x[:num_tokens], logits[:num_tokens], gate_up, down)]
     return (x, logits, gate_up, down, dims, step), moe_reference(*wide, dims)
+
+
+def equals(dims, num_tokens, dtype=torch.float32):
+    """Router logits of three values, kv_index, and the experts in order: among equals the lower id comes first."""
+    logits = torch.randint(3, (num_tokens, dims.num_experts), generator=torch.Generator().manual_seed(0)).to(dtype)
+    return logits, torch.arange(num_tokens), logits.sort(dim=-1, descending=True, stable=True)

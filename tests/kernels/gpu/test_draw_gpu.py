@@ -4,6 +4,7 @@ import pytest
 import torch
 from sampling_cases import disagreements, make_rows
 from steps import moved
+from waits import no_waits
 
 from hotstart.kernels import draw
 from hotstart.kernels.sampling import sample_torch, token_logprobs
@@ -38,12 +39,9 @@ def test_nothing_waits_for_the_device(sample):
     last, slots = torch.zeros(40, dtype=torch.int32, device="cuda"), torch.arange(len(wishes), device="cuda")
     sample(logits, rows)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waits():
         tokens = sample(logits, rows)
         token_logprobs(logits, tokens, 20)
         last.index_copy_(0, slots, tokens.int())
         taken = last[slots.int()]
         taken.copy_(torch.where(taken < 0, taken, last[: len(wishes)]))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")

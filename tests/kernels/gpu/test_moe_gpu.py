@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from moe_cases import CASES, make_case
+from moe_cases import CASES, equals, make_case
 from steps import Row, make_step, moved
 from tolerances import assert_close, relative_error
 
 from hotstart.kernels.activation import silu_mul, silu_mul_torch
 from hotstart.kernels.moe import moe, route_torch
+from hotstart.kernels.moe_route import route
 from hotstart.kernels.moe_tiles import all_tiles
 from hotstart.kernels.ops import MoeDims
 
@@ -26,6 +27,14 @@ def test_matches_expert_by_expert(num_tokens, dims, dtype):
     out = moe(*(moved(x, "cuda") for x in inputs)).cpu()
     assert relative_error(out[:num_tokens], wanted) < LIMITS[dtype]
     assert not out[num_tokens:].any()
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+def test_of_equal_experts_the_first_is_chosen(dtype):
+    logits, kv_index, wanted = equals(LARGE, 300, dtype)
+    weights, experts = route(logits.cuda(), kv_index.cuda(), LARGE)
+    assert torch.equal(experts.long().cpu(), wanted.indices[:, :8])
+    assert_close(weights.cpu(), wanted.values[:, :8].double().softmax(-1))
 
 
 @pytest.mark.parametrize("favourite", [None, 3])

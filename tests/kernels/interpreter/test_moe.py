@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from moe_cases import CASES, make_case
+from moe_cases import CASES, equals, make_case
 from tolerances import assert_close
 
 from hotstart.kernels import moe_gemm
@@ -45,6 +45,13 @@ def test_tiles_hold_every_pair_once_in_the_order_of_experts(num_tokens, rows):
     ids = experts.flatten()[order].tolist()
     assert [p for first, end, _ in found for p in range(first, end)] == list(range(3 * num_tokens))
     assert all(ids[p] == e for first, end, e in found for p in range(first, end))
+
+
+def test_of_equal_experts_the_first_is_chosen():
+    logits, kv_index, wanted = equals(MoeDims(7, 3, 16, True), 50)
+    weights, experts = route(logits, kv_index, MoeDims(7, 3, 16, True))
+    assert torch.equal(experts.long(), wanted.indices[:, :3])
+    assert_close(weights, wanted.values[:, :3].double().softmax(-1))
 
 
 @pytest.mark.parametrize("shape", [(1, 8), (3, 136), (0, 16), (2, 2600)], ids=str)
