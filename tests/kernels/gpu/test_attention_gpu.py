@@ -43,7 +43,9 @@ def test_step_matches_attention_written_out(name, dims, dtype):
 def test_a_sequence_does_not_depend_on_its_neighbours(name):
     """Nor do two runs differ."""
     dims = HEADS["27b"]
-    packed, q_norm, k_norm, rope, keys, values, step, _ = make_case(*STEPS[name], dims, torch.bfloat16, num_pages=900).inputs
+    packed, q_norm, k_norm, rope, keys, values, step, _ = make_case(
+        *STEPS[name], dims, torch.bfloat16, num_pages=900
+    ).inputs
     inputs = [moved(x, "cuda") for x in (q_norm, k_norm, rope, keys.nan_to_num(), values.nan_to_num())]
 
     def attend(packed, step):
