@@ -160,7 +160,7 @@ def bench_mixer(dims: GdnDims, count: int, length: int) -> dict[str, Any]:
         torch.linspace(-6, 0, HV, device="cuda"), torch.ones(V, device="cuda"),
     )  # fmt: skip
     state = torch.zeros(n * count, HV, V, K, device="cuda")
-    conv = torch.zeros(n * count, dims.conv_width - 1, dims.conv_channels, device="cuda", dtype=BFLOAT16)
+    conv = torch.zeros(n * count, dims.conv_width, dims.conv_channels, device="cuda", dtype=BFLOAT16)
     chunk_length = chunk_length_for(dims, BFLOAT16)
     calls: list[Callable[[], object]] = []
     for i in range(n):

@@ -28,7 +28,7 @@ def make_inputs(dims, num_tokens, num_slots, dtype=torch.float32, seed=0):
         norm=1 + 0.1 * normal(dims.value_dim),
     )
     packed = normal(num_tokens, dims.packed_width).to(dtype)
-    conv = normal(num_slots, dims.conv_width - 1, dims.conv_channels).to(dtype)
+    conv = normal(num_slots, dims.conv_width, dims.conv_channels).to(dtype)
     state = normal(num_slots, HV, dims.value_dim, dims.key_dim)
     return packed, weights, conv, state
 
@@ -37,13 +37,15 @@ def expected(packed, weights, conv, state, step, dims):
     """Row by row with the reference: the outputs of the real tokens, and the pools after the step, in float64."""
     conv_after, state_after = conv.double(), state.double()
     d, p = step.decode, step.prefill
-    rows = [(1, d.reads[i], d.writes[i]) for i in range(d.num_sequences)]
-    rows += zip(p.lengths, p.reads, p.writes, strict=True)
+    rows = [(1, d.contexts[i], d.reads[i], d.writes[i]) for i in range(d.num_sequences)]
+    rows += zip(p.lengths, p.contexts, p.reads, p.writes, strict=True)
     outputs, first = [], 0
-    for length, read, write in rows:
+    for length, end, read, write in rows:
         c = conv[read] if read >= 0 else torch.zeros_like(conv[0])
         s = state[read] if read >= 0 else torch.zeros_like(state[0])
-        y, conv_after[write], state_after[write] = gdn_reference(packed[first : first + length], weights, c, s, dims)
+        c = c.roll(length - end, dims=0)  # a ring -> oldest first
+        y, c, state_after[write] = gdn_reference(packed[first : first + length], weights, c, s, dims)
+        conv_after[write] = c.roll(end, dims=0)
         outputs.append(y)
         first += length
     none = packed.new_empty(0, dims.num_value_heads * dims.value_dim, dtype=torch.float64)
@@ -88,21 +90,24 @@ def slabs(request, monkeypatch):
 
 
 STEPS = {
-    "one token": ([Row(1, read=1, write=1)], []),
+    "one token": ([Row(1, start=5, read=1, write=1)], []),
     "a first token": ([Row(1, read=-1, write=1)], []),
-    "decodes": ([Row(1, read=s, write=s) for s in (4, 0, 2)], []),
+    "decodes": ([Row(1, start=s + 7, read=s, write=s) for s in (4, 0, 2)], []),
     "one prompt": ([], [Row(65, write=1)]),
     "ragged prompts": (
         [],
         [
             Row(2, write=1),
-            Row(63, read=2, write=2),
-            Row(0, read=3, write=3),
+            Row(63, start=5, read=2, write=2),
+            Row(0, start=3, read=3, write=3),
             Row(130, write=0),
-            Row(3, read=6, write=7),
+            Row(3, start=6, read=6, write=7),
         ],
     ),
-    "mixed": ([Row(1, read=3, write=3), Row(1, write=5)], [Row(3, read=0, write=4), Row(64, write=1)]),
+    "mixed": (
+        [Row(1, start=9, read=3, write=3), Row(1, write=5)],
+        [Row(3, start=2, read=0, write=4), Row(64, write=1)],
+    ),
 }
 
 

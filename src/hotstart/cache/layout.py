@@ -27,8 +27,9 @@ class TensorSpec:
 class CacheLayout:
     """Which layers keep what.  Pages belong to attention layers, slots to Gated DeltaNet layers.
 
-    Shapes of one layer: key page and value page [page_size, Hkv, D]; conv slot [conv_width - 1, C], the last inputs
-    before the convolution, oldest first; state slot [HV, V, K], K last, so that one value row is contiguous.
+    Shapes of one layer: key page and value page [page_size, Hkv, D]; conv slot [conv_width, C], the last inputs
+    before the convolution, the one at position p in row p % conv_width; state slot [HV, V, K], K last, so that one
+    value row is contiguous.
     """
 
     page_size: int

@@ -43,7 +43,7 @@ class CacheTensors:
         return keys, values
 
     def conv(self, layer: int) -> Tensor:
-        """Conv states of one Gated DeltaNet layer, [slots, conv_width - 1, C]."""
+        """Conv states of one Gated DeltaNet layer, [slots, conv_width, C]."""
         return self._conv[layer]
 
     def state(self, layer: int) -> Tensor:

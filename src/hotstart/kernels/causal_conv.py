@@ -1,22 +1,27 @@
-"""Causal depthwise convolution with SiLU: y_t = silu(sum_j w_j x_(t - W + 1 + j)); the state is the last W - 1 raw x.
+"""Causal depthwise convolution with SiLU: y_t = silu(sum_j w_j x_(t - W + 1 + j)).
+
+Its state is the last W raw inputs of a sequence, a ring: the one at position p lies in row p % W, and zeros where there
+was none yet.  A step reads the W - 1 inputs before its first, and writes where none of these lies: who writes need not
+wait for others who read.
 
 Source: the short convolution of Mamba, Gu & Dao 2023, arXiv:2312.00752.
 """
+
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["causal_conv", "causal_conv_reference", "causal_conv_step"]
+__all__ = ["causal_conv", "causal_conv_reference", "causal_conv_step", "ring_rows"]
 
 
 def causal_conv_reference(x: Tensor, weight: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """One sequence, token by token.  x: [T, C]; weight: [C, W]; state: [W - 1, C] -> y [T, C], the new state."""
+    """One sequence, token by token.  x: [T, C]; weight: [C, W]; state: [W, C], oldest first -> y [T, C], new state."""
     window, rows = state, []
     for token in x:
-        window = torch.cat([window, token[None]])  # [W, C]
+        window = torch.cat([window[1:], token[None]])  # [W, C]
         rows.append(F.silu((window * weight.T).sum(0)))
-        window = window[1:]
     return torch.stack(rows) if rows else x.clone(), window
 
 
@@ -31,8 +36,20 @@ def causal_conv(window: Tensor, taps: Tensor) -> Tensor:
     return F.silu(y, inplace=True)
 
 
-def causal_conv_step(x: Tensor, taps: Tensor, states: Tensor) -> Tensor:
-    """One token of N sequences.  x: [N, C]; taps: [W, C]; states: [N, W - 1, C], in place -> y [N, C] float32."""
-    window = torch.cat([states, x[:, None]], dim=1)  # [N, W, C]
-    states.copy_(window[:, 1:])
+def causal_conv_step(x: Tensor, taps: Tensor, rings: Tensor, rows: Tensor) -> Tensor:
+    """One token of N sequences, written into its ring.
+
+    x: [N, C]; taps: [W, C]; rings: [slots * W, C]; rows: [N * W], of the windows, x last -> y [N, C] float32.
+    """
+    N, W = x.shape[0], taps.shape[0]
+    rings.index_copy_(0, rows[W - 1 :: W], x)
+    window = rings.index_select(0, rows).view(N, W, -1)
     return F.silu((window.float() * taps).sum(1), inplace=True)
+
+
+# The same for all layers of a step.
+@lru_cache(maxsize=8)
+def ring_rows(slots: tuple[int, ...], ends: tuple[int, ...], width: int, device: torch.device) -> Tensor:
+    """Where [slots * W, C] holds the inputs of each sequence before `end`, oldest first: [N * W] int64."""
+    rows = [slot * width + (end + j) % width for slot, end in zip(slots, ends, strict=True) for j in range(width)]
+    return torch.tensor(rows, dtype=torch.int64, device=device)

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hotstart.kernels.causal_conv import causal_conv, causal_conv_reference, causal_conv_step
+from hotstart.kernels.causal_conv import causal_conv, causal_conv_reference, causal_conv_step, ring_rows
 from hotstart.kernels.gdn_slabs import Batch, batch_of, groups
 from hotstart.kernels.norm import row_length
 from hotstart.kernels.ops import DecodeStep, GdnDims, GdnWeights, PrefillStep
@@ -64,7 +64,7 @@ def gdn_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The whole mixer for one sequence, token by token, in float64.
 
-    packed: [T, packed_width]; conv_state: [W - 1, C]; state: [HV, V, K] -> y [T, HV * V], new conv state, new state.
+    packed: [T, packed_width]; conv_state: [W, C], oldest first; state: [HV, V, K] -> y [T, HV * V], both new states.
     """
     H, HV, K, V, T = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim, packed.shape[0]
     packed = packed.double()
@@ -195,22 +195,21 @@ def gdn_decode(
 ) -> None:
     """One token of each decoding sequence: rows [0, N) of packed and out; states in place by slot.
 
-    packed: [T, packed_width]; conv: [slots, W - 1, C]; state: [slots, HV, V, K]; out: [T, HV * V].
+    packed: [T, packed_width]; conv: [slots, W, C]; state: [slots, HV, V, K]; out: [T, HV * V].
     """
     n = decode.num_sequences
     if not n:
         return
     H, HV, K, V = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim
-    reads, writes, index = decode.reads[:n], decode.writes[:n], decode.write_slots.narrow(0, 0, n)
+    reads, writes = decode.reads[:n], decode.writes[:n]
     bring(conv, reads, writes)
     bring(state, reads, writes)
     x, z, b, a = _columns(packed.narrow(0, 0, n), dims)
-    window = take(conv, writes, index)
     taps = weights.conv.T.float()
     if n > 1:  # one row is read through the strides sooner than a copy is made
         taps = taps.contiguous()
-    u = causal_conv_step(x, taps, window)
-    store(conv, writes, index, window)
+    rows = ring_rows(writes, decode.contexts, dims.conv_width, conv.device)
+    u = causal_conv_step(x, taps, conv.view(-1, dims.conv_channels), rows)
     qk, v = u.split_with_sizes((2 * H * K, HV * V), dim=1)
     qk = qk.view(n, 2 * H, K)
     q, k = (qk / row_length(qk, L2_EPS)).view(n, 2, H, K).unbind(1)
@@ -221,8 +220,8 @@ def gdn_decode(
         o = _rule_step(q, k, v, g, beta, state.narrow(0, writes[0], n))
     else:
         states = [state.narrow(0, writes[i], j - i) for i, j in pieces]
-        rows = [(q[i:j], k[i:j], v[i:j], g[i:j], beta[i:j]) for i, j in pieces]
-        o = torch.cat([_rule_step(*row, s) for row, s in zip(rows, states, strict=True)])
+        parts = [(q[i:j], k[i:j], v[i:j], g[i:j], beta[i:j]) for i, j in pieces]
+        o = torch.cat([_rule_step(*part, s) for part, s in zip(parts, states, strict=True)])
     _gated_norm(o, z, weights, dims, out.narrow(0, 0, n))
 
 
@@ -256,12 +255,14 @@ def gdn_prefill(
 ) -> None:
     """All tokens of the prefill spans: their rows of packed and out; states in place by slot.
 
-    packed: [T, packed_width]; conv: [slots, W - 1, C]; state: [slots, HV, V, K]; out: [T, HV * V].
+    packed: [T, packed_width]; conv: [slots, W, C]; state: [slots, HV, V, K]; out: [T, HV * V].
     """
     n, L = prefill.num_sequences, prefill.chunk_length
     if not n:
         return
-    lengths, writes = prefill.lengths[:n], prefill.writes[:n]
+    lengths, writes, W = prefill.lengths[:n], prefill.writes[:n], dims.conv_width
+    starts = tuple(end - length for end, length in zip(prefill.contexts, lengths, strict=True))
+    rings = conv.view(-1, dims.conv_channels)
     bring(conv, prefill.reads[:n], writes)
     bring(state, prefill.reads[:n], writes)
     taps = weights.conv.float().T.contiguous()
@@ -271,16 +272,21 @@ def gdn_prefill(
         stop = start + sum(lengths[first:last])
         part = packed[start:stop], weights, taps
         if last - first == 1:
-            slot = slice(writes[first], writes[first] + 1)
-            _prefill_one(*part, conv[slot], state[slot], L, slab_chunks * L, dims, out[start:stop])
+            order: tuple[int, ...] = (0,)
+            one = state.narrow(0, writes[first], 1)
+            past = rings.index_select(0, ring_rows(writes[first:last], starts[first:last], W, conv.device))
+            past = _prefill_one(*part, past, one, L, slab_chunks * L, dims, out[start:stop])
         else:
-            batch = batch_of(lengths[first:last], L, dims.conv_width, packed.device)
-            slots = tuple(writes[first + i] for i in batch.order)
+            batch = batch_of(lengths[first:last], L, W, packed.device)
+            order = batch.order
+            slots = tuple(writes[first + i] for i in order)
             index = prefill.write_slots[first:last].index_select(0, batch.order_index)
-            conv_rows, states = take(conv, slots, index), take(state, slots, index)
-            _prefill_batch(*part, conv_rows, states, L, batch, dims, out[start:stop])
-            store(conv, slots, index, conv_rows)
+            states = take(state, slots, index)
+            past = rings.index_select(0, ring_rows(slots, tuple(starts[first + i] for i in order), W, conv.device))
+            past = _prefill_batch(*part, past, states, L, batch, dims, out[start:stop])
             store(state, slots, index, states)
+        slots, ends = (tuple(of[first + i] for i in order) for of in (writes, prefill.contexts))
+        rings.index_copy_(0, ring_rows(slots, ends, W, conv.device), past)
         start = stop
 
 
@@ -288,21 +294,24 @@ def _prefill_one(
     packed: Tensor,
     weights: GdnWeights,
     taps: Tensor,
-    conv: Tensor,
+    past: Tensor,
     state: Tensor,
     L: int,
     slab: int,
     dims: GdnDims,
     out: Tensor,
-) -> None:
-    """One span, slab after slab of its tokens.  conv: [1, W - 1, C]; state: [1, HV, V, K], both in place."""
+) -> Tensor:
+    """One span, slab after slab of its tokens.  past: [W, C], its inputs before; state: [1, HV, V, K], in place.
+
+    Returns the inputs before what follows it.
+    """
     wide = state.float()
     for start in range(0, packed.shape[0], slab):
         rows = packed[start : start + slab]
         x, z, b, a = _columns(rows, dims)
-        window = torch.cat([conv[0], x])
-        conv[0].copy_(window[rows.shape[0] :])
-        u, gates = causal_conv(window, taps), torch.stack(_gates(b, a, weights), dim=1)
+        window = torch.cat([past, x])
+        past = window[rows.shape[0] :]
+        u, gates = causal_conv(window[1:], taps), torch.stack(_gates(b, a, weights), dim=1)
         chunks = -(-rows.shape[0] // L)
         tail = chunks * L - rows.shape[0]
         if tail:  # with g = beta = 0 a token changes nothing
@@ -312,24 +321,24 @@ def _prefill_one(
         _gated_norm(o, z, weights, dims, out[start : start + slab])
     if wide is not state:
         state.copy_(wide)
+    return past
 
 
 def _prefill_batch(
     packed: Tensor,
     weights: GdnWeights,
     taps: Tensor,
-    conv: Tensor,
+    past: Tensor,
     state: Tensor,
     L: int,
     batch: Batch,
     dims: GdnDims,
     out: Tensor,
-) -> None:
-    """Several spans in one slab.  conv: [N, W - 1, C]; state: [N, HV, V, K], in the batch's order and in place."""
+) -> Tensor:
+    """Several spans in one slab.  past: [N * W, C]; state: [N, HV, V, K], in place; both in the batch's order."""
     x, z, b, a = _columns(packed, dims)
-    rows = torch.cat([conv.flatten(0, 1), x])
+    rows = torch.cat([past, x])
     u = causal_conv(rows.index_select(0, batch.windows).view(-1, taps.shape[0] - 1 + L, dims.conv_channels), taps)
-    conv.copy_(rows.index_select(0, batch.tails).view(conv.shape))
     gates = torch.stack(_gates(b, a, weights), dim=1)
     gates = F.pad(gates, (0, 0, 0, 0, 0, 1)).index_select(0, batch.tokens)  # padding: g = beta = 0 changes nothing
     wide = state.float()
@@ -338,3 +347,4 @@ def _prefill_batch(
         state.copy_(wide)
     o = o.flatten(0, 1).index_select(0, batch.places)
     _gated_norm(o, z, weights, dims, out)
+    return rows.index_select(0, batch.tails)

@@ -158,7 +158,7 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: boo
             "BLOCK_T": _NORM_ROWS,
             "BLOCK_V": block_v,
             "BLOCK_D": _TAIL_CHANNELS,
-            "BLOCK_W": triton.next_power_of_2(max(W - 1, 1)),
+            "BLOCK_W": triton.next_power_of_2(W),
             "O_TYPE": between,
             "num_warps": 4,
         },
@@ -195,13 +195,13 @@ def gdn_prefill(
 ) -> None:
     """All tokens of the prefill spans: their rows of packed and out; states in place by slot.
 
-    packed: [T, packed_width]; conv: [slots, W - 1, C]; state: [slots, HV, V, K]; out: [T, HV * V], which also holds
+    packed: [T, packed_width]; conv: [slots, W, C]; state: [slots, HV, V, K]; out: [T, HV * V], which also holds
     the convolved v, and then the rule's output, on the way.  No two sequences write one slot, and none reads a slot
     that another one writes.
     """
     HV, C = dims.num_value_heads, prefill.chunk_length
     assert packed.shape[1] == dims.packed_width and out.shape[1] == HV * dims.value_dim, (packed.shape, out.shape)
-    assert conv.shape[1:] == (dims.conv_width - 1, dims.conv_channels), conv.shape
+    assert conv.shape[1:] == (dims.conv_width, dims.conv_channels), conv.shape
     assert state.shape[1:] == (HV, dims.value_dim, dims.key_dim), state.shape
     assert conv.dtype == packed.dtype == out.dtype, (conv.dtype, packed.dtype, out.dtype)
     at = _constants(dims, C, packed.dtype, _gpu(), launches_overlap(), choices_made())
@@ -210,16 +210,18 @@ def gdn_prefill(
         return
     work = Workspace.take(dims, C, at.operand, packed, max(slab.end - slab.begin for slab in todo))
     chunks, slots = prefill.chunks, (prefill.read_slots, prefill.write_slots)
-    bounds = prefill.cu_seqlens, prefill.cu_chunks
+    bounds = prefill.context_lens, prefill.cu_seqlens
     gates = packed, packed, weights.A_log, weights.dt_bias
     for i, slab in enumerate(todo):
         count = slab.end - slab.begin
         grid = (count * at.conv_blocks,)
-        launch_conv(grid, packed, conv, weights.conv, work.q, work.k, out, chunks, slots[0], slab.begin, **at.conv)
+        launch_conv(
+            grid, packed, conv, weights.conv, work.q, work.k, out, chunks, slots[0], *bounds, slab.begin, **at.conv
+        )
         _rule(i, slab, work.q, work.k, out, out, gates, state, prefill, work, at, choose)
         grid = (count * (C // _NORM_ROWS) * HV + slab.num_sequences * at.tail_blocks,)
-        span = slab.first_sequence, slab.begin, slab.end
-        launch_norm(grid, packed, weights.norm, out, conv, *slots, *bounds, chunks, *span, dims.eps, **at.norm)
+        rest = prefill.cu_chunks, chunks, slab.first_sequence, slab.begin, slab.end
+        launch_norm(grid, packed, weights.norm, out, conv, *slots, *bounds, *rest, dims.eps, **at.norm)
 
 
 def gated_delta_rule_chunked(

@@ -1,8 +1,8 @@
 """Prefill of the Gated DeltaNet mixer, first kernel: u = silu(causal_conv(q | k | v)) of a slab's chunks.
 
 q and k go to the workspace, by chunk; v goes to the output's memory, which the scan reads before it writes there.  The
-first W - 1 outputs of a sequence need the inputs before it: those of its conv slot, or zeros.  The slot itself is
-written by the last kernel (gdn_norm.py), when nobody reads it any more.
+first W - 1 outputs of a span need the inputs before it: those of its conv slot, or zeros.  The slot itself, a ring (see
+causal_conv.py), is written by the last kernel (gdn_norm.py), when nobody reads it any more.
 """
 
 import triton
@@ -27,13 +27,15 @@ def silu(x):
 @kernel
 def _gdn_conv_kernel(
     packed_ptr,  # [T, ROW]
-    conv_ptr,  # [slots, W - 1, CHANNELS]
+    conv_ptr,  # [slots, W, CHANNELS]
     weight_ptr,  # [CHANNELS, W]
     q_ptr,  # [chunks, C, H * K]
     k_ptr,  # [chunks, C, H * K]
     v_ptr,  # [T, HV * V]
     chunks_ptr,  # [*, 4]
     read_slots_ptr,  # [N]
+    context_lens_ptr,  # [N]
+    cu_seqlens_ptr,  # [N + 1]
     first_chunk: tl.int32,
     H: tl.constexpr,
     HV: tl.constexpr,
@@ -59,8 +61,12 @@ def _gdn_conv_kernel(
     n = tl.load(p_chunk + 2)
     is_first = tl.load(p_chunk + 3) == 0
     slot = tl.full([], -1, tl.int64)
+    start = tl.full([], 0, tl.int32)  # the span's first position in its sequence
     if is_first:
-        slot = tl.load(read_slots_ptr + tl.load(p_chunk)).to(tl.int64)
+        i_n = tl.load(p_chunk)
+        slot = tl.load(read_slots_ptr + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens_ptr + i_n + 1) - tl.load(cu_seqlens_ptr + i_n)
+        start = tl.load(context_lens_ptr + i_n) - length
     o_r = tl.arange(0, C // RUN) * RUN
     d = tl.program_id(0) % NUM_BLOCKS * BLOCK_D
     o_d = d + tl.arange(0, BLOCK_D)
@@ -81,7 +87,8 @@ def _gdn_conv_kernel(
         b_x = tl.load(packed_ptr + token * ROW + (o_t[:, None] * ROW + o_d[None, :]), m_t[:, None] & m_d[None, :], 0.0)
         if is_first:  # noqa: SIM102 - the inner one is settled at compile time
             if j < W - 1:
-                p_old = conv_ptr + slot * ((W - 1) * CHANNELS) + ((o_t + W - 1)[:, None] * CHANNELS + o_d[None, :])
+                o_old = (start + o_t + W) % W
+                p_old = conv_ptr + slot * (W * CHANNELS) + (o_old[:, None] * CHANNELS + o_d[None, :])
                 m_t = (o_t < 0) & (slot >= 0)
                 b_x += tl.load(p_old, m_t[:, None] & m_d[None, :], 0.0)
         xs = xs + (b_x.to(tl.float32),)  # type: ignore[assignment]  # noqa: RUF005 - likewise

@@ -39,7 +39,7 @@ _TRITON_TYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.fl
 @kernel
 def _inputs_kernel(
     packed_ptr,  # [T, ROW]
-    conv_ptr,  # [slots, W - 1, CHANNELS]
+    conv_ptr,  # [slots, W, CHANNELS]
     weight_ptr,  # [CHANNELS, W]
     A_log_ptr,  # [HV]
     dt_bias_ptr,  # [HV]
@@ -50,6 +50,8 @@ def _inputs_kernel(
     beta_ptr,  # [P, HV]
     chunks_ptr,  # [*, 4]
     read_slots_ptr,  # [N]
+    context_lens_ptr,  # [N]
+    cu_seqlens_ptr,  # [N + 1]
     first_token: tl.int32,
     H: tl.constexpr,
     HV: tl.constexpr,
@@ -70,7 +72,10 @@ def _inputs_kernel(
     token = tl.load(p_chunk + 1).to(tl.int64)
     n = tl.load(p_chunk + 2)
     is_first = tl.load(p_chunk + 3) == 0
-    slot = tl.load(read_slots_ptr + tl.load(p_chunk)).to(tl.int64)
+    i_n = tl.load(p_chunk)
+    slot = tl.load(read_slots_ptr + i_n).to(tl.int64)
+    length = tl.load(cu_seqlens_ptr + i_n + 1) - tl.load(cu_seqlens_ptr + i_n)
+    start = tl.load(context_lens_ptr + i_n) - length
     is_value = i_h >= 2 * H
     i_hv = i_h - 2 * H
     width = tl.where(is_value, V, K)
@@ -85,7 +90,7 @@ def _inputs_kernel(
         m_x = m & ((o_w >= 0) | (not is_first))[:, None]
         b_x = tl.load(packed_ptr + (token + o_w)[:, None] * ROW + (channel + o_d)[None, :], m_x, 0)
         m_old = m & (is_first & (o_w < 0) & (slot >= 0))[:, None]
-        p_old = conv_ptr + (slot * (W - 1) + o_w + W - 1)[:, None] * CHANNELS + (channel + o_d)[None, :]
+        p_old = conv_ptr + (slot * W + (start + o_w + W) % W)[:, None] * CHANNELS + (channel + o_d)[None, :]
         b_x += tl.load(p_old, m_old, 0)
         b_w = tl.load(weight_ptr + (channel + o_d) * W + j, o_d < width, 0)
         b_u += b_x.to(tl.float32) * b_w.to(tl.float32)[None, :]
@@ -212,6 +217,8 @@ def _gdn_prefill(
         beta,
         prefill.chunks,
         prefill.read_slots,
+        prefill.context_lens,
+        prefill.cu_seqlens,
         first,
         **shape,
         BLOCK_D=triton.next_power_of_2(max(K, V)),
@@ -236,6 +243,7 @@ def _gdn_prefill(
         conv,
         prefill.read_slots,
         prefill.write_slots,
+        prefill.context_lens,
         prefill.cu_seqlens,
         prefill.cu_chunks,
         prefill.chunks,
@@ -247,7 +255,7 @@ def _gdn_prefill(
         BLOCK_T=_NORM_ROWS,
         BLOCK_V=triton.next_power_of_2(V),
         BLOCK_D=_TAIL_CHANNELS,
-        BLOCK_W=triton.next_power_of_2(W - 1),
+        BLOCK_W=triton.next_power_of_2(W),
         O_TYPE=_TRITON_TYPE[out.dtype],
         OVERLAP=False,
     )

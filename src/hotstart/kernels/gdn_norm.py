@@ -1,6 +1,6 @@
 """Prefill of the Gated DeltaNet mixer, last kernel: the gated norm, and what the next step's convolution needs.
 
-y = norm_weight (o / rms(o)) silu(z), in place;  conv slot = the last W - 1 inputs of a sequence
+y = norm_weight (o / rms(o)) silu(z), in place;  conv slot = the last W inputs of a sequence (see causal_conv.py)
 """
 
 import triton
@@ -16,20 +16,18 @@ __all__ = ["launch_norm"]
 
 @triton.jit
 def _keep_inputs(
-    packed_ptr, conv_ptr, first_token, length, read_slot, write_slot, o_d,
+    packed_ptr, conv_ptr, first_token, length, context, read_slot, write_slot, o_d,
     ROW: tl.constexpr, CHANNELS: tl.constexpr, W: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
-    """A short sequence shifts what its slot held before."""
+    """A short span keeps some of what its slot held before: row by row, so that both slots may be one."""
     o_w = tl.arange(0, BLOCK_W)
-    position = length - (W - 1) + o_w
-    m_x = (o_w < W - 1)[:, None] & (o_d < CHANNELS)[None, :]
-    is_new = (position >= 0)[:, None]
-    b_x = tl.load(packed_ptr + (first_token + position)[:, None] * ROW + o_d[None, :], m_x & is_new, 0.0)
-    p_old = conv_ptr + (read_slot * (W - 1) + position + W - 1)[:, None] * CHANNELS + o_d[None, :]
-    b_x += tl.load(p_old, m_x & (position < 0)[:, None] & (read_slot >= 0), 0.0)
-    # Both slots may be one: every row is read before any is written.
-    tl.debug_barrier()
-    tl.store(conv_ptr + (write_slot * (W - 1) + o_w)[:, None] * CHANNELS + o_d[None, :], b_x, m_x)
+    token = length - W + o_w
+    m_x = (o_w < W)[:, None] & (o_d < CHANNELS)[None, :]
+    is_new = (token >= 0)[:, None]
+    b_x = tl.load(packed_ptr + (first_token + token)[:, None] * ROW + o_d[None, :], m_x & is_new, 0.0)
+    o_x = ((context + o_w) % W)[:, None] * CHANNELS + o_d[None, :]  # W behind is the same row
+    b_x += tl.load(conv_ptr + read_slot * (W * CHANNELS) + o_x, m_x & (token < 0)[:, None] & (read_slot >= 0), 0.0)
+    tl.store(conv_ptr + write_slot * (W * CHANNELS) + o_x, b_x, m_x)
 
 
 @kernel
@@ -37,9 +35,10 @@ def _gdn_norm_kernel(
     packed_ptr,  # [T, ROW]
     weight_ptr,  # [V]
     o_ptr,  # [T, HV, V]
-    conv_ptr,  # [slots, W - 1, CHANNELS]
+    conv_ptr,  # [slots, W, CHANNELS]
     read_slots_ptr,  # [N]
     write_slots_ptr,  # [N]
+    context_lens_ptr,  # [N]
     cu_seqlens_ptr,  # [N + 1]
     cu_chunks_ptr,  # [N + 1]
     chunks_ptr,  # [*, 4]
@@ -97,10 +96,12 @@ def _gdn_norm_kernel(
             read_slot = tl.load(read_slots_ptr + i_n).to(tl.int64)
             first_token = tl.load(cu_seqlens_ptr + i_n).to(tl.int64)
             length = tl.load(cu_seqlens_ptr + i_n + 1) - first_token
+            context = tl.load(context_lens_ptr + i_n)
             o_d = i_p % NUM_BLOCKS * BLOCK_D + tl.arange(0, BLOCK_D)
             _keep_inputs(
-                packed_ptr, conv_ptr, first_token, length, read_slot, write_slot, o_d, ROW, CHANNELS, W, BLOCK_W
-            )
+                packed_ptr, conv_ptr, first_token, length, context, read_slot, write_slot, o_d,
+                ROW, CHANNELS, W, BLOCK_W,
+            )  # fmt: skip
 
 
 launch_norm = Launcher(_gdn_norm_kernel, warmup=warmup, in_place=True)

@@ -34,8 +34,8 @@ class Batch:
     order: tuple[int, ...]  # spans with tokens, longest first
     order_index: Tensor  # the same on the device
     counts: tuple[int, ...]  # how many chunks have index 0, 1, ...
-    windows: Tensor  # [R * (W - 1 + L)]: rows of (conv states of the spans in order | tokens)
-    tails: Tensor  # [N * (W - 1)]: rows of the same that are the new conv states
+    windows: Tensor  # [R * (W - 1 + L)]: rows of (conv states of the spans in order, oldest first | tokens)
+    tails: Tensor  # [N * W]: rows of the same that are the new conv states
     tokens: Tensor  # [R * L]: tokens, T for padding
     places: Tensor  # [T]: where among R * L each token went
 
@@ -43,7 +43,7 @@ class Batch:
 # The same for all layers of a step.
 @lru_cache(maxsize=4)
 def batch_of(lengths: tuple[int, ...], chunk_length: int, conv_width: int, device: torch.device) -> Batch:
-    L, past = chunk_length, conv_width - 1
+    L, past = chunk_length, conv_width
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     order = tuple(sorted((i for i in range(len(lengths)) if lengths[i]), key=lambda i: (-lengths[i], i)))
     states, total = past * len(order), sum(lengths)
@@ -62,7 +62,7 @@ def batch_of(lengths: tuple[int, ...], chunk_length: int, conv_width: int, devic
                 if real:
                     places[starts[i] + t] = row + t - c * L
             # Padding repeats the span's own last token, so that no value comes from a neighbour.
-            for t in range(c * L - past, (c + 1) * L):
+            for t in range(c * L - past + 1, (c + 1) * L):
                 last = min(t, lengths[i] - 1)
                 windows.append(states + starts[i] + last if t >= 0 else rank * past + past + t)
     tails = [

@@ -85,6 +85,6 @@ class LaunchSpace:
             dt_bias=self.weight(dims.num_value_heads, dtype=torch.float32),
             norm=self.weight(dims.value_dim, dtype=torch.float32),
         )
-        conv = self.slots(dims.conv_width - 1, dims.conv_channels, dtype=dtype)
+        conv = self.slots(dims.conv_width, dims.conv_channels, dtype=dtype)
         state = self.slots(dims.num_value_heads, dims.value_dim, dims.key_dim, dtype=self.state_dtype)
         return self.tokens(dims.packed_width, dtype), weights, conv, state

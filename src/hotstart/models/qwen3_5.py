@@ -83,6 +83,6 @@ class Qwen35(Layer):
             attention_layers=tuple(i for i, kind in kinds if kind == "full_attention"),
             gdn_layers=tuple(i for i, kind in kinds if kind == "linear_attention"),
             kv=TensorSpec((page_size, config.num_key_value_heads, config.head_dim), self.dtype),
-            conv=TensorSpec((dims.conv_width - 1, dims.conv_channels), self.dtype),
+            conv=TensorSpec((dims.conv_width, dims.conv_channels), self.dtype),
             state=TensorSpec((dims.num_value_heads, dims.value_dim, dims.key_dim), self.state_dtype),
         )

@@ -21,7 +21,13 @@ from hotstart.kernels.tiles import TUNABLES, Trial, Tunable
 from hotstart.kernels.watch import Watch
 
 OPS = {"fla": gdn_external.gdn_prefill_fla, "flashinfer": gdn_external.gdn_prefill_flashinfer}
-ROWS = [Row(1, write=1), Row(63, read=2, write=2), Row(64, write=3), Row(65, read=4, write=0), Row(130, write=5)]
+ROWS = [
+    Row(1, write=1),
+    Row(63, start=6, read=2, write=2),
+    Row(64, write=3),
+    Row(65, start=3, read=4, write=0),
+    Row(130, write=5),
+]
 
 
 @pytest.fixture(params=OPS)

@@ -16,7 +16,7 @@ LIMITS = {torch.bfloat16: 4e-3, torch.float16: 6e-4, torch.float32: 2e-6}
 
 def case(heads, slots, dtype, state_dtype=torch.float32, num_slots=24, padding=1, K=128, V=128):
     dims = make_dims(*heads, K=K, V=V)
-    step = make_step([Row(1, read=read, write=write) for read, write in slots], [], padding=padding)
+    step = make_step([Row(1, start=s, read=r, write=w) for s, (r, w) in enumerate(slots)], [], padding=padding)
     packed, weights, conv, state = make_inputs(dims, len(slots) + padding, num_slots, dtype)
     return packed, weights, conv, state.to(state_dtype), step, dims
 
@@ -83,13 +83,13 @@ def test_slots_beyond_the_reach_of_32_bits():
     dims = make_dims(16, 32, K=128, V=128)
     slots = [(4097, 4097), (-1, 4096)]
     packed, weights, conv, small, _, _ = case((16, 32), [(0, 0), (-1, 1)], torch.bfloat16, num_slots=2, padding=0)
-    step = moved(make_step([Row(1, read=r, write=w) for r, w in slots], []), "cuda")
+    step = moved(make_step([Row(1, start=5, read=r, write=w) for r, w in slots], []), "cuda")
     pool = torch.zeros(4098, *small.shape[1:], device="cuda")
     conv_pool = torch.zeros(4098, *conv.shape[1:], dtype=torch.bfloat16, device="cuda")
     pool[4097], conv_pool[4097] = small[0].cuda(), conv[0].cuda()
     out = torch.empty(2, 32 * 128, dtype=torch.bfloat16, device="cuda")
     gdn_decode(packed.cuda(), moved(weights, "cuda"), conv_pool, pool, step.decode, dims, out)
-    small_step = make_step([Row(1, read=0, write=0), Row(1, read=-1, write=1)], [])
+    small_step = make_step([Row(1, start=5, read=0, write=0), Row(1, start=5, read=-1, write=1)], [])
     reference = decode(packed, weights, conv, small, small_step, dims)
     assert torch.equal(out.cpu(), reference[0])
     assert torch.equal(pool[[4097, 4096]].cpu(), reference[2][[0, 1]])
@@ -109,7 +109,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
     packed, weights, conv, state, step, dims = case((16, 48), slots, torch.bfloat16)
     together = decode(packed, weights, conv, state, step, dims)
     for i, (read, write) in enumerate(slots):
-        alone = make_step([Row(1, read=read, write=write)], [])
+        alone = make_step([Row(1, start=i, read=read, write=write)], [])
         out, _, after = decode(packed[i : i + 1], weights, conv, state, alone, dims)
         assert torch.equal(out[0], together[0][i])
         assert torch.equal(after[write], together[2][write])
@@ -138,10 +138,11 @@ def test_four_thousand_steps_stay_close():
     dims = make_dims(2, 6, K=128, V=128)
     _, weights, conv, state = make_inputs(dims, 1, 2, torch.bfloat16)
     tokens = torch.randn(4096, dims.packed_width, generator=torch.Generator().manual_seed(1)).bfloat16()
-    step = moved(make_step([Row(1, read=1, write=1)], []), "cuda")
+    step = moved(make_step([Row(1, start=0, read=1, write=1)], []), "cuda")
     conv_pool, state_pool, gpu_weights = conv.cuda(), state.cuda(), moved(weights, "cuda")
     rows, out = tokens.cuda(), torch.empty(1, 6 * 128, dtype=torch.bfloat16, device="cuda")
     for t in range(4096):
+        step.decode.context_lens.fill_(t + 1)
         gdn_decode(rows[t : t + 1], gpu_weights, conv_pool, state_pool, step.decode, dims, out)
     prompt = make_step([], [Row(4096, read=1, write=1)])
     _, _, wanted = expected(tokens, weights, conv, state, prompt, dims)

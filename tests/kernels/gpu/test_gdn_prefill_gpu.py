@@ -23,8 +23,8 @@ RAGGED = [
     Row(1, read=1, write=1),
     Row(65, write=2),
     Row(0, read=7, write=7),
-    Row(63, read=0, write=5),
-    Row(130, read=4, write=4),
+    Row(63, start=6, read=0, write=5),
+    Row(130, start=65, read=4, write=4),
     Row(3, write=6),
 ]
 

@@ -16,7 +16,7 @@ DIMS = {
     "eight value heads a key head": make_dims(H=1, HV=8, K=16, V=24),
     "more channels than a block": make_dims(H=4, HV=12, K=64, V=56),
 }
-# Slots that a row reads and writes; a padding row follows each case's last.
+# Slots that a row reads and writes; a padding row follows each case's last.  Each row is at a position of its own.
 ROWS = {
     "in place": [(3, 3), (0, 0), (5, 5)],
     "to another slot": [(1, 4), (0, 0)],
@@ -33,7 +33,7 @@ def decode(packed, weights, conv, state, step, dims):
 
 
 def case(dims, slots, padding=1, num_slots=7, seed=0):
-    step = make_step([Row(1, read=read, write=write) for read, write in slots], [], padding=padding)
+    step = make_step([Row(1, start=s, read=r, write=w) for s, (r, w) in enumerate(slots)], [], padding=padding)
     packed, weights, conv, state = make_inputs(dims, len(slots) + padding, num_slots, seed=seed)
     for read, write in slots:
         if read < 0:  # what a slot held before must not show
@@ -97,7 +97,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
     dims = DIMS["three value heads a key head, K > V"]
     together = decode(*case(dims, ROWS["in place"]))
     packed, weights, conv, state, _, _ = case(dims, ROWS["in place"])
-    alone = make_step([Row(1, read=0, write=0)], [], padding=0)
+    alone = make_step([Row(1, start=1, read=0, write=0)], [], padding=0)
     out, conv, state = decode(packed[1:2], weights, conv, state, alone, dims)
     assert torch.equal(out[0], together[0][1])
     assert torch.equal(conv[0], together[1][0])
@@ -106,13 +106,13 @@ def test_a_row_does_not_depend_on_its_neighbours():
 
 def test_many_steps_carry_both_states():
     dims = DIMS["three value heads a key head, K > V"]
-    _, weights, conv, state, step, dims = case(dims, [(-1, 2)], padding=0)
-    first, later = step, make_step([Row(1, start=1, read=2, write=2)], [])
+    _, weights, conv, state, _, dims = case(dims, [(-1, 2)], padding=0)
     tokens = torch.randn(9, dims.packed_width, generator=torch.Generator().manual_seed(1))
     prompt = make_step([], [Row(9, write=2)])
     wanted = expected(tokens, weights, conv, state, prompt, dims)
     for t in range(9):
-        out, conv, state = decode(tokens[t : t + 1], weights, conv, state, later if t else first, dims)
+        step = make_step([Row(1, start=t, read=2 if t else -1, write=2)], [])
+        out, conv, state = decode(tokens[t : t + 1], weights, conv, state, step, dims)
         assert_close(out[0], wanted[0][t])
     assert_close(conv[2], wanted[1][2])
     assert_close(state[2], wanted[2][2])

@@ -18,8 +18,13 @@ DIMS = {
 }
 # Prompts of a step; decoding rows stand before them in the packed rows.
 PROMPTS = {
-    "one token": [Row(1, read=2, write=2)],
-    "ragged": [Row(2, write=4), Row(33, read=1, write=1), Row(0, read=0, write=0), Row(16, read=3, write=5)],
+    "one token": [Row(1, start=6, read=2, write=2)],
+    "ragged": [
+        Row(2, write=4),
+        Row(33, start=3, read=1, write=1),
+        Row(0, read=0, write=0),
+        Row(16, start=16, read=3, write=5),
+    ],
     "long": [Row(130, read=5, write=0)],
 }
 
