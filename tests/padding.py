@@ -1,7 +1,7 @@
 """A CPU that serves as a GPU does: steps of answers are padded, two steps are under way."""
 
-from hotstart.engine.cuda import GpuSizes
 from hotstart.engine.device import CpuDevice
+from hotstart.engine.sizes import GpuSizes
 
 __all__ = ["PaddingDevice"]
 

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from hotstart.engine.device import CpuDevice
-from hotstart.engine.inputs import InputBuilder, StepLimits
+from hotstart.engine.inputs import InputBuilder
+from hotstart.engine.limits import StepLimits
 from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Sampling, Span, StepPlan
 from hotstart.request import MAX_STOP_TOKEN_IDS
 

@@ -67,6 +67,11 @@ def test_defaults_give_way_tokens_first_then_sequences_then_length(mib, expected
     assert lowered == [name for name, a, b in zip(names, expected, (4096, 16, 512), strict=True) if a != b]
 
 
+def test_sequences_give_way_before_steps_become_unfairly_small():
+    plan = solve(wishes(), dataclasses.replace(with_total(360), fair_tokens=256))
+    assert (plan.max_model_len, plan.max_num_seqs, plan.max_num_batched_tokens) == (4096, 1, 128)
+
+
 @pytest.mark.parametrize("name", ["max_model_len", "max_num_seqs", "max_num_batched_tokens"])
 def test_an_explicit_wish_is_met_or_refused_with_its_flag(name):
     plan = solve(wishes({name}), with_total(480))

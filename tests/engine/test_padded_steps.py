@@ -8,7 +8,8 @@ from tiny import VOCAB
 
 from hotstart.engine import startup
 from hotstart.engine.device import CpuDevice
-from hotstart.engine.inputs import InputBuilder, StepLimits
+from hotstart.engine.inputs import InputBuilder
+from hotstart.engine.limits import StepLimits
 from hotstart.engine.plan import Sampling, Span, StepPlan
 from hotstart.request import Request, SamplingParams
 

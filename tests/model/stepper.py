@@ -8,7 +8,8 @@ from torch import Tensor
 from hotstart.cache.tensors import Allocate, CacheTensors
 from hotstart.config.model import read_model_config
 from hotstart.engine.device import CpuDevice, Device
-from hotstart.engine.inputs import InputBuilder, StepLimits
+from hotstart.engine.inputs import InputBuilder
+from hotstart.engine.limits import StepLimits
 from hotstart.engine.plan import NO_SLOT, Span, StepPlan
 from hotstart.kernels.backends import ops_for
 from hotstart.kernels.ops import Ops

@@ -25,7 +25,7 @@ class CacheTensors:
         self.num_slots = num_slots
 
         def take(layers: int, count: int, spec: TensorSpec, *inner: int) -> Tensor:
-            return allocate((layers, *inner, count, *spec.shape), spec.dtype)
+            return allocate((layers, *inner, count, *spec.shape), getattr(torch, spec.dtype))
 
         self.kv_tensor = take(len(layout.attention_layers), num_pages, layout.kv, 2)
         self.conv_tensor = take(len(layout.gdn_layers), num_slots, layout.conv)

@@ -1,23 +1,40 @@
-"""`hotstart plan MODEL`: where every byte goes, and what limits follow.  It measures, so it starts the engine."""
+"""`hotstart plan MODEL`: where every byte goes, and what limits follow.
+
+Here it starts the engine and measures.  With --gpu NAME it foretells the plan of a GPU that is not here, from
+config.json alone: each line with its origin and uncertainty, the verdict with all of them at their pessimistic ends.
+Exit code 0: it fits, 3: it does not.
+"""
 
 import argparse
 import json
 from contextlib import closing
+from pathlib import Path
 
 from hotstart.cli.flags import Commands, add_engine_flags, engine_config
 
 __all__ = ["add_command"]
 
+EXIT_DOES_NOT_FIT = 3
+
 
 def add_command(commands: Commands) -> None:
     parser = commands.add_parser("plan", help="show the memory plan", description=__doc__)
     add_engine_flags(parser)
+    parser.add_argument(
+        "--gpu",
+        metavar="NAME",
+        help="foretell for this GPU: rtx5090, rtx4090, l40s, h100, ...; MODEL may be a published size: qwen3.5-9b",
+    )
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     parser.set_defaults(run=_run)
 
 
-def _run(arguments: argparse.Namespace) -> None:
+def _run(arguments: argparse.Namespace) -> int:
+    return _measure(arguments) if arguments.gpu is None else _foretell(arguments)
+
+
+def _measure(arguments: argparse.Namespace) -> int:
     from hotstart.engine.progress import show_startup  # here, so that `--help` needs no torch
     from hotstart.engine.startup import start
 
@@ -27,3 +44,18 @@ def _run(arguments: argparse.Namespace) -> None:
     with closing(engine):
         plan = engine.memory_plan
         print(json.dumps(plan.as_dict(), indent=2) if arguments.json else plan.explain())
+    return 0
+
+
+def _foretell(arguments: argparse.Namespace) -> int:
+    """Without torch: it answers in a fraction of a second."""
+    from hotstart.config.model import read_model_config
+    from hotstart.config.published import published_config
+    from hotstart.engine.predict import predict
+    from hotstart.kernels.gpus import parse_gpu
+
+    folder = Path(arguments.model)
+    model = read_model_config(folder) if folder.is_dir() else published_config(arguments.model)
+    found = predict(engine_config(arguments), model, folder.name, parse_gpu(arguments.gpu))
+    print(json.dumps(found.as_dict(), indent=2) if arguments.json else found.explain())
+    return 0 if found.fits else EXIT_DOES_NOT_FIT

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from hotstart.cache.tensors import CacheTensors
 from hotstart.config.model import ModelConfig
-from hotstart.engine.cuda import GpuSizes
 from hotstart.engine.device import CpuDevice
-from hotstart.engine.inputs import InputBuilder, StepLimits
-from hotstart.engine.limits import SchedulerLimits
+from hotstart.engine.inputs import InputBuilder
+from hotstart.engine.limits import SchedulerLimits, StepLimits
+from hotstart.engine.sizes import GpuSizes
 from hotstart.engine.space import launch_space, moved
 from hotstart.engine.traffic import random_plans
 from hotstart.kernels import dry, tune
-from hotstart.kernels.backends import ops_for
+from hotstart.kernels.backends import Backend, ops_for
 from hotstart.kernels.launch import LaunchKey, LaunchSpace, Recording, WarmupReport, recording, warm_up
 from hotstart.kernels.watch import LateEvent, Watch
 from hotstart.models import build_model, resolve_dtype, resolve_state_dtype
@@ -35,6 +35,7 @@ class StubDevice(GpuSizes, CpuDevice):
     """The sizes that a GPU serves with, on a machine without one."""
 
     kind = "stub"
+    backend: Backend = "triton"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,39 +15,17 @@ import torch
 from torch import Tensor
 
 from hotstart.config.engine import EngineConfig
-from hotstart.engine.device import Arena, Budget, Fetched, Landing, Peak, Staging, rungs
+from hotstart.engine.device import Arena, Fetched, Landing, Peak, Staging
+from hotstart.engine.sizes import Budget, GpuSizes, gpu_budget
 from hotstart.errors import ConfigError
 from hotstart.kernels.backends import Backend
 from hotstart.kernels.watch import MemoryWatch
 
-__all__ = ["CudaDevice", "GpuSizes"]
+__all__ = ["CudaDevice"]
 
-RESERVE_BYTES = 256 << 20
 SMALL_BYTES = 32 << 20  # of `hold`, for tensors of up to 1 MiB, which torch's allocator keeps apart
 _SMALL_TENSOR = 1 << 20
 _ALIGN = 256
-
-
-class GpuSizes:
-    """The sizes that a GPU serves with, real or stub."""
-
-    backend: Backend = "triton"
-    chunk_length = 64
-    slab_rows = 128
-    default_num_seqs = 256
-    default_num_batched_tokens = 8192
-    default_model_len = 32768
-    capture_sizes: tuple[int, ...] = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32))
-
-    def token_rungs(self, limit: int) -> tuple[int, ...]:
-        return rungs(limit, tuple(range(64, 1025, 64)), 256)
-
-    def decode_rungs(self, limit: int) -> tuple[int, ...]:
-        return rungs(limit, self.capture_sizes, 64)
-
-    def row_rungs(self, limit: int) -> tuple[int, ...]:
-        """Those of the decodes, whatever the user captures: so each has run once a step of so many answers has."""
-        return rungs(limit, GpuSizes.capture_sizes, 64)
 
 
 class CudaDevice(GpuSizes):
@@ -66,16 +44,9 @@ class CudaDevice(GpuSizes):
         self._handle = _nvml_handle(self.torch_device)
 
     def budget(self, config: EngineConfig) -> Budget:
-        """What the driver says, less what the user wants left alone."""
         _, card = torch.cuda.mem_get_info(self.torch_device)
-        total, source = card, torch.cuda.get_device_name(self.torch_device)
-        if config.device_memory_bytes is not None and config.device_memory_bytes < card:
-            total, source = config.device_memory_bytes, "--device-memory-bytes"
-        if config.gpu_memory_utilization is not None:
-            total = int(total * config.gpu_memory_utilization)
-            source = f"--gpu-memory-utilization {config.gpu_memory_utilization} of {source}"
-        reserve = RESERVE_BYTES if config.reserve_bytes is None else config.reserve_bytes
-        return Budget(total, source, "--gpu-memory-utilization or --device-memory-bytes", reserve)
+        name = torch.cuda.get_device_name(self.torch_device)
+        return gpu_budget(config, card, name, has_display=_has_display(self._handle))
 
     def used_bytes(self) -> int:
         """What the driver has given out beside the arena, here and to others: contexts, modules, workspaces."""
@@ -234,6 +205,18 @@ def _nvml_handle(device: torch.device) -> object | None:
     except pynvml.NVMLError:
         return None
     return handle
+
+
+def _has_display(handle: object | None) -> bool:
+    """Whether a screen hangs on this GPU, as far as the driver tells."""
+    if handle is None:
+        return False
+    import pynvml
+
+    try:
+        return bool(pynvml.nvmlDeviceGetDisplayActive(handle))
+    except pynvml.NVMLError:
+        return False
 
 
 def _nvml_processes(handle: object | None) -> list[tuple[int, int | None]]:

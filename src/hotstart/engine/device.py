@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,11 +14,12 @@ from torch import Tensor
 from hotstart.config.engine import EngineConfig
 from hotstart.engine.heap import keep_freed_memory
 from hotstart.engine.meter import Ledger, StepMeter
+from hotstart.engine.sizes import Budget, Sizes, rungs
 from hotstart.kernels.backends import Backend
 from hotstart.kernels.gdn import CPU_CHUNK_LENGTH
 from hotstart.kernels.watch import MemoryWatch
 
-__all__ = ["Arena", "Budget", "CpuDevice", "Device", "Fetched", "Landing", "Peak", "Staging", "rungs"]
+__all__ = ["Arena", "CpuDevice", "Device", "Fetched", "Landing", "Peak", "Staging"]
 
 CPU_MEMORY_SHARE = 0.5  # of the machine's memory, where the user names no size
 ONE_THREAD = 200_000_000  # multiplications: two milliseconds of one core
@@ -69,15 +70,6 @@ class Landing(Protocol):
     def fetch(self, tensors: Sequence[Tensor]) -> Fetched: ...
 
 
-class Budget(NamedTuple):
-    """Bytes that the engine may take of its device."""
-
-    num_bytes: int
-    source: str  # where the number comes from
-    flag: str  # what raises it
-    reserve_bytes: int | None = None  # None: a share of the whole
-
-
 @dataclass(slots=True)
 class Peak:
     """Filled when the measured block ends."""
@@ -85,24 +77,14 @@ class Peak:
     num_bytes: int = 0
 
 
-class Device(Protocol):
+class Device(Sizes, Protocol):
     kind: str
     torch_device: torch.device
     arena: Arena
     backend: Backend
     late_kinds: frozenset[str]  # what can happen late here at all: a counter of another kind could never move
     flights: int  # steps under way at once: 2 where the host can plan one while the device runs another
-    chunk_length: int  # of the delta rule
-    slab_rows: int  # rows of logits that exist at once
-    default_num_seqs: int
-    default_num_batched_tokens: int
-    default_model_len: int
 
-    def token_rungs(self, limit: int) -> tuple[int, ...]: ...
-    def decode_rungs(self, limit: int) -> tuple[int, ...]:
-        """Sizes that a step of answers alone is padded to, so that it can be captured; () where nothing is."""
-
-    def row_rungs(self, limit: int) -> tuple[int, ...]: ...
     def budget(self, config: EngineConfig) -> Budget: ...
     def used_bytes(self) -> int:
         """What is taken beside the arena while no step runs."""
@@ -125,12 +107,6 @@ class Device(Protocol):
 
     def alive(self) -> bool:
         """Whether the device still computes, once it has finished what it was given."""
-
-
-def rungs(limit: int, fine: tuple[int, ...], step: int) -> tuple[int, ...]:
-    """Ascending sizes up to `limit`, which is always the last: some fine ones, then multiples of `step`."""
-    start = (fine[-1] // step + 1) * step
-    return (*(size for size in (*fine, *range(start, limit, step)) if size < limit), limit)
 
 
 class _SharedStaging:
@@ -170,6 +146,7 @@ class CpuDevice:
     default_num_seqs = 16
     default_num_batched_tokens = 512
     default_model_len = 4096
+    fair_tokens = 64
 
     def __init__(self, num_threads: int | None = None) -> None:
         self.torch_device = torch.device("cpu")

@@ -13,31 +13,12 @@ from torch import Tensor
 
 from hotstart.cache.step import DecodeInputs, PrefillInputs, StepInputs
 from hotstart.engine.device import Device
+from hotstart.engine.limits import StepLimits
 from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Span, StepPlan
 from hotstart.engine.rows import PromptRows, RowList, SampleRows
-from hotstart.engine.sheet import ALIGN_WORDS, Sheet
-from hotstart.request import MAX_STOP_TOKEN_IDS
+from hotstart.engine.sheet import Sheet
 
-__all__ = ["BuiltStep", "InputBuilder", "StepLimits"]
-
-
-@dataclass(frozen=True, slots=True)
-class StepLimits:
-    """What bounds every step: the sizes of all buffers follow from these."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_model_len: int
-    page_size: int
-    chunk_length: int
-    slab_rows: int  # rows of logits that exist at once
-    num_slots: int
-    num_end_ids: int  # tokens that end a sequence, beside a request's own
-
-    @property
-    def max_pages(self) -> int:
-        """Of one sequence."""
-        return -(-self.max_model_len // self.page_size)
+__all__ = ["BuiltStep", "InputBuilder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +36,7 @@ class InputBuilder:
         self.rungs = device.token_rungs(limits.max_num_batched_tokens)
         self.decode_rungs = device.decode_rungs(limits.max_num_seqs)
         self.row_rungs = device.row_rungs(limits.slab_rows)
-        self._staging = device.staging(4 * self._max_words())
+        self._staging = device.staging(limits.staging_bytes(self.rungs, self.row_rungs))
         # Most steps hold no prompt, and then these sections are empty.
         nothing = device.arena.allocate("staging", (0,), torch.int32)
         self._no_prompts = dict.fromkeys(
@@ -202,12 +183,3 @@ class InputBuilder:
             chunks=image["chunks"].view(num_chunks, 4),
             cu_chunks=image["cu_chunks"],
         )
-
-    def _max_words(self) -> int:
-        """A bound on the words of any step within the limits, with the padding of every section."""
-        at = self.limits
-        tokens, seqs = self.rungs[-1], at.max_num_seqs
-        samples, prompts = (count + self.row_rungs[-1] for count in (seqs, tokens))
-        words = 4 * tokens + seqs * (at.max_pages + 6) + 4 * (tokens // at.chunk_length + seqs)
-        words += 14 * samples + 3 * prompts + 4 * seqs * (MAX_STOP_TOKEN_IDS + at.num_end_ids)
-        return words + 32 * ALIGN_WORDS

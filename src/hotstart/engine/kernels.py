@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hotstart.config.engine import EngineConfig
 from hotstart.config.model import ModelConfig
 from hotstart.engine.device import Device
-from hotstart.engine.inputs import StepLimits
+from hotstart.engine.limits import StepLimits
 from hotstart.engine.phases import RunningPhase
 from hotstart.engine.space import launch_space
 from hotstart.kernels import tune

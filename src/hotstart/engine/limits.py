@@ -1,10 +1,14 @@
-"""SchedulerLimits: what the scheduler may plan, as plain integers."""
+"""SchedulerLimits: what the scheduler may plan; StepLimits: what bounds every step.  Plain integers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hotstart.errors import InvalidPrompt, PromptTooLong
+from hotstart.request import MAX_STOP_TOKEN_IDS
 
-__all__ = ["SchedulerLimits"]
+__all__ = ["ALIGN_WORDS", "SchedulerLimits", "StepLimits"]
+
+ALIGN_WORDS = 4  # every section of a step's data starts at a multiple of 16 bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,3 +54,30 @@ class SchedulerLimits:
         x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & (2**64 - 1)
         x = (x ^ (x >> 27)) * 0x94D049BB133111EB & (2**64 - 1)
         return (x ^ (x >> 31)) >> 1
+
+
+@dataclass(frozen=True, slots=True)
+class StepLimits:
+    """What bounds every step: the sizes of all buffers follow from these."""
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_model_len: int
+    page_size: int
+    chunk_length: int
+    slab_rows: int  # rows of logits that exist at once
+    num_slots: int
+    num_end_ids: int  # tokens that end a sequence, beside a request's own
+
+    @property
+    def max_pages(self) -> int:
+        """Of one sequence."""
+        return -(-self.max_model_len // self.page_size)
+
+    def staging_bytes(self, token_rungs: Sequence[int], row_rungs: Sequence[int]) -> int:
+        """A bound on the data of any step within the limits, with the padding of every section (see inputs.py)."""
+        tokens, seqs = token_rungs[-1], self.max_num_seqs
+        samples, prompts = (count + row_rungs[-1] for count in (seqs, tokens))
+        words = 4 * tokens + seqs * (self.max_pages + 6) + 4 * (tokens // self.chunk_length + seqs)
+        words += 14 * samples + 3 * prompts + 4 * seqs * (MAX_STOP_TOKEN_IDS + self.num_end_ids)
+        return 4 * (words + 32 * ALIGN_WORDS)

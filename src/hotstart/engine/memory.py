@@ -46,6 +46,7 @@ class Measured:
     slots_per_sequence: int = 1  # 2 where as many snapshots of prompts may be kept
     process_detail: str = "interpreter and libraries"
     total_flag: str = "--cpu-memory"  # what raises total_bytes
+    fair_tokens: int = FEWEST_TOKENS  # of a step: a default is not lowered below while sequences can give way
     tuning_bytes: int = 0  # scratch of tuning: held before the caches were sized, and free again
 
     @property
@@ -200,13 +201,17 @@ class _Trial(NamedTuple):
         return spare if m.cache_limit is None else min(spare, m.cache_limit - self.cache_bytes(m))
 
     def lowered(self, wishes: Wishes, m: Measured) -> Self | None:
-        """The next smaller set: tokens of a step first, then sequences, then the length of a sequence."""
+        """The next smaller set: tokens of a step to a fair number, sequences, more tokens, the length of a sequence."""
         sizes = step_sizes(*wishes.max_num_batched_tokens)
         lacks_cache = m.cache_limit is not None and self.cache_bytes(m) > m.cache_limit
-        if self.tokens > sizes[-1] and not lacks_cache:
-            return self._replace(tokens=sizes[sizes.index(self.tokens) + 1])
+        can_shrink = self.tokens > sizes[-1] and not lacks_cache
+        smaller = self._replace(tokens=sizes[sizes.index(self.tokens) + 1]) if can_shrink else self
+        if can_shrink and smaller.tokens >= m.fair_tokens:
+            return smaller
         if not wishes.max_num_seqs.explicit and self.seqs > 1:
             return self._replace(seqs=self.seqs // 2)
+        if can_shrink:
+            return smaller
         if not wishes.max_model_len.explicit and self.model_len > m.page_size:
             missing = -self.spare_bytes(m)
             pages = m.pages_for(self.model_len) - max(1, -(-missing // m.page_bytes) if m.page_bytes else 1)

@@ -4,7 +4,7 @@ They run on a minimal cache: every entry of every page table is page 0, every sl
 long as they ever get, while the cache is one page and one slot.  What they compute means nothing.
 """
 
-from hotstart.engine.inputs import StepLimits
+from hotstart.engine.limits import StepLimits
 from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Sampling, Span, StepPlan
 from hotstart.request import MAX_LOGPROBS, Request, SamplingParams
 

@@ -1,6 +1,5 @@
 """Which rows of a step's hidden states become logits, and what is wanted of them."""
 
-from bisect import bisect_left
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from hotstart.engine.plan import Sampling, StepPlan
 from hotstart.engine.sheet import Sheet
+from hotstart.engine.sizes import padded_rows
 from hotstart.kernels.sampling import SamplingRows, candidates
 
 __all__ = ["PromptRows", "RowList", "SampleRows"]
@@ -58,8 +58,8 @@ class RowList:
                 prompt_rows += range(first, first + len(targets))
             first += span.length
         self._rows = sample_rows, prompt_rows
-        self.num_samples = _padded(len(sample_rows), slab_rows, rungs)
-        self.num_prompts = _padded(len(prompt_rows), slab_rows, rungs)
+        self.num_samples = padded_rows(len(sample_rows), slab_rows, rungs)
+        self.num_prompts = padded_rows(len(prompt_rows), slab_rows, rungs)
 
     def write(self, sheet: Sheet) -> None:
         sample_rows, prompt_rows = self._rows
@@ -116,9 +116,3 @@ class RowList:
         if not self._targets:
             return None
         return PromptRows(tuple(self._prompts), self._prompt_logprobs, image["targets"], tuple(self._targets))
-
-
-def _padded(count: int, slab_rows: int, rungs: tuple[int, ...]) -> int:
-    """Whole slabs, and a row rung for what is left over."""
-    slabs, rest = divmod(count, slab_rows)
-    return slabs * slab_rows + (rungs[bisect_left(rungs, rest)] if rest else 0)

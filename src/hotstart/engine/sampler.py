@@ -8,7 +8,8 @@ from torch import Tensor
 
 from hotstart.cache.step import StepInputs
 from hotstart.engine.device import Device, Fetched
-from hotstart.engine.inputs import BuiltStep, StepLimits
+from hotstart.engine.inputs import BuiltStep
+from hotstart.engine.limits import StepLimits
 from hotstart.engine.plan import SpanResult, StepPlan, StepResult
 from hotstart.engine.rows import PromptRows, SampleRows
 from hotstart.kernels.sampling import SamplingRows, token_logprobs

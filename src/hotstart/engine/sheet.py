@@ -4,9 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, int32, int64
 
-__all__ = ["ALIGN_WORDS", "Sheet"]
+from hotstart.engine.limits import ALIGN_WORDS
 
-ALIGN_WORDS = 4  # every section starts at a multiple of 16 bytes
+__all__ = ["Sheet"]
 
 
 class Sheet:

@@ -1,17 +1,20 @@
 """From the user's wishes to limits: what is asked for, what is known before anything is loaded, what bounds steps."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from hotstart.cache.layout import CacheLayout
 from hotstart.config.engine import EngineConfig
 from hotstart.config.model import ModelConfig
-from hotstart.engine.device import Budget, Device
-from hotstart.engine.inputs import StepLimits
-from hotstart.engine.limits import SchedulerLimits
+from hotstart.engine.limits import SchedulerLimits, StepLimits
 from hotstart.engine.memory import Measured, MemoryPlan, Wish, Wishes
+from hotstart.engine.sizes import Budget, Sizes
 from hotstart.errors import ConfigError
 
-__all__ = ["Known", "Peaks", "read_wishes", "scheduler_limits", "step_limits"]
+if TYPE_CHECKING:
+    from hotstart.engine.device import Device
+
+__all__ = ["Known", "Peaks", "read_wishes", "scheduler_limits", "slots_per_sequence", "step_limits"]
 
 Peaks = dict[int, int]  # tokens of a step -> the most bytes that such a step takes
 
@@ -25,15 +28,17 @@ class Known:
     process_detail: str
     cache_limit: int | None
     slots_per_sequence: int
+    fair_tokens: int
 
     @classmethod
-    def before_loading(cls, config: EngineConfig, device: Device) -> "Known":
+    def before_loading(cls, config: EngineConfig, device: "Device") -> "Known":
         return cls(
             budget=device.budget(config),
             process_bytes=device.used_bytes(),
             process_detail=device.used_detail(),
             cache_limit=config.kv_cache_memory_bytes,
-            slots_per_sequence=_slots_per_sequence(config),
+            slots_per_sequence=slots_per_sequence(config),
+            fair_tokens=device.fair_tokens,
         )
 
     def measured(
@@ -57,6 +62,7 @@ class Known:
             wished_reserve=self.budget.reserve_bytes,
             cache_limit=self.cache_limit,
             slots_per_sequence=self.slots_per_sequence,
+            fair_tokens=self.fair_tokens,
             step_peaks=tuple(sorted(peaks.items())),
             page_size=layout.page_size,
             page_bytes=layout.page_bytes,
@@ -65,12 +71,12 @@ class Known:
         )
 
 
-def _slots_per_sequence(config: EngineConfig) -> int:
+def slots_per_sequence(config: EngineConfig) -> int:
     """Its own, and one for a snapshot if prompts' states are kept."""
     return 2 if config.enable_prefix_caching else 1
 
 
-def read_wishes(config: EngineConfig, model_config: ModelConfig, device: Device) -> Wishes:
+def read_wishes(config: EngineConfig, model_config: ModelConfig, device: Sizes) -> Wishes:
     longest = model_config.max_position_embeddings
     if config.max_model_len is not None and config.max_model_len > longest:
         raise ConfigError(
@@ -93,7 +99,7 @@ def read_wishes(config: EngineConfig, model_config: ModelConfig, device: Device)
     )
 
 
-def step_limits(config: EngineConfig, model_config: ModelConfig, wishes: Wishes, device: Device) -> StepLimits:
+def step_limits(config: EngineConfig, model_config: ModelConfig, wishes: Wishes, device: Sizes) -> StepLimits:
     return StepLimits(
         max_num_seqs=wishes.max_num_seqs.value,
         max_num_batched_tokens=wishes.max_num_batched_tokens.value,
@@ -101,13 +107,13 @@ def step_limits(config: EngineConfig, model_config: ModelConfig, wishes: Wishes,
         page_size=config.block_size,
         chunk_length=device.chunk_length,
         slab_rows=device.slab_rows,
-        num_slots=wishes.max_num_seqs.value * _slots_per_sequence(config),
+        num_slots=wishes.max_num_seqs.value * slots_per_sequence(config),
         num_end_ids=len(model_config.eos_token_ids),
     )
 
 
 def scheduler_limits(
-    config: EngineConfig, model_config: ModelConfig, plan: MemoryPlan, device: Device
+    config: EngineConfig, model_config: ModelConfig, plan: MemoryPlan, device: Sizes
 ) -> SchedulerLimits:
     return SchedulerLimits(
         max_num_seqs=plan.max_num_seqs,

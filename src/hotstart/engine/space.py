@@ -8,7 +8,8 @@ from torch import Tensor
 
 from hotstart.config.model import ModelConfig
 from hotstart.engine.device import Device
-from hotstart.engine.inputs import InputBuilder, StepLimits
+from hotstart.engine.inputs import InputBuilder
+from hotstart.engine.limits import StepLimits
 from hotstart.engine.plan import NO_SLOT, Span, StepPlan
 from hotstart.kernels.ops import Prefill, Step
 from hotstart.kernels.space import LaunchSpace

@@ -9,10 +9,8 @@ same), bytes.  Tensors under the stub are CPU tensors.
 """
 
 import itertools
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,52 +21,11 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 
-from hotstart.errors import ConfigError
+from hotstart.kernels.gpus import GPUS, Gpu, parse_gpu
 
 __all__ = ["GPUS", "Gpu", "gpu", "parse_gpu", "torch_answers"]
 
 KIB = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """What the compiler and the limits depend on."""
-
-    name: str
-    arch: int  # 90 for sm_90
-    shared_bytes: int  # the most that one program may ask for
-    multiprocessors: int = 128
-    product: str = "stub"  # as its driver calls it; tables of tiles go by this name
-
-
-# The opt-in limit of a block: CUDA C programming guide, table of compute capabilities.
-_SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
-_PRODUCTS = {
-    "rtx5090": ("NVIDIA GeForce RTX 5090", 120, 170),
-    "rtx4090": ("NVIDIA GeForce RTX 4090", 89, 128),
-    "rtx3090": ("NVIDIA GeForce RTX 3090", 86, 82),
-    "a100": ("NVIDIA A100-SXM4-80GB", 80, 108),
-    "l40s": ("NVIDIA L40S", 89, 142),
-    "h100": ("NVIDIA H100 80GB HBM3", 90, 132),
-    "h200": ("NVIDIA H200", 90, 132),
-    "b200": ("NVIDIA B200", 100, 148),
-}
-GPUS = {
-    name: Gpu(name, arch, _SHARED_KIB[arch] * KIB, count, product) for name, (product, arch, count) in _PRODUCTS.items()
-}
-
-
-def parse_gpu(text: str) -> Gpu:
-    """`rtx5090`, `sm_120`, or `sm_120:99KiB` for a part with another limit."""
-    if text.lower() in GPUS:
-        return GPUS[text.lower()]
-    match = re.fullmatch(r"sm_(\d+)(?::(\d+)KiB)?", text)
-    if not match or int(match[1]) not in _SHARED_KIB:
-        names = ", ".join(GPUS)
-        arches = ", ".join(f"sm_{arch}" for arch in _SHARED_KIB)
-        raise ConfigError(f"unknown GPU {text!r}; name one of {names}, or {arches}, or a limit as in sm_120:99KiB")
-    arch = int(match[1])
-    return Gpu(text, arch, int(match[2] or _SHARED_KIB[arch]) * KIB)
 
 
 @contextmanager

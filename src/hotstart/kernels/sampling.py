@@ -118,6 +118,8 @@ def token_logprobs(logits: Tensor, token_ids: Tensor, top_n: int) -> TokenLogpro
     """Of the raw logits [R, vocab]: before temperature, bans and cuts.  token_ids: [R]."""
     logprobs = logits.float().log_softmax(-1)
     chosen = logprobs.gather(-1, token_ids.long()[:, None])
-    rank = (logprobs > chosen).sum(-1) + 1
+    # A sum of booleans is taken of a copy in 8 bytes each; of float16 it needs none, and float32 counts any vocabulary.
+    above = torch.gt(logprobs, chosen, out=torch.empty_like(logprobs, dtype=torch.float16))
+    rank = above.sum(-1, dtype=torch.float32).long() + 1
     top_logprobs, top_ids = logprobs.topk(top_n, dim=-1)
     return TokenLogprobs(chosen.squeeze(-1), rank, top_ids, top_logprobs)

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from hotstart.cache.layout import CacheLayout, TensorSpec
+from hotstart.cache.layout import CacheLayout, cache_layout
 from hotstart.cache.step import StepInputs
 from hotstart.cache.tensors import CacheTensors
 from hotstart.config.model import ModelConfig
 from hotstart.kernels.ops import Ops
 from hotstart.layers.attention import GatedAttention
 from hotstart.layers.embedding import Embedding
-from hotstart.layers.gated_delta_net import GatedDeltaNet, gdn_dims
+from hotstart.layers.gated_delta_net import GatedDeltaNet
 from hotstart.layers.linear import Layer, Linear
 from hotstart.layers.mlp import MLP
 from hotstart.layers.moe import SparseMoE
@@ -76,13 +76,5 @@ class Qwen35(Layer):
         return self.ops.linear(hidden, head.weight)
 
     def layout(self, page_size: int) -> CacheLayout:
-        config, dims = self.config, gdn_dims(self.config)
-        kinds = list(enumerate(config.layer_types))
-        return CacheLayout(
-            page_size=page_size,
-            attention_layers=tuple(i for i, kind in kinds if kind == "full_attention"),
-            gdn_layers=tuple(i for i, kind in kinds if kind == "linear_attention"),
-            kv=TensorSpec((page_size, config.num_key_value_heads, config.head_dim), self.dtype),
-            conv=TensorSpec((dims.conv_width, dims.conv_channels), self.dtype),
-            state=TensorSpec((dims.num_value_heads, dims.value_dim, dims.key_dim), self.state_dtype),
-        )
+        dtypes = (str(dtype).removeprefix("torch.") for dtype in (self.dtype, self.state_dtype))
+        return cache_layout(self.config, page_size, *dtypes)

@@ -8,7 +8,8 @@ from tiny import CONFIGS
 
 from hotstart.cache.tensors import CacheTensors
 from hotstart.config.model import read_model_config
-from hotstart.engine.inputs import InputBuilder, StepLimits
+from hotstart.engine.inputs import InputBuilder
+from hotstart.engine.limits import StepLimits
 from hotstart.engine.rehearsal import answer_plan
 from hotstart.engine.runner import Runner
 from hotstart.engine.sampler import Sampler

@@ -1,0 +1,254 @@
+"""What a step takes, from config.json alone: the tensors of our kernels' forward and sampling, in their order.
+
+A second description of the layers, so tests hold it to the first: tensor by tensor, on meta, for every published size.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import ceil
+
+from hotstart.config.model import DTYPE_BYTES, ModelConfig
+from hotstart.engine.allocator import Place, Segments
+from hotstart.engine.limits import StepLimits
+from hotstart.engine.plan import StepPlan
+from hotstart.engine.sizes import padded_rows
+from hotstart.request import MAX_LOGPROBS
+
+__all__ = ["GpuTraits", "StepShapes", "packed_width", "step_bytes"]
+
+# Workspaces that kernels bound by themselves (kernels/gdn_workspace.py, attention_decode.py, moe_gemm.py, draw.py).
+_GDN_BYTES, _GDN_ALONE = 96 << 20, 0.6
+_ATTENTION_BYTES, _ATTENTION_PARTS = 64 << 20, 32
+_EXPERT_BYTES = 64 << 20
+_DRAW_BLOCK = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class GpuTraits:
+    """What of a GPU decides how much kernels take."""
+
+    arch: int
+    has_large_tiles: bool  # of experts' products, which follow from the shared memory
+
+    def expert_columns(self, num_pairs: int, num_experts: int, itemsize: int) -> int:
+        """kernels/moe_tiles.py."""
+        if itemsize == 4:
+            return 32
+        many = num_pairs >= 32 * num_experts
+        if self.has_large_tiles:
+            return 256 if many else 64
+        return 128 if many else 64
+
+
+@dataclass(frozen=True, slots=True)
+class StepShapes:
+    tokens: int  # rows of the step, padded
+    decodes: int
+    prompts: tuple[int, ...]  # lengths
+    samples: int  # rows of logits, padded
+    targets: int  # rows of prompts' log-probabilities, padded
+    bans: bool
+    logprobs: bool
+
+    @classmethod
+    def of(cls, plan: StepPlan, tokens: int, limits: StepLimits, row_rungs: tuple[int, ...]) -> "StepShapes":
+        wishes = [span.sampling for span in plan.spans if span.sampling is not None]
+        targets = sum(span.length for span in plan.spans if span.prompt_logprobs is not None)
+        return cls(
+            tokens=tokens,
+            decodes=plan.num_decodes,
+            prompts=tuple(span.length for span in plan.spans[plan.num_decodes :]),
+            samples=padded_rows(len(wishes), limits.slab_rows, row_rungs),
+            targets=padded_rows(targets, limits.slab_rows, row_rungs),
+            bans=any(wish.banned_ids for wish in wishes),
+            logprobs=any(wish.logprobs is not None for wish in wishes),
+        )
+
+
+def packed_width(config: ModelConfig) -> int:
+    """Of a Gated DeltaNet layer's one projection: q | k | v | z | b | a, padded (kernels/ops.py)."""
+    values = config.linear_num_value_heads * config.linear_value_head_dim
+    keys = config.linear_num_key_heads * config.linear_key_head_dim
+    return ceil((2 * keys + 2 * values + 2 * config.linear_num_value_heads) / 64) * 64
+
+
+def step_bytes(config: ModelConfig, dtype: str, limits: StepLimits, traits: GpuTraits, shapes: StepShapes) -> int:
+    """What torch's allocator takes from the driver for such a step, from nothing."""
+    return _Step(config, dtype, limits, traits, shapes).run()
+
+
+class _Step:
+    """Tensors are taken and freed as the engine's step does; layers of a kind are alike, so two of each are enough."""
+
+    def __init__(
+        self, config: ModelConfig, dtype: str, limits: StepLimits, traits: GpuTraits, shapes: StepShapes
+    ) -> None:
+        self.config, self.limits, self.traits, self.at = config, limits, traits, shapes
+        self.item = DTYPE_BYTES[dtype]
+        self.segments = Segments()
+        self.live = self.most = 0  # bytes of tensors
+        self._sizes: dict[Place, int] = {}
+
+    def run(self) -> int:
+        hidden = self._forward()
+        self._sample()
+        self.free(hidden)
+        return self.segments.peak
+
+    def take(self, num_elements: int, itemsize: int | None = None) -> Place:
+        num_bytes = num_elements * (itemsize or self.item)
+        place = self.segments.take(num_bytes)
+        self._sizes[place] = num_bytes
+        self.live += num_bytes
+        self.most = max(self.most, self.live)
+        return place
+
+    def free(self, *places: Place) -> None:
+        for place in places:
+            self.live -= self._sizes.pop(place)
+            self.segments.free(place)
+
+    @contextmanager
+    def held(self, *sizes: tuple[int, int]) -> Iterator[None]:
+        """Elements and bytes of each, for as long as the block runs."""
+        places = [self.take(*size) for size in sizes]
+        yield
+        self.free(*reversed(places))
+
+    def _forward(self) -> Place:
+        T, D = self.at.tokens, self.config.hidden_size
+        x, residual = self.take(T * D), self.take(T * D)
+        for is_attention, is_moe in self._layers():
+            normed = self.take(T * D)
+            mixed = self._attention() if is_attention else self._gdn()
+            self.free(normed)
+            normed = self.take(T * D)
+            y = self._experts() if is_moe else self._mlp(self.config.intermediate_size)
+            self.free(normed, mixed, x)
+            x = y
+        out = self.take(T * D)
+        self.free(x, residual)
+        return out
+
+    def _layers(self) -> list[tuple[bool, bool]]:
+        config = self.config
+        kinds = [
+            (kind == "full_attention", moe) for kind, moe in zip(config.layer_types, config.moe_layers, strict=True)
+        ]
+        return kinds if len(kinds) <= 8 else kinds[:8]
+
+    def _gdn(self) -> Place:
+        config, T = self.config, self.at.tokens
+        width = config.linear_num_value_heads * config.linear_value_head_dim
+        keys = config.linear_num_key_heads * config.linear_key_head_dim
+        packed, out = self.take(T * packed_width(config)), self.take(T * width)
+        if self.at.decodes:
+            with self.held((self.at.decodes * (2 * keys + width), 4)):
+                pass
+        if self.at.prompts:
+            with self.held(*self._gdn_workspace()):
+                pass
+        y = self.take(T * config.hidden_size)
+        self.free(packed, out)
+        return y
+
+    def _gdn_workspace(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Elements and bytes of its two tensors: for as many chunks as fit."""
+        config, C = self.config, self.limits.chunk_length
+        heads, K, V = config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim
+        operand = 4 if self.item == 4 else 2
+        tiles = 2 * C * config.linear_num_key_heads * K + heads * K * C + heads * C * C
+        floats, carry = 4 * heads * C, 2 * heads * V * K
+        most = max(1, (_GDN_BYTES - 4 * carry) // (operand * tiles + 4 * floats))
+        if len(self.at.prompts) == 1:
+            most = max(1, int(most * _GDN_ALONE))
+        chunks = min(most, sum(-(-length // C) for length in self.at.prompts))
+        return (chunks * tiles, operand), (chunks * floats + carry, 4)
+
+    def _attention(self) -> Place:
+        config, T = self.config, self.at.tokens
+        H, Hkv, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        packed, queries, out = (self.take(T * width * D) for width in (2 * (H + Hkv), H, H))
+        if self.at.decodes:
+            parts = H * _ATTENTION_PARTS
+            rows = self.at.decodes if self.at.prompts else T
+            rows = min(max(1, _ATTENTION_BYTES // (4 * parts * D)), rows)
+            with self.held((rows * parts * D, 4), (rows * parts, 4)):
+                pass
+        y = self.take(T * config.hidden_size)
+        self.free(out, packed, queries)
+        return y
+
+    def _mlp(self, width: int) -> Place:
+        T = self.at.tokens
+        gate_up = self.take(2 * T * width)
+        product = self.take(T * width)
+        self.free(gate_up)
+        y = self.take(T * self.config.hidden_size)
+        self.free(product)
+        return y
+
+    def _experts(self) -> Place:
+        config, T = self.config, self.at.tokens
+        D, E = config.hidden_size, config.num_experts
+        pairs = T * config.num_experts_per_tok
+        logits = self.take(T * E)
+        small = [self.take(pairs, 4) for _ in range(3)]  # weights, experts, pairs
+        hidden, y = self.take(pairs * config.moe_intermediate_size), self.take(T * D)
+        columns = self.traits.expert_columns(pairs, E, self.item)
+        blocks = ceil(D / columns)
+        slab = max(1, min(blocks, _EXPERT_BYTES // max(1, pairs * columns * self.item)))
+        with self.held((slab * pairs * columns, self.item)):
+            pass
+        self.free(logits, *small, hidden)
+        gate, sigmoid = self.take(T), self.take(T)
+        self.free(gate)
+        self.free(self._mlp(config.shared_expert_intermediate_size), sigmoid)
+        return y
+
+    def _sample(self) -> None:
+        """Slab by slab; a slab's logits live until the next one's are there."""
+        slabs = [(rows, True) for rows in self._cut(self.at.samples)]
+        slabs += [(rows, False) for rows in self._cut(self.at.targets)]
+        before: Place | None = None
+        kept: list[Place] = []
+        vocab = self.config.vocab_size
+        for rows, is_sampled in slabs:
+            inputs = self.take(rows * self.config.hidden_size)
+            logits = self.take(rows * vocab)
+            self.free(inputs)
+            if before is not None:
+                self.free(before)
+            before = logits
+            if is_sampled:
+                kept.append(self._draw(rows))
+            if self.at.logprobs or not is_sampled:
+                kept += self._logprobs(rows)
+        if before is not None:
+            self.free(before)
+        self.free(*kept)
+
+    def _cut(self, rows: int) -> list[int]:
+        slabs, rest = divmod(rows, self.limits.slab_rows)
+        return [self.limits.slab_rows] * slabs + [rest] * bool(rest)
+
+    def _draw(self, rows: int) -> Place:
+        """Tokens, with two rows of candidates for each meanwhile; without banned tokens in a copy of the logits."""
+        copy = [self.take(rows * self.config.vocab_size)] if self.at.bans else []
+        tokens = self.take(rows, 8)
+        candidates = [self.take(rows * _DRAW_BLOCK), self.take(rows * _DRAW_BLOCK, 4)]
+        self.free(*copy, *candidates)
+        return tokens
+
+    def _logprobs(self, rows: int) -> list[Place]:
+        vocab, top = self.config.vocab_size, min(MAX_LOGPROBS, self.config.vocab_size)
+        wide = self.take(rows * vocab, 4)
+        logprobs = self.take(rows * vocab, 4)
+        self.free(wide)
+        chosen = self.take(rows, 4)
+        with self.held((rows * vocab, 2)):
+            rank = self.take(rows, 8)
+        kept = [chosen, rank, self.take(rows * top, 4), self.take(rows * top, 8)]
+        self.free(logprobs)
+        return kept
