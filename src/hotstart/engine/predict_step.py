@@ -141,11 +141,7 @@ class _Step:
     def _gdn(self) -> Place:
         config, T = self.config, self.at.tokens
         width = config.linear_num_value_heads * config.linear_value_head_dim
-        keys = config.linear_num_key_heads * config.linear_key_head_dim
         packed, out = self.take(T * packed_width(config)), self.take(T * width)
-        if self.at.decodes:
-            with self.held((self.at.decodes * (2 * keys + width), 4)):
-                pass
         if self.at.prompts:
             with self.held(*self._gdn_workspace()):
                 pass
