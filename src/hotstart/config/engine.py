@@ -17,6 +17,7 @@ from hotstart.config.options import (
     options_of,
     parse_bytes,
     parse_count,
+    parse_length,
     parse_share,
     parse_sizes,
     size,
@@ -44,8 +45,12 @@ class EngineConfig:
     load_format: Literal["auto", "safetensors", "dummy"] = option(
         "dummy fills the weights at random from the config alone", "auto", choices=("auto", "safetensors", "dummy")
     )
-    max_model_len: int | None = count(
-        "longest sequence, prompt and answer together; default: min(the model's, 4096; 32768 on a GPU) or what fits"
+    max_model_len: int | Literal["auto"] | None = option(
+        "longest sequence, prompt and answer together; auto: the model's own length or the longest that fits; "
+        "default: min(the model's, 4096; 32768 on a GPU) or what fits",
+        parse=parse_length,
+        metavar="N",
+        minimum=1,
     )
     max_num_seqs: int | None = count("sequences that run at the same time; default: 16 (256 on a GPU) or what fits")
     max_num_batched_tokens: int | None = count("tokens of one step; default: 512 (8192 on a GPU) or what fits")
@@ -61,7 +66,8 @@ class EngineConfig:
     device_memory_bytes: int | None = size("treat the GPU as one of this size, such as 32GiB; default: as it is")
     kv_cache_memory_bytes: int | None = size("bytes of cache pages and state slots; default: what is left")
     reserve_bytes: int | None = size(
-        "bytes that nobody plans with; default: 256MiB on a GPU, 1/32 of the memory (at most 256MiB) on a CPU", 0
+        "bytes that nobody plans with; default: 256MiB on a GPU, 1GiB if it has a screen; on a CPU 1/32, up to 256MiB",
+        0,
     )
     enable_prefix_caching: bool = switch("keep pages and states of prompts for later ones that begin like them")
     enforce_eager: bool = switch("capture no CUDA graphs: every step is launched kernel by kernel")
@@ -85,6 +91,11 @@ class EngineConfig:
         "auto",
         choices=("auto", "triton", "flashinfer", "fla", "torch"),
     )
+    gdn_chunk_length: Literal["auto", "16", "32", "64"] = option(
+        "tokens of one chunk of the delta rule; auto: 64 on a GPU, 32 on a CPU",
+        "auto",
+        choices=("auto", "16", "32", "64"),
+    )
     tune: Literal["auto", "off", "force"] = option(
         "tiles of kernels that no table has for this GPU: time them once at start-up, never, or all of them anew",
         "auto",
@@ -96,6 +107,10 @@ class EngineConfig:
         choices=("warn", "error"),
     )
     seed: int = count("from which requests without a seed of their own draw one", 0, minimum=0)
+    unsafe_skip_warmup: bool = switch(
+        "for demonstrations: size the caches by a forecast before any kernel has run, and leave compiling, tuning, "
+        "loading and capturing to the requests; never serve with it"
+    )
     num_threads: int | None = count("threads of torch on a CPU; default: torch's own choice")
 
     def __post_init__(self) -> None:

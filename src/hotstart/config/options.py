@@ -20,6 +20,7 @@ __all__ = [
     "options_of",
     "parse_bytes",
     "parse_count",
+    "parse_length",
     "parse_share",
     "parse_sizes",
     "size",
@@ -35,6 +36,11 @@ def parse_count(value: object) -> int:
     if isinstance(value, bool) or match is None:
         raise ConfigError(f"{value!r} is not a number of things; write 4096, 4k (4000) or 4K (4096)")
     return _whole(value, float(match[1]) * _UNITS[match[2]])
+
+
+def parse_length(value: object) -> int | str:
+    """A number of tokens, or "auto": the longest that fits."""
+    return "auto" if value == "auto" else parse_count(value)
 
 
 def parse_bytes(value: object) -> int:
@@ -134,7 +140,7 @@ def check_options(config: Any) -> None:
                 number = parse(value)
             except ConfigError as error:
                 raise ConfigError(f"{flag(item.name)}: {error}") from None
-            if minimum is not None and number < minimum:
+            if minimum is not None and not isinstance(number, str) and number < minimum:
                 raise ConfigError(f"{flag(item.name)} is {number}, it must be at least {minimum}")
             object.__setattr__(config, item.name, number)
 

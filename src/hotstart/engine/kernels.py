@@ -53,7 +53,7 @@ def choose_kernels(config: EngineConfig, model_config: ModelConfig, limits: Step
     choice = choose_prefill(wish, target, dims, dtype, installed_packages(), measured)
     states = resolve_state_dtype(model_config, config.mamba_ssm_cache_dtype)
     space = launch_space(model_config, dtype, states, limits, device, choice.name)
-    proved = prove_prefill(choice, space)
+    proved = choice if config.unsafe_skip_warmup else prove_prefill(choice, space)
     if proved.name != choice.name:
         space = launch_space(model_config, dtype, states, limits, device, proved.name)
     return KernelChoice(ops_for("triton", proved.name), proved, space)
@@ -63,6 +63,9 @@ def warm_up_kernels(choice: KernelChoice, config: EngineConfig, running: Running
     """Choose tiles, then compile, load and launch every binary.  None where the ops are PyTorch's."""
     if choice.space is None:
         running.detail = "torch operators only, which compile nothing"
+        return None
+    if config.unsafe_skip_warmup:
+        running.detail = "SKIPPED"
         return None
 
     def on_tuning(kernel: str, done: int, total: int, seconds_left: float) -> None:

@@ -12,8 +12,14 @@ from hotstart.config.engine import EngineConfig
 from hotstart.config.model import DTYPE_BYTES, ModelConfig
 from hotstart.engine.allocator import Segments
 from hotstart.engine.memory import Measured, MemoryPlan, as_size, fits, solve, step_sizes
-from hotstart.engine.predict_step import GpuTraits, StepShapes, packed_width, step_bytes
-from hotstart.engine.rehearsal import worst_plans
+from hotstart.engine.predict_step import (
+    WORKSPACE_BYTES,
+    GpuTraits,
+    StepShapes,
+    packed_width,
+    step_bytes,
+    worst_step_bytes,
+)
 from hotstart.engine.sizes import Budget, GpuSizes, gpu_budget
 from hotstart.engine.sizing import Known, Peaks, read_wishes, slots_per_sequence, step_limits
 from hotstart.errors import ConfigError, InsufficientMemory
@@ -22,15 +28,12 @@ from hotstart.kernels.gpus import Gpu
 __all__ = ["Guess", "Prediction", "predict"]
 
 MIB = 1 << 20
-SMALL_BYTES = 32 * MIB  # of a step's block, for small tensors (cuda.py)
-LARGE_TILES_BYTES = 160 << 10  # of shared memory (kernels/moe_tiles.py)
 
 
 class Constants(NamedTuple):
     """What no shape tells."""
 
     process_bytes: tuple[int, int, int]  # context and modules: at least, expected, at most
-    workspace_bytes: int  # cuBLAS takes it of torch's allocator at its first product
     graph_bytes: int  # of the driver for a captured step, a layer
     graph_share: float  # by which graphs may be off
     origin: str
@@ -41,16 +44,13 @@ class Constants(NamedTuple):
 MEASURED = {
     "NVIDIA H200": Constants(
         (830 * MIB, 870 * MIB, 934 * MIB),
-        32 * MIB,
         110 << 10,
         0.15,
         "measured",
         "NVIDIA H200, driver 580, torch 2.11 with CUDA 13.0, Triton 3.6; 2026-11-22",
     )
 }
-ELSEWHERE = Constants(
-    (400 * MIB, 700 * MIB, 1200 * MIB), 32 * MIB, 110 << 10, 0.5, "estimated", "never measured on this GPU"
-)
+ELSEWHERE = Constants((400 * MIB, 700 * MIB, 1200 * MIB), 110 << 10, 0.5, "estimated", "never measured on this GPU")
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,18 +147,20 @@ class _Predictor:
         self.config, self.model, self.gpu = config, model, gpu
         self.sizes = GpuSizes()
         self.sizes.capture_sizes = config.cudagraph_capture_sizes or GpuSizes.capture_sizes
+        if config.gdn_chunk_length != "auto":
+            self.sizes.chunk_length = int(config.gdn_chunk_length)
         self.wishes = read_wishes(config, model, self.sizes)
         self.limits = step_limits(config, model, self.wishes, self.sizes)
         self.dtype, states = dtypes(config, model)
         self.item = DTYPE_BYTES[self.dtype]
         self.layout = cache_layout(model, config.block_size, self.dtype, states)
         self.constants = MEASURED.get(gpu.product, ELSEWHERE)
-        self.traits = GpuTraits(gpu.arch, 90 <= gpu.arch < 120 and gpu.shared_bytes >= LARGE_TILES_BYTES)
+        self.traits = GpuTraits.of(gpu.arch, gpu.shared_bytes)
         tensors = weight_tensors(model, self.item, self.limits.max_model_len)
         self.weights, self.buffers = sum(tensors), self._buffers()
         rounding = _rounded([*tensors, self.buffers]) - self.weights - self.buffers
         low, expected, high = self.constants.process_bytes
-        self.process = _Ends(low, expected, high).plus(rounding + self.constants.workspace_bytes)
+        self.process = _Ends(low, expected, high).plus(rounding + WORKSPACE_BYTES)
         self.graphs = self._graphs()
 
     def run(self, name: str) -> Prediction:
@@ -216,15 +218,8 @@ class _Predictor:
         return at.staging_bytes(token_rungs, row_rungs) + 4 * (at.num_slots + 1) + graphs
 
     def _step(self, size: int) -> _Ends:
-        """The worst steps of so many tokens; the first of them finds no workspace of cuBLAS yet."""
-        at = self.limits
-        tokens = next(rung for rung in self.sizes.token_rungs(at.max_num_batched_tokens) if rung >= size)
-        found: list[int] = []
-        for plan in worst_plans(tokens, at, thorough=True):
-            shapes = StepShapes.of(plan, tokens, at, self.sizes.row_rungs(at.slab_rows))
-            first = 0 if found else self.constants.workspace_bytes
-            found.append(first + step_bytes(self.model, self.dtype, at, self.traits, shapes))
-        expected = max(found) + SMALL_BYTES
+        """The worst steps of so many tokens."""
+        expected = worst_step_bytes(self.model, self.dtype, self.limits, self.traits, self.sizes, size)
         return _Ends(int(expected * 0.9), expected, int(expected * 1.1))
 
     def _graphs(self) -> _Ends:
@@ -234,7 +229,7 @@ class _Predictor:
         rungs = self.sizes.decode_rungs(self.limits.max_num_seqs)
         rows = rungs[-1]
         shapes = StepShapes(rows, rows, (), 0, 0, bans=False, logprobs=False)
-        first = step_bytes(self.model, self.dtype, self.limits, self.traits, shapes) + self.constants.workspace_bytes
+        first = step_bytes(self.model, self.dtype, self.limits, self.traits, shapes) + WORKSPACE_BYTES
         each = max(MIB, self.constants.graph_bytes * self.model.num_hidden_layers)
         expected, share = first + each * (len(rungs) - 1), self.constants.graph_share
         return _Ends(int(expected * (1 - share)), expected, int(expected * (1 + share)))

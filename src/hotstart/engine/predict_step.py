@@ -12,10 +12,14 @@ from hotstart.config.model import DTYPE_BYTES, ModelConfig
 from hotstart.engine.allocator import Place, Segments
 from hotstart.engine.limits import StepLimits
 from hotstart.engine.plan import StepPlan
-from hotstart.engine.sizes import padded_rows
+from hotstart.engine.rehearsal import worst_plans
+from hotstart.engine.sizes import Sizes, padded_rows
 from hotstart.request import MAX_LOGPROBS
 
-__all__ = ["GpuTraits", "StepShapes", "packed_width", "step_bytes"]
+__all__ = ["GpuTraits", "StepShapes", "packed_width", "step_bytes", "worst_step_bytes"]
+
+SMALL_BYTES = 32 << 20  # of a step's block, for small tensors (cuda.py)
+WORKSPACE_BYTES = 32 << 20  # that cuBLAS takes of torch's allocator at its first product
 
 # Workspaces that kernels bound by themselves (kernels/gdn_workspace.py, attention_decode.py, moe_gemm.py, draw.py).
 _GDN_BYTES, _GDN_ALONE = 96 << 20, 0.6
@@ -30,6 +34,10 @@ class GpuTraits:
 
     arch: int
     has_large_tiles: bool  # of experts' products, which follow from the shared memory
+
+    @classmethod
+    def of(cls, arch: int, shared_bytes: int) -> "GpuTraits":
+        return cls(arch, 90 <= arch < 120 and shared_bytes >= 160 << 10)
 
     def expert_columns(self, num_pairs: int, num_experts: int, itemsize: int) -> int:
         """kernels/moe_tiles.py."""
@@ -76,6 +84,17 @@ def packed_width(config: ModelConfig) -> int:
 def step_bytes(config: ModelConfig, dtype: str, limits: StepLimits, traits: GpuTraits, shapes: StepShapes) -> int:
     """What torch's allocator takes from the driver for such a step, from nothing."""
     return _Step(config, dtype, limits, traits, shapes).run()
+
+
+def worst_step_bytes(
+    config: ModelConfig, dtype: str, limits: StepLimits, traits: GpuTraits, sizes: Sizes, num_tokens: int
+) -> int:
+    """What start-up would measure for steps of so many tokens; the first of them finds no workspace of cuBLAS yet."""
+    rung = next(one for one in sizes.token_rungs(limits.max_num_batched_tokens) if one >= num_tokens)
+    rows = sizes.row_rungs(limits.slab_rows)
+    plans = worst_plans(rung, limits, thorough=True)
+    found = [step_bytes(config, dtype, limits, traits, StepShapes.of(plan, rung, limits, rows)) for plan in plans]
+    return max(found[0] + WORKSPACE_BYTES, *found) + SMALL_BYTES
 
 
 class _Step:

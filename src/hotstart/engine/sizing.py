@@ -78,22 +78,21 @@ def slots_per_sequence(config: EngineConfig) -> int:
 
 def read_wishes(config: EngineConfig, model_config: ModelConfig, device: Sizes) -> Wishes:
     longest = model_config.max_position_embeddings
-    if config.max_model_len is not None and config.max_model_len > longest:
-        raise ConfigError(
-            f"--max-model-len is {config.max_model_len}, the model was made for {longest} tokens; lower it"
-        )
+    wish = None if config.max_model_len == "auto" else config.max_model_len
+    if wish is not None and wish > longest:
+        raise ConfigError(f"--max-model-len is {wish}, the model was made for {longest} tokens; lower it")
     seqs, tokens = config.max_num_seqs, config.max_num_batched_tokens
     if seqs is not None and tokens is not None and tokens < seqs:
         raise ConfigError(
             f"--max-num-batched-tokens is {tokens}, less than --max-num-seqs {seqs}: every running sequence needs a "
             "token of each step; raise it or lower --max-num-seqs"
         )
-    length = config.max_model_len or min(longest, device.default_model_len)
+    length = longest if config.max_model_len == "auto" else wish or min(longest, device.default_model_len)
     seqs = seqs or min(device.default_num_seqs, tokens or device.default_num_seqs)
     # A step never holds more tokens than all sequences together have.
     tokens = tokens or min(max(device.default_num_batched_tokens, seqs), seqs * length)
     return Wishes(
-        max_model_len=Wish(length, config.max_model_len is not None),
+        max_model_len=Wish(length, wish is not None),
         max_num_seqs=Wish(seqs, config.max_num_seqs is not None),
         max_num_batched_tokens=Wish(tokens, config.max_num_batched_tokens is not None),
     )

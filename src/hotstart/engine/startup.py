@@ -19,16 +19,17 @@ from hotstart.config.model import ModelConfig, read_model_config
 from hotstart.engine.cuda import CudaDevice
 from hotstart.engine.device import CpuDevice, Device
 from hotstart.engine.engine import Engine
+from hotstart.engine.foretell import foretell_peaks
 from hotstart.engine.graphs import DecodeGraphs
 from hotstart.engine.inputs import InputBuilder
 from hotstart.engine.kernels import KernelChoice, choose_kernels, warm_up_kernels
-from hotstart.engine.memory import Wishes, as_size, fits, solve, step_sizes
+from hotstart.engine.memory import Measured, Wishes, as_size, fits, solve, step_sizes
 from hotstart.engine.phases import OnPhase, PhaseLog, RunningPhase, ignore_phases
 from hotstart.engine.rungs import capture, run_rungs, try_capture, try_requests
 from hotstart.engine.runner import Runner
 from hotstart.engine.sampler import Sampler
 from hotstart.engine.scheduler import Scheduler
-from hotstart.engine.sizing import Known, read_wishes, scheduler_limits, step_limits
+from hotstart.engine.sizing import Known, Peaks, read_wishes, scheduler_limits, step_limits
 from hotstart.errors import ConfigError
 from hotstart.kernels.backends import replays
 from hotstart.kernels.watch import Watch
@@ -64,44 +65,53 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
     with phases.phase("build model") as running:
         model = _build(config, model_config, wishes, kernels)
         layout = model.layout(config.block_size)
-        weights_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+        weights_bytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
         # What cannot fit is refused here, before a byte of it is loaded.
         solve(wishes, known.measured(layout, weights_bytes, 0, {wishes.max_num_batched_tokens.value: 0}))
         running.detail = f"{as_size(weights_bytes)} of weights, on meta"
     with phases.phase("load weights") as running:
         _load(config, model, device, running)
-        weights_bytes = device.arena.reserved_bytes()
+        weights_bytes = device.arena.by_owner()["weights"]
     with phases.phase("warm up kernels") as running:
         warm = warm_up_kernels(kernels, config, running)
+        kernels = replace(kernels, space=None)  # its steps have buffers
+
+    def measured(peaks: Peaks, graphs_bytes: int = 0) -> Measured:
+        """What is known by now; where the driver's word can be had, it is asked again."""
+        process_bytes, now = device.loaded_bytes(), known
+        if process_bytes is not None:
+            now = replace(known, process_bytes=process_bytes, process_detail=device.used_detail())
+        owners = device.arena.by_owner()
+        buffers_bytes = sum(owners.values()) - weights_bytes - owners.get("minimal cache", 0)
+        tuning_bytes = warm.tiles.scratch_bytes if warm else 0
+        return now.measured(layout, weights_bytes, buffers_bytes, peaks, tuning_bytes, graphs_bytes)
+
+    def enough(peaks: Peaks, size: int) -> bool:
+        return fits(wishes, measured(peaks), size)
+
     with phases.phase("run rungs") as running:
         inputs = InputBuilder(limits, device)
         sampler = Sampler(model.logits, model.ops.sample, model_config.vocab_size, limits, device)
         num_weights = sum(p.numel() for p in model.parameters())
         make_runner = partial(Runner, model, num_weights, inputs, sampler, device.step_scope)
-        buffers_bytes = device.arena.reserved_bytes() - weights_bytes
-        peaks = run_rungs(
-            make_runner(_minimal_cache(layout, device)),
-            inputs,
-            step_sizes(*wishes.max_num_batched_tokens),
-            lambda peaks, size: fits(wishes, known.measured(layout, weights_bytes, buffers_bytes, peaks), size),
-            device,
-            running,
-        )
-        running.detail = f"{len(inputs.rungs)} rungs, step peak {as_size(max(peaks.values()))}"
+        sizes = step_sizes(*wishes.max_num_batched_tokens)
+        if config.unsafe_skip_warmup:
+            peaks = foretell_peaks(model_config, model.dtype, inputs, sizes, enough)
+            running.detail = f"SKIPPED; foretold step peak {as_size(max(peaks.values()))}"
+        else:
+            minimal = make_runner(_minimal_cache(layout, device))
+            peaks = run_rungs(minimal, inputs, sizes, enough, device, running)
+            del minimal
+            running.detail = f"{len(inputs.rungs)} rungs, step peak {as_size(max(peaks.values()))}"
     graphs, graphs_bytes = _graphs(config, model, inputs, kernels, device), 0
     if graphs is not None:
         with phases.phase("try capture") as running:
             runner = make_runner(_minimal_cache(layout, device), graphs)
             graphs_bytes = try_capture(graphs, runner, inputs)
             del runner
-            buffers_bytes = device.arena.reserved_bytes() - weights_bytes
             running.detail = f"{len(graphs.sizes)} sizes take at most {as_size(graphs_bytes)}"
     with phases.phase("plan memory") as running:
-        loaded_bytes = device.loaded_bytes()
-        if loaded_bytes is not None:
-            known = replace(known, process_bytes=loaded_bytes, process_detail=device.used_detail())
-        tuning_bytes = warm.tiles.scratch_bytes if warm else 0
-        plan = solve(wishes, known.measured(layout, weights_bytes, buffers_bytes, peaks, tuning_bytes, graphs_bytes))
+        plan = solve(wishes, measured(peaks, graphs_bytes))
         running.detail = f"{plan.num_pages} pages, {plan.num_slots} slots"
         for note in plan.notes:
             log.info("limit lowered", what=note)
@@ -121,18 +131,31 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
     )
     with phases.phase("trial requests"):
         device.hold(plan.measured.step_peak(plan.max_num_batched_tokens))
-        try_requests(engine, device)
+        if not config.unsafe_skip_warmup:
+            try_requests(engine, device)
     engine.seal(phases.report())
     return engine
 
 
 def _device(config: EngineConfig) -> Device:
+    chunk_length = None if config.gdn_chunk_length == "auto" else int(config.gdn_chunk_length)
     if config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available()):
         backend = "triton" if config.kernel_backend == "auto" else config.kernel_backend
-        return CudaDevice(backend, config.cudagraph_capture_sizes)
-    if config.kernel_backend == "triton":
+        device: Device = CudaDevice(backend, config.cudagraph_capture_sizes)
+    elif config.kernel_backend == "triton":
         raise ConfigError("--kernel-backend triton needs a GPU, the device is cpu; use --kernel-backend auto")
-    return CpuDevice(config.num_threads)
+    else:
+        device = CpuDevice(config.num_threads)
+    if chunk_length is not None:
+        device.chunk_length = chunk_length
+    if config.unsafe_skip_warmup:
+        if device.backend == "torch":
+            raise ConfigError("--unsafe-skip-warmup: PyTorch's operators need no warm-up that could be left out")
+        log.warning(
+            "UNSAFE: the warm-up is left out, so requests will compile, tune, load and take memory that nobody counted",
+            flag="--unsafe-skip-warmup",
+        )
+    return device
 
 
 def _minimal_cache(layout: CacheLayout, device: Device) -> CacheTensors:
@@ -142,8 +165,9 @@ def _minimal_cache(layout: CacheLayout, device: Device) -> CacheTensors:
 def _graphs(
     config: EngineConfig, model: Qwen35, inputs: InputBuilder, kernels: KernelChoice, device: Device
 ) -> DecodeGraphs | None:
-    """None where no step is captured: on a CPU, under --enforce-eager, with ops that read the plan on the host."""
-    if device.kind != "cuda" or config.enforce_eager or not replays(kernels.ops):
+    """None where no step is captured: on a CPU, under --enforce-eager, with ops that read the plan on the host; nor
+    where nothing has run before."""
+    if device.kind != "cuda" or config.enforce_eager or config.unsafe_skip_warmup or not replays(kernels.ops):
         return None
     wished = config.cudagraph_capture_sizes
     sizes = tuple(size for size in inputs.decode_rungs if wished is None or size in wished)
