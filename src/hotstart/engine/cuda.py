@@ -144,7 +144,7 @@ def _event() -> torch.cuda.Event:
 
 class _PinnedStaging:
     def __init__(self, image: Tensor, hosts: list[Tensor]) -> None:
-        self._image = image
+        self.image = image
         self._hosts = hosts
         self._arrays: list[np.ndarray] = [host.numpy() for host in hosts]
         self._copied = [_event() for _ in hosts]
@@ -155,10 +155,9 @@ class _PinnedStaging:
         self._copied[self._at].synchronize()  # over long ago, but for a step that failed
         return self._arrays[self._at]
 
-    def upload(self, num_bytes: int) -> Tensor:
-        self._image[:num_bytes].copy_(self._hosts[self._at][:num_bytes], non_blocking=True)
+    def upload(self, num_bytes: int) -> None:
+        self.image[:num_bytes].copy_(self._hosts[self._at][:num_bytes], non_blocking=True)
         self._copied[self._at].record()
-        return self._image
 
 
 class _PinnedLanding:

@@ -52,11 +52,16 @@ class Arena:
 class Staging(Protocol):
     """Host memory that step data is written into, and its image on the device."""
 
-    def buffer(self) -> np.ndarray:
-        """Where the next step's data go, uint8; the step before may still be on its way to the device."""
+    image: Tensor  # uint8
 
-    def upload(self, num_bytes: int) -> Tensor:
-        """Copy the buffer's first bytes to the device; the answer is the whole image, uint8."""
+    def buffer(self) -> np.ndarray:
+        """Where the next step's data go, uint8; the step before may still be on its way to the device.
+
+        One of a few arrays, the same objects again and again.
+        """
+
+    def upload(self, num_bytes: int) -> None:
+        """Copy that buffer's first bytes to the image."""
 
 
 class Fetched(Protocol):
@@ -113,14 +118,14 @@ class _SharedStaging:
     """On a CPU the image is the buffer itself."""
 
     def __init__(self, buffer: Tensor) -> None:
-        self._buffer = buffer
+        self.image = buffer
         self._array: np.ndarray = buffer.numpy()
 
     def buffer(self) -> np.ndarray:
         return self._array
 
-    def upload(self, num_bytes: int) -> Tensor:
-        return self._buffer
+    def upload(self, num_bytes: int) -> None:
+        """There already."""
 
 
 class _InPlace:

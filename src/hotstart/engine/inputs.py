@@ -1,24 +1,26 @@
 """StepPlan -> tensors: everything one step needs is written into one host buffer, and copied to the device once.
 
-The buffer is cut into sections of 4-byte words, each section 16-byte aligned.  A step's tensors are views of the image
-on the device and live until the next step is built.
+The buffer is cut into sections of 4-byte words, each section 16-byte aligned, in the same way for all steps of the same
+sizes.  A step's tensors are views of the image on the device and live until the next step is built.
 """
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hotstart.cache.step import DecodeInputs, PrefillInputs, StepInputs
 from hotstart.engine.device import Device
 from hotstart.engine.limits import StepLimits
 from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Span, StepPlan
-from hotstart.engine.rows import PromptRows, RowList, SampleRows
-from hotstart.engine.sheet import Sheet
+from hotstart.engine.rows import PromptRows, RowList, SampleRows, row_sections
+from hotstart.engine.sheet import Section, Sheet
 
 __all__ = ["BuiltStep", "InputBuilder"]
+
+MAX_SHEETS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +39,7 @@ class InputBuilder:
         self.decode_rungs = device.decode_rungs(limits.max_num_seqs)
         self.row_rungs = device.row_rungs(limits.slab_rows)
         self._staging = device.staging(limits.staging_bytes(self.rungs, self.row_rungs))
-        # Most steps hold no prompt, and then these sections are empty.
-        nothing = device.arena.allocate("staging", (0,), torch.int32)
-        self._no_prompts = dict.fromkeys(
-            ("prefill_pages", "prefill_contexts", "prefill_reads", "prefill_writes", "chunks"), nothing
-        )
+        self._sheets: dict[tuple[int, _Sizes], Sheet] = {}
 
     def rung(self, num_tokens: int) -> int:
         return self.rungs[bisect_left(self.rungs, num_tokens)]
@@ -56,28 +54,38 @@ class InputBuilder:
         return self.decode_rungs[bisect_left(self.decode_rungs, num_sequences)]
 
     def build(self, plan: StepPlan) -> BuiltStep:
-        sheet = Sheet(self._staging.buffer().view(np.int32))
         num_tokens, num_decodes = plan.num_tokens, plan.num_decodes
         decodes, prefills = plan.spans[:num_decodes], plan.spans[num_decodes:]
         rows = RowList(plan, self.limits.slab_rows, self.row_rungs, no_slot=self.limits.num_slots)
-
-        # A graph is replayed with the addresses of its capture: what the model reads comes first, in sizes that follow
-        # from the rung alone.
         decode_rung = self.decode_rung(plan)
-        self._write_tokens(sheet, decodes, prefills, decode_rung or self.rung(num_tokens))
-        self._write_decodes(sheet, decodes, decode_rung or num_decodes)
-        num_chunks = self._write_prefills(sheet, prefills, num_decodes)
-        rows.write(sheet)
-
-        image = self._no_prompts | sheet.read(self._staging.upload(4 * sheet.size))
+        num_chunks = sum(-(-span.length // self.limits.chunk_length) for span in prefills)
+        sheet = self._sheet(
+            _Sizes(
+                tokens=decode_rung or self.rung(num_tokens),
+                decodes=decode_rung or num_decodes,
+                prefills=len(prefills),
+                chunks=num_chunks,
+                samples=rows.num_samples,
+                prompts=rows.num_prompts,
+                banned=rows.num_banned,
+            )
+        )
+        sheet.clear()
+        arrays, image = sheet.arrays, sheet.tensors
+        arrays["kv_index"][num_tokens:] = -1
+        self._write_decodes(arrays, decodes)
+        if prefills:
+            self._write_prefills(arrays, prefills, num_decodes)
+        rows.write(arrays)
+        self._staging.upload(sheet.num_bytes)
         return BuiltStep(
             inputs=StepInputs(
                 num_tokens=num_tokens,
                 token_ids=image["token_ids"],
                 positions=image["positions"],
                 kv_index=image["kv_index"],
-                decode=self._decode_inputs(image, decodes, decode_rung or num_decodes),
-                prefill=self._prefill_inputs(image, prefills, num_decodes, num_chunks),
+                decode=_decode_inputs(image, decodes),
+                prefill=_prefill_inputs(image, prefills, num_decodes, num_chunks, self.limits.chunk_length),
                 logit_rows=image["logit_rows"],
             ),
             samples=rows.sample_rows(image),
@@ -86,100 +94,136 @@ class InputBuilder:
             decode_rung=decode_rung,
         )
 
-    def _write_tokens(self, sheet: Sheet, decodes: tuple[Span, ...], prefills: tuple[Span, ...], rung: int) -> None:
-        size = self.limits.page_size
-        kv_index = sheet.take_int64("kv_index", rung)
-        kv_index.fill(-1)
-        token_ids, positions = sheet.take("token_ids", rung), sheet.take("positions", rung)
-        at = len(decodes)
-        token_ids[:at] = [span.token_ids[0] for span in decodes]
-        positions[:at] = [span.start for span in decodes]
-        kv_index[:at] = [span.pages[-1] * size + span.start % size for span in decodes]
-        for span in prefills:
-            end = at + span.length
-            token_ids[at:end] = span.token_ids
-            where = np.arange(span.start, span.start + span.length)
-            positions[at:end] = where
+    def _sheet(self, sizes: "_Sizes") -> Sheet:
+        words = self._staging.buffer()
+        key = id(words), sizes  # the staging has few buffers, and keeps them
+        sheet = self._sheets.get(key)
+        if sheet is None:
+            if len(self._sheets) == MAX_SHEETS:
+                self._sheets.clear()
+            sections = _sections(sizes, self.limits.max_pages)
+            sheet = self._sheets[key] = Sheet(words.view(np.int32), self._staging.image, sections)
+        return sheet
+
+    def _write_decodes(self, arrays: "_Arrays", spans: tuple[Span, ...]) -> None:
+        """Rows of padding have a context of 0 and no slots."""
+        real, size = len(spans), self.limits.page_size
+        for name in ("decode_reads", "decode_writes"):
+            arrays[name][real:] = NO_SLOT
+        if not spans:
+            return
+        columns = np.array(
+            [
+                (s.token_ids[0], s.start, s.pages[-1] * size + s.start % size, s.start + 1, s.read_slot, s.write_slot)
+                for s in spans
+            ]
+        )
+        names = ("token_ids", "positions", "kv_index", "decode_contexts", "decode_reads", "decode_writes")
+        for name, column in zip(names, columns.T, strict=True):
+            arrays[name][:real] = column
+        _write_pages(arrays["decode_pages"], spans)
+
+    def _write_prefills(self, arrays: "_Arrays", spans: tuple[Span, ...], at: int) -> None:
+        size, chunk = self.limits.page_size, self.limits.chunk_length
+        cu_seqlens, cu_chunks, table = arrays["cu_seqlens"], arrays["cu_chunks"], arrays["chunks"]
+        cu_seqlens[0] = at
+        num_chunks = 0
+        for i, span in enumerate(spans):
+            end, where = at + span.length, np.arange(span.start, span.start + span.length)
+            arrays["token_ids"][at:end] = span.token_ids
+            arrays["positions"][at:end] = where
             first = span.start // size
             pages = np.array(span.pages[first:], dtype=np.int64)
-            kv_index[at:end] = pages[where // size - first] * size + where % size
-            at = end
+            arrays["kv_index"][at:end] = pages[where // size - first] * size + where % size
 
-    def _write_decodes(self, sheet: Sheet, spans: tuple[Span, ...], rows: int) -> None:
-        """Rows of padding have a context of 0 and no slots."""
-        real = len(spans)
-        self._write_page_table(sheet, "decode_pages", spans, rows)
-        sheet.take("decode_contexts", rows)[:real] = [span.start + 1 for span in spans]
-        for name, slots in (
-            ("decode_reads", [span.read_slot for span in spans]),
-            ("decode_writes", [span.write_slot for span in spans]),
-        ):
-            section = sheet.take(name, rows)
-            section[:real] = slots
-            section[real:] = NO_SLOT
-
-    def _write_prefills(self, sheet: Sheet, spans: tuple[Span, ...], first_token: int) -> int:
-        """Returns the number of chunks."""
-        count, chunk = len(spans), self.limits.chunk_length
-        cu_seqlens, cu_chunks = sheet.take("cu_seqlens", count + 1), sheet.take("cu_chunks", count + 1)
-        cu_seqlens[0] = first_token
-        if not spans:
-            return 0
-        lengths = [span.length for span in spans]
-        chunk_counts = [-(-length // chunk) for length in lengths]
-        self._write_page_table(sheet, "prefill_pages", spans, count)
-        sheet.take("prefill_contexts", count)[:] = [span.start + span.length for span in spans]
-        sheet.take("prefill_reads", count)[:] = [span.read_slot for span in spans]
-        sheet.take("prefill_writes", count)[:] = [span.write_slot for span in spans]
-        cu_seqlens[1:] = first_token + np.cumsum(lengths, dtype=np.int32)
-        cu_chunks[1:] = np.cumsum(chunk_counts, dtype=np.int32)
-        table = sheet.take("chunks", 4 * sum(chunk_counts)).reshape(-1, 4)
-        at = 0
-        for i, (length, num_chunks) in enumerate(zip(lengths, chunk_counts, strict=True)):
-            block, index = table[at : at + num_chunks], np.arange(num_chunks)
+            index = np.arange(-(-span.length // chunk))
+            block = table[num_chunks : num_chunks + len(index)]
             block[:, 0] = i
-            block[:, 1] = cu_seqlens[i] + index * chunk
-            block[:, 2] = np.minimum(length - index * chunk, chunk)
+            block[:, 1] = at + index * chunk
+            block[:, 2] = np.minimum(span.length - index * chunk, chunk)
             block[:, 3] = index
-            at += num_chunks
-        return sum(chunk_counts)
+            at, num_chunks = end, num_chunks + len(index)
+            cu_seqlens[i + 1], cu_chunks[i + 1] = at, num_chunks
+        arrays["prefill_contexts"][:] = [span.start + span.length for span in spans]
+        arrays["prefill_reads"][:] = [span.read_slot for span in spans]
+        arrays["prefill_writes"][:] = [span.write_slot for span in spans]
+        _write_pages(arrays["prefill_pages"], spans)
 
-    def _write_page_table(self, sheet: Sheet, name: str, spans: tuple[Span, ...], rows: int) -> None:
-        table = sheet.take(name, rows * self.limits.max_pages).reshape(rows, self.limits.max_pages)
-        for row, span in zip(table, spans, strict=False):
-            row[: len(span.pages)] = span.pages
 
-    def _decode_inputs(self, image: dict[str, Tensor], spans: tuple[Span, ...], rows: int) -> DecodeInputs:
-        contexts = tuple(span.start + 1 for span in spans)
-        return DecodeInputs(
-            num_sequences=len(spans),
-            max_context=max(contexts, default=0),
-            contexts=contexts,
-            reads=tuple(span.read_slot for span in spans),
-            writes=tuple(span.write_slot for span in spans),
-            page_table=image["decode_pages"].view(rows, self.limits.max_pages),
-            context_lens=image["decode_contexts"],
-            read_slots=image["decode_reads"],
-            write_slots=image["decode_writes"],
-        )
+_Arrays = dict[str, np.ndarray]
 
-    def _prefill_inputs(
-        self, image: dict[str, Tensor], spans: tuple[Span, ...], first_token: int, num_chunks: int
-    ) -> PrefillInputs:
-        return PrefillInputs(
-            num_sequences=len(spans),
-            first_token=first_token,
-            lengths=tuple(span.length for span in spans),
-            contexts=tuple(span.start + span.length for span in spans),
-            reads=tuple(span.read_slot for span in spans),
-            writes=tuple(span.write_slot for span in spans),
-            num_chunks=num_chunks,
-            chunk_length=self.limits.chunk_length,
-            cu_seqlens=image["cu_seqlens"],
-            context_lens=image["prefill_contexts"],
-            page_table=image["prefill_pages"].view(len(spans), self.limits.max_pages),
-            read_slots=image["prefill_reads"],
-            write_slots=image["prefill_writes"],
-            chunks=image["chunks"].view(num_chunks, 4),
-            cu_chunks=image["cu_chunks"],
-        )
+
+class _Sizes(NamedTuple):
+    """All that decides where a step's data stand."""
+
+    tokens: int  # with padding, as all of these are
+    decodes: int
+    prefills: int
+    chunks: int
+    samples: int
+    prompts: int
+    banned: int
+
+
+def _sections(n: _Sizes, max_pages: int) -> tuple[Section, ...]:
+    """A graph is replayed with the addresses of its capture: what the model reads comes first, in sizes that follow
+    from the rung alone."""
+    return (
+        Section("kv_index", (n.tokens,), "int64"),
+        Section("token_ids", (n.tokens,)),
+        Section("positions", (n.tokens,)),
+        Section("decode_pages", (n.decodes, max_pages)),
+        Section("decode_contexts", (n.decodes,)),
+        Section("decode_reads", (n.decodes,)),
+        Section("decode_writes", (n.decodes,)),
+        Section("cu_seqlens", (n.prefills + 1,)),
+        Section("cu_chunks", (n.prefills + 1,)),
+        Section("prefill_pages", (n.prefills, max_pages)),
+        Section("prefill_contexts", (n.prefills,)),
+        Section("prefill_reads", (n.prefills,)),
+        Section("prefill_writes", (n.prefills,)),
+        Section("chunks", (n.chunks, 4)),
+        *row_sections(n.samples, n.prompts, n.banned),
+    )
+
+
+def _write_pages(table: np.ndarray, spans: tuple[Span, ...]) -> None:
+    for row, span in zip(table, spans, strict=False):
+        row[: len(span.pages)] = span.pages
+
+
+def _decode_inputs(image: dict[str, Tensor], spans: tuple[Span, ...]) -> DecodeInputs:
+    contexts = tuple([span.start + 1 for span in spans])
+    return DecodeInputs(
+        num_sequences=len(spans),
+        max_context=max(contexts, default=0),
+        contexts=contexts,
+        reads=tuple([span.read_slot for span in spans]),
+        writes=tuple([span.write_slot for span in spans]),
+        page_table=image["decode_pages"],
+        context_lens=image["decode_contexts"],
+        read_slots=image["decode_reads"],
+        write_slots=image["decode_writes"],
+    )
+
+
+def _prefill_inputs(
+    image: dict[str, Tensor], spans: tuple[Span, ...], first_token: int, num_chunks: int, chunk_length: int
+) -> PrefillInputs:
+    return PrefillInputs(
+        num_sequences=len(spans),
+        first_token=first_token,
+        lengths=tuple([span.length for span in spans]),
+        contexts=tuple([span.start + span.length for span in spans]),
+        reads=tuple([span.read_slot for span in spans]),
+        writes=tuple([span.write_slot for span in spans]),
+        num_chunks=num_chunks,
+        chunk_length=chunk_length,
+        cu_seqlens=image["cu_seqlens"],
+        context_lens=image["prefill_contexts"],
+        page_table=image["prefill_pages"],
+        read_slots=image["prefill_reads"],
+        write_slots=image["prefill_writes"],
+        chunks=image["chunks"],
+        cu_chunks=image["cu_chunks"],
+    )

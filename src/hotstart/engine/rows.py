@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from hotstart.engine.plan import Sampling, StepPlan
-from hotstart.engine.sheet import Sheet
+from hotstart.engine.sheet import Section
 from hotstart.engine.sizes import padded_rows
 from hotstart.kernels.sampling import SamplingRows, candidates
 
-__all__ = ["PromptRows", "RowList", "SampleRows"]
+__all__ = ["PromptRows", "RowList", "SampleRows", "row_sections"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class PromptRows:
 
 
 class RowList:
-    """Collects the rows of one plan, writes them into the sheet, and reads them back as tensors."""
+    """Collects the rows of one plan, writes them into their sections, and reads them back as tensors."""
 
     def __init__(self, plan: StepPlan, slab_rows: int, rungs: tuple[int, ...], no_slot: int) -> None:
         self._slab_rows = slab_rows
@@ -61,53 +61,58 @@ class RowList:
         self.num_samples = padded_rows(len(sample_rows), slab_rows, rungs)
         self.num_prompts = padded_rows(len(prompt_rows), slab_rows, rungs)
 
-    def write(self, sheet: Sheet) -> None:
-        sample_rows, prompt_rows = self._rows
-        rows = sheet.take("logit_rows", self.num_samples + self.num_prompts)
-        rows[: len(sample_rows)] = sample_rows
-        rows[self.num_samples : self.num_samples + len(prompt_rows)] = prompt_rows
-        if self._targets:
-            sheet.take_int64("targets", self.num_prompts)[: len(self._targets)] = self._targets
+    @property
+    def num_banned(self) -> int:
+        return sum([len(sampling.banned_ids) for _, sampling, _ in self._samples])
 
-        wishes = [sampling for _, sampling, _ in self._samples]
-        real = len(wishes)
-        sheet.take_float32("temperature", self.num_samples)[:real] = [wish.temperature for wish in wishes]
-        sheet.take_int64("top_k", self.num_samples)[:real] = [wish.top_k for wish in wishes]
-        top_p = sheet.take_float32("top_p", self.num_samples)
-        top_p.fill(1.0)
-        top_p[:real] = [wish.top_p for wish in wishes]
-        sheet.take_int64("seeds", self.num_samples)[:real] = [wish.seed for wish in wishes]
-        sheet.take_int64("sample_positions", self.num_samples)[:real] = [wish.position for wish in wishes]
-        slots = sheet.take_int64("slots", self.num_samples)
-        slots.fill(self._no_slot)
-        slots[:real] = [slot for _, _, slot in self._samples]
-        banned = [(row % self._slab_rows, id) for row, wish in enumerate(wishes) for id in wish.banned_ids]
-        pairs = sheet.take_int64("banned", 2 * len(banned)).reshape(len(banned), 2)
-        if banned:
-            pairs[:] = banned
+    def write(self, arrays: dict[str, np.ndarray]) -> None:
+        """The sections are zero, which makes rows of padding greedy."""
+        sample_rows, prompt_rows = self._rows
+        real = len(sample_rows)
+        rows = arrays["logit_rows"]
+        rows[:real] = sample_rows
+        if prompt_rows:
+            rows[self.num_samples : self.num_samples + len(prompt_rows)] = prompt_rows
+            arrays["targets"][: len(self._targets)] = self._targets
+        arrays["slots"][real:] = self._no_slot
+        arrays["top_p"][real:] = 1.0
+        if not self._samples:
+            return
+        integers = [(slot, wish.top_k, wish.seed, wish.position) for _, wish, slot in self._samples]
+        for name, column in zip(("slots", "top_k", "seeds", "sample_positions"), np.array(integers).T, strict=True):
+            arrays[name][:real] = column
+        arrays["temperature"][:real] = [wish.temperature for _, wish, _ in self._samples]
+        arrays["top_p"][:real] = [wish.top_p for _, wish, _ in self._samples]
+        if len(arrays["banned"]):
+            wishes = enumerate(wish for _, wish, _ in self._samples)
+            arrays["banned"][:] = [(i % self._slab_rows, id) for i, wish in wishes for id in wish.banned_ids]
 
     def sample_rows(self, image: dict[str, Tensor]) -> SampleRows:
-        wishes = [sampling for _, sampling, _ in self._samples]
         slabs, first_banned = [], 0
         for first in range(0, self.num_samples, self._slab_rows):
             rows = slice(first, first + self._slab_rows)
-            num_banned = sum(len(wish.banned_ids) for wish in wishes[rows])
+            wishes = [wish for _, wish, _ in self._samples[rows]]
+            num_banned = sum([len(wish.banned_ids) for wish in wishes])
+
+            def part(name: str, rows: slice = rows) -> Tensor:
+                return image[name] if self.num_samples <= self._slab_rows else image[name][rows]
+
             slab = SamplingRows(
-                temperature=image["temperature"][rows].view(torch.float32),
-                top_k=image["top_k"][rows],
-                top_p=image["top_p"][rows].view(torch.float32),
-                seed=image["seeds"][rows],
-                position=image["sample_positions"][rows],
-                banned=image["banned"].view(-1, 2)[first_banned : first_banned + num_banned],
-                all_greedy=all(wish.temperature == 0.0 for wish in wishes[rows]),
-                candidates=max((candidates(w.top_k, w.top_p) for w in wishes[rows] if w.temperature), default=0),
+                temperature=part("temperature"),
+                top_k=part("top_k"),
+                top_p=part("top_p"),
+                seed=part("seeds"),
+                position=part("sample_positions"),
+                banned=image["banned"][first_banned : first_banned + num_banned] if num_banned else image["banned"],
+                all_greedy=all(wish.temperature == 0.0 for wish in wishes),
+                candidates=max((candidates(w.top_k, w.top_p) for w in wishes if w.temperature), default=0),
                 num_banned=num_banned,
             )
             slabs.append(slab)
             first_banned += num_banned
         return SampleRows(
-            spans=tuple(index for index, _, _ in self._samples),
-            logprobs=max((wish.logprobs for wish in wishes if wish.logprobs is not None), default=None),
+            spans=tuple([index for index, _, _ in self._samples]),
+            logprobs=max((w.logprobs for _, w, _ in self._samples if w.logprobs is not None), default=None),
             slots=image["slots"],
             slabs=tuple(slabs),
         )
@@ -116,3 +121,17 @@ class RowList:
         if not self._targets:
             return None
         return PromptRows(tuple(self._prompts), self._prompt_logprobs, image["targets"], tuple(self._targets))
+
+
+def row_sections(num_samples: int, num_prompts: int, num_banned: int) -> tuple[Section, ...]:
+    return (
+        Section("logit_rows", (num_samples + num_prompts,)),
+        Section("targets", (num_prompts,), "int64"),
+        Section("temperature", (num_samples,), "float32"),
+        Section("top_p", (num_samples,), "float32"),
+        Section("top_k", (num_samples,), "int64"),
+        Section("seeds", (num_samples,), "int64"),
+        Section("sample_positions", (num_samples,), "int64"),
+        Section("slots", (num_samples,), "int64"),
+        Section("banned", (num_banned, 2), "int64"),
+    )

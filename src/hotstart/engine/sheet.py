@@ -1,45 +1,49 @@
 """A step's data as one buffer of 4-byte words, cut into named sections."""
 
+import math
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor, int32, int64
+from torch import Tensor
 
 from hotstart.engine.limits import ALIGN_WORDS
 
-__all__ = ["Sheet"]
+__all__ = ["Section", "Sheet"]
+
+_TORCH_TYPES = {"int32": torch.int32, "int64": torch.int64, "float32": torch.float32}
+
+
+class Section(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["int32", "int64", "float32"] = "int32"
 
 
 class Sheet:
-    """`take` sections, write into them, then `read` them all from the buffer's image on the device."""
+    """The same words twice: as arrays on the host, to be written, and as tensors of their image on the device.
 
-    def __init__(self, words: NDArray[np.int32]) -> None:
-        self._words = words
-        self._names: list[tuple[str, bool]] = []
-        self._sizes: list[int] = []  # in words: a section, the gap after it, the next section, ...
-        self.size = 0
+    Views cost more than the writing, so a sheet is made once for its sizes and then used again.
+    """
 
-    def take(self, name: str, count: int, wide: bool = False) -> NDArray[np.int32]:
-        """A zeroed section of `count` words, or of that many pairs of words if it is wide."""
-        length = 2 * count if wide else count
-        end = self.size + length
-        gap = -end % ALIGN_WORDS
-        assert end + gap <= len(self._words), f"the step's data exceed the staging buffer at {name}"
-        section = self._words[self.size : end]
-        section.fill(0)
-        self._names.append((name, wide))
-        self._sizes += (length, gap)
-        self.size = end + gap
-        return section
+    def __init__(self, words: NDArray[np.int32], image: Tensor, sections: Iterable[Section]) -> None:
+        self.arrays: dict[str, np.ndarray] = {}
+        self.tensors: dict[str, Tensor] = {}
+        image_words, at = image.view(torch.int32), 0
+        for name, shape, dtype in sections:
+            end = at + math.prod(shape) * np.dtype(dtype).itemsize // 4
+            assert end <= len(words), f"the step's data exceed the staging buffer at {name}"
+            self.arrays[name] = words[at:end].view(dtype).reshape(shape)
+            self.tensors[name] = image_words[at:end].view(_TORCH_TYPES[dtype]).view(shape)
+            at = end + -end % ALIGN_WORDS
+        self._words = words[: min(at, len(words))]
 
-    def take_int64(self, name: str, count: int) -> NDArray[np.int64]:
-        return self.take(name, count, wide=True).view(np.int64)
+    @property
+    def num_bytes(self) -> int:
+        return self._words.nbytes
 
-    def take_float32(self, name: str, count: int) -> NDArray[np.float32]:
-        return self.take(name, count).view(np.float32)
-
-    def read(self, image: Tensor) -> dict[str, Tensor]:
-        """Sections as int32 or, if wide, int64 tensors; floats have to be viewed as such."""
-        parts = image.view(int32)[: self.size].split_with_sizes(self._sizes)
-        return {
-            name: part.view(int64) if wide else part for (name, wide), part in zip(self._names, parts[::2], strict=True)
-        }
+    def clear(self) -> None:
+        """All zero, as whoever writes it expects."""
+        self._words.fill(0)

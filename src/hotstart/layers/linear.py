@@ -26,7 +26,7 @@ class Layer(nn.Module):
 
     def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
         super().__setattr__(name, value)
-        if isinstance(value, nn.Module):
+        if isinstance(value, nn.Module | nn.Parameter):
             self.__dict__[name] = value
 
 

@@ -71,7 +71,7 @@ def test_a_step_tensor_off_its_alignment_is_an_assertion(tiny, monkeypatch):
 
     def off_by_eight(device, num_bytes):
         whole = staging(device, num_bytes + 8)
-        return type(whole)(whole._buffer[8:])
+        return type(whole)(whole.image[8:])
 
     monkeypatch.setattr(StubDevice, "staging", off_by_eight)
     checker = Checker(tiny)
