@@ -129,3 +129,4 @@ class TokenEvent(NamedTuple):
     stop_token_id: int | None = None  # the token that ended it, which is in token_ids too
     error: HotstartError | None = None
     num_cached_tokens: int = 0  # of the prompt: what the prefix cache spared this request
+    admitted_time: float | None = None  # time.monotonic() of its first step; told with the first token

@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Any
 
 from hotstart import log
 from hotstart.engine.device import Device
@@ -65,6 +66,7 @@ class Engine:
         self.memory_plan = memory_plan
         self.vocab_size = vocab_size
         self.startup = StartupReport(())
+        self.warm_kernels: list[dict[str, Any]] = []  # what start-up compiled, by kernel; none where nothing is
         self._scheduler = scheduler
         self._runner = runner
         self._watch = watch

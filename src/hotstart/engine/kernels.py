@@ -4,6 +4,7 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch.nn.functional as F
 
@@ -37,6 +38,16 @@ class KernelChoice:
 class WarmKernels:
     tiles: tune.TileReport
     binaries: WarmupReport
+
+    def by_kernel(self) -> list[dict[str, Any]]:
+        """For people to look at: how many binaries each kernel has, and what compiling them took."""
+        rows: dict[str, dict[str, Any]] = {}
+        for binary in self.binaries.binaries:
+            name = binary.key.kernel.strip("_")
+            row = rows.setdefault(name, {"name": name, "binaries": 0, "compile_s": 0.0})
+            row["binaries"] += 1
+            row["compile_s"] += binary.compile_s
+        return sorted(rows.values(), key=lambda row: str(row["name"]))
 
 
 def choose_kernels(config: EngineConfig, model_config: ModelConfig, limits: StepLimits, device: Device) -> KernelChoice:

@@ -26,6 +26,8 @@ __all__ = [
     "Died",
     "Failure",
     "Late",
+    "Open",
+    "Opened",
     "PhaseBegan",
     "PhaseEnded",
     "Ready",
@@ -69,7 +71,11 @@ class Abort(msgspec.Struct, frozen=True, tag=True):
     request_ids: tuple[str, ...]
 
 
-Command = Start | Add | Abort  # to close the socket is the last one
+class Open(msgspec.Struct, frozen=True, tag=True):
+    """All is warm: counts begin at zero, and what is imported from now on is late.  Answered by Opened."""
+
+
+Command = Start | Add | Abort | Open  # to close the socket is the last one
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
@@ -83,6 +89,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     logprobs: tuple[PositionLogprobs, ...] = ()
     prompt_logprobs: tuple[PositionLogprobs | None, ...] = ()
     failure: Failure | None = None
+    admitted_time: float | None = None
 
     @classmethod
     def of(cls, event: TokenEvent) -> Self:
@@ -95,6 +102,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
             event.logprobs,
             event.prompt_logprobs,
             None if event.error is None else Failure.of(event.error),
+            event.admitted_time,
         )
 
     def event(self) -> TokenEvent:
@@ -107,11 +115,12 @@ class Token(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
             self.stop_token_id,
             None if self.failure is None else self.failure.error(),
             self.num_cached_tokens,
+            self.admitted_time,
         )
 
 
 class Stats(msgspec.Struct, frozen=True, array_like=True):
-    """The engine now.  A late count is None where nothing on the device could ever be such an event."""
+    """The engine now, and since it was opened.  A late count is None where the device cannot have such an event."""
 
     num_running: int = 0
     num_waiting: int = 0
@@ -145,11 +154,16 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     device: str
     memory_plan: dict[str, Any]
     memory_plan_text: str
+    kernels: list[dict[str, Any]] = []  # binaries and seconds of each kernel that start-up compiled
 
 
 class Stepped(msgspec.Struct, frozen=True, tag=True):
     tokens: tuple[Token, ...]
     stats: Stats | None = None
+
+
+class Opened(msgspec.Struct, frozen=True, tag=True):
+    stats: Stats
 
 
 class Late(msgspec.Struct, frozen=True, tag=True):
@@ -168,7 +182,7 @@ class Died(msgspec.Struct, frozen=True, tag=True):
     failure: Failure
 
 
-Report = PhaseBegan | PhaseEnded | Ready | Stepped | Late | Beat | Died
+Report = PhaseBegan | PhaseEnded | Ready | Opened | Stepped | Late | Beat | Died
 
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()

@@ -9,6 +9,7 @@ back to the head of the queue and its tokens are computed again later.  A sequen
 flight still writes its pages and its slot is draining: it gives them back when the last such step has landed.
 """
 
+import time
 from collections import OrderedDict, deque
 from itertools import chain
 
@@ -197,6 +198,8 @@ class Scheduler:
             del self._waiting[sequence.id]
             self._running.append(sequence)
             sequence.status = Status.RUNNING
+            if sequence.admitted_time is None:
+                sequence.admitted_time = time.monotonic()
             self._extend_prompt(sequence, length, draft)
 
     def _extend_prompt(self, sequence: Sequence, length: int, draft: DraftStep) -> None:
@@ -278,4 +281,7 @@ class Scheduler:
         first = end == sequence.num_prompt and sequence.request.params.prompt_logprobs is not None
         prompt_logprobs = tuple(sequence.prompt_logprobs) if first else ()
         cached = sequence.num_cached or 0
-        return TokenEvent(sequence.request.id, (token,), logprobs, prompt_logprobs, reason, stop_id, None, cached)
+        admitted = sequence.admitted_time if end == sequence.num_prompt else None
+        return TokenEvent(
+            sequence.request.id, (token,), logprobs, prompt_logprobs, reason, stop_id, None, cached, admitted
+        )

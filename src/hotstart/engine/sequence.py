@@ -37,6 +37,7 @@ class Sequence:
     state_slot: int = NO_SLOT  # where the state after the planned tokens is: its slot, a snapshot's, or nowhere yet
     snapshots_at: tuple[int, ...] = ()  # where a snapshot is wanted, ascending
     num_cached: int | None = None  # tokens of the prompt found in the cache when it first ran
+    admitted_time: float | None = None  # time.monotonic() when it first ran
     is_broken: bool = False  # a step of it failed: later ones in flight leave garbage
     prompt_logprobs: list[PositionLogprobs | None] = field(default_factory=lambda: [None])
     banned_ids: tuple[int, ...] = field(init=False)

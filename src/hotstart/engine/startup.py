@@ -133,6 +133,8 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
         device.hold(plan.measured.step_peak(plan.max_num_batched_tokens))
         if not config.unsafe_skip_warmup:
             try_requests(engine, device)
+    if warm is not None:
+        engine.warm_kernels = warm.by_kernel()
     engine.seal(phases.report())
     return engine
 

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from hotstart import log
+from hotstart.engine.imports import ImportWatch, late_import
 from hotstart.engine.messages import (
     Abort,
     Add,
@@ -23,6 +24,8 @@ from hotstart.engine.messages import (
     Died,
     Failure,
     Late,
+    Open,
+    Opened,
     PhaseBegan,
     PhaseEnded,
     Ready,
@@ -72,6 +75,9 @@ class Worker:
         self._turn_began = time.monotonic()
         self._told_stats = 0.0
         self._num_told_late = 0
+        self._num_told_imports = 0
+        self._imports = ImportWatch()
+        self._before_open = (0, 0, 0)  # steps, their tokens, preemptions: of start-up's own requests
 
     def run(self) -> None:
         engine = self._start(self._config())
@@ -112,6 +118,7 @@ class Worker:
                 engine.device.kind,
                 engine.memory_plan.as_dict(),
                 engine.memory_plan.explain(),
+                engine.warm_kernels,
             )
         )
         return engine
@@ -134,23 +141,56 @@ class Worker:
             elif isinstance(command, Abort):
                 for request_id in command.request_ids:
                     events += engine.abort(request_id)
+            elif isinstance(command, Open):
+                events += self._open(engine)
         if engine.has_work:
             events += engine.step()
         self._tell(engine, events)
         engine.check_alive()  # a lost device ends the process, once everybody has been answered
+
+    def _open(self, engine: "Engine") -> list[TokenEvent]:
+        events: list[TokenEvent] = []
+        while engine.has_work:  # a step that was under way when the last answer was complete
+            events += engine.step()
+        self._before_open = (engine.num_steps, engine.num_step_tokens, engine.use.num_preemptions)
+        self._imports.seal()
+        self._channel.send(Opened(self._stats(engine)))
+        return events
 
     def _tell(self, engine: "Engine", events: list[TokenEvent]) -> None:
         stats = None
         now = time.monotonic()
         if not engine.is_lost and (not engine.has_work or now - self._told_stats > STATS_S):
             self._told_stats = now
-            stats = _stats(engine)
+            stats = self._stats(engine)
         if events or stats:
             self._channel.send(Stepped(tuple(map(Token.of, events)), stats))
         late = engine.late_events[self._num_told_late :]
         if late:
             self._num_told_late += len(late)
             self._channel.send(Late(tuple(dataclasses.asdict(event) for event in late)))
+        imported = self._imports.names[self._num_told_imports :]
+        if imported:
+            self._num_told_imports += len(imported)
+            self._channel.send(Late(tuple(late_import(name, "the engine's process") for name in imported)))
+
+    def _stats(self, engine: "Engine") -> Stats:
+        use, growth = engine.use, engine.growth
+        num_steps, num_step_tokens, num_preemptions = self._before_open
+        return Stats(
+            num_running=engine.num_running,
+            num_waiting=engine.num_waiting,
+            num_preemptions=use.num_preemptions - num_preemptions,
+            num_steps=engine.num_steps - num_steps,
+            num_step_tokens=engine.num_step_tokens - num_step_tokens,
+            pages_used=use.pages_used,
+            pages_cached=use.pages_cached,
+            slots_used=use.slots_used,
+            slots_cached=use.slots_cached,
+            arena_growth_bytes=growth.arena_bytes,
+            resident_growth_bytes=growth.resident_bytes,
+            late=dict(engine.late_counts),
+        )
 
 
 def _add(engine: "Engine", request: Request) -> list[TokenEvent]:
@@ -160,24 +200,6 @@ def _add(engine: "Engine", request: Request) -> list[TokenEvent]:
     except RequestError as error:
         return [TokenEvent(request.id, finish_reason=FinishReason.ERROR, error=error)]
     return []
-
-
-def _stats(engine: "Engine") -> Stats:
-    use, growth = engine.use, engine.growth
-    return Stats(
-        num_running=engine.num_running,
-        num_waiting=engine.num_waiting,
-        num_preemptions=use.num_preemptions,
-        num_steps=engine.num_steps,
-        num_step_tokens=engine.num_step_tokens,
-        pages_used=use.pages_used,
-        pages_cached=use.pages_cached,
-        slots_used=use.slots_used,
-        slots_cached=use.slots_cached,
-        arena_growth_bytes=growth.arena_bytes,
-        resident_growth_bytes=growth.resident_bytes,
-        late=dict(engine.late_counts),
-    )
 
 
 if __name__ == "__main__":

@@ -33,12 +33,15 @@ from hotstart.server.completions import complete
 from hotstart.server.errors import ApiError
 from hotstart.server.exchange import ClientGone, Exchange, Receive, Scope, Send, decode
 from hotstart.server.openapi import Answerer, Endpoint, document
+from hotstart.server.page import read_page
+from hotstart.server.report import plan
 from hotstart.server.schemas import ChatRequest, CompletionRequest, DetokenizeRequest, TemplateOptions, TokenizeRequest
 from hotstart.server.service import Service
 
 __all__ = ["WARMUP_HEADER", "App"]
 
 WARMUP_HEADER = b"x-hotstart-warmup"
+STALL_CHECK_S = 5.0
 MODEL_PREFIX, MODEL_PATH = "/v1/models/", "/v1/models/{id}"
 
 T = TypeVar("T")
@@ -48,7 +51,9 @@ class App:
     def __init__(self, service: Service, warmup_token: str) -> None:
         self._service = service
         self._warmup_token = warmup_token.encode()
+        self._page = read_page()
         self.endpoints = {
+            "/": Endpoint("GET", "a page to look at", self._show_page, "text/html", is_public=True),
             "/health": Endpoint(
                 "GET", "is it alive", self._health, Health, gives_with_503=Health, errors=(503,), is_public=True
             ),
@@ -148,6 +153,9 @@ class App:
 
         return answer
 
+    async def _show_page(self, exchange: Exchange) -> None:
+        await exchange.answer(self._page.body, content_type="text/html; charset=utf-8", headers=self._page.headers)
+
     async def _health(self, exchange: Exchange) -> None:
         trouble = self._service.client.trouble()
         await exchange.answer_json(Health("ok" if trouble is None else "failing", trouble), 503 if trouble else 200)
@@ -167,7 +175,7 @@ class App:
         await exchange.answer(self._service.metrics.text(), content_type=metrics.CONTENT_TYPE)
 
     async def _plan(self, exchange: Exchange) -> None:
-        await exchange.answer_json(self._service.plan())
+        await exchange.answer_json(plan(self._service))
 
     async def _openapi(self, exchange: Exchange) -> None:
         await exchange.answer_json(document(self.endpoints))
@@ -226,7 +234,8 @@ async def _unless_gone(exchange: Exchange, work: Any) -> None:
     working = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(exchange.gone())
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        while not (working.done() or leaving.done() or exchange.is_stalled):
+            await asyncio.wait((working, leaving), timeout=STALL_CHECK_S, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise ClientGone
     finally:

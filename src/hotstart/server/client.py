@@ -24,6 +24,8 @@ from hotstart.engine.messages import (
     Command,
     Died,
     Late,
+    Open,
+    Opened,
     PhaseBegan,
     PhaseEnded,
     Ready,
@@ -53,33 +55,50 @@ class Submission:
         self._client = client
         self._numbers = {request_id: number for number, request_id in enumerate(request_ids)}
         self._open = set(request_ids)
-        self._events: list[tuple[int, TokenEvent]] = []
-        self._arrived = asyncio.Event()
+        self._events: list[tuple[int, TokenEvent, float]] = []
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = 0.0
 
     @property
     def finished(self) -> bool:
         return not self._open and not self._events
 
-    def push(self, event: TokenEvent) -> None:
+    def push(self, event: TokenEvent, now: float) -> None:
         if event.finish_reason is not None:
             self._open.discard(event.request_id)
-        self._events.append((self._numbers[event.request_id], event))
-        self._arrived.set()
+        self._events.append((self._numbers[event.request_id], event, now))
+        self._wake()
 
-    async def batch(self, timeout_s: float | None = None) -> list[tuple[int, TokenEvent]]:
-        """What has come since the last batch, with the number of each event's request; empty after the timeout.
+    async def batch(self, timeout_s: float | None = None) -> list[tuple[int, TokenEvent, float]]:
+        """What has come since the last batch: the number of a request, an event of it, and when it came.
+
+        Empty after the timeout.
 
         A reader that comes rarely gets long batches: there is nothing else that could grow.
         """
         if not self._events:
-            try:
-                async with asyncio.timeout(timeout_s):
-                    await self._arrived.wait()
-            except TimeoutError:
-                return []
+            self._waiter = self._loop.create_future()
+            if timeout_s is not None:
+                self._deadline = self._loop.time() + timeout_s
+                if self._timer is None:
+                    self._timer = self._loop.call_at(self._deadline, self._look)
+            await self._waiter
         batch, self._events = self._events, []
-        self._arrived.clear()
         return batch
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _look(self) -> None:
+        """One timer serves all batches: it finds that there is still time, far more often than not."""
+        self._timer = None
+        if self._loop.time() >= self._deadline:
+            self._wake()
+        else:
+            self._timer = self._loop.call_at(self._deadline, self._look)
 
     def abort(self, number: int) -> None:
         """One request has all that it wants."""
@@ -89,6 +108,8 @@ class Submission:
             self._client.forget((request_id,))
 
     def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         if self._open:
             self._client.forget(tuple(self._open))
             self._open.clear()
@@ -109,6 +130,7 @@ class EngineClient:
         self._turn_s = 0.0
         self._changed = asyncio.Event()
         self._closing = False
+        self._is_open = False
 
     @property
     def num_live(self) -> int:
@@ -164,6 +186,15 @@ class EngineClient:
             raise self.failure
         assert self.ready is not None
         return self.ready
+
+    async def open(self) -> None:
+        """All is warm: from here on the engine's counts are of clients' requests alone."""
+        self._tell(Open())
+        while not self._is_open and self.failure is None:
+            self._changed.clear()
+            await self._changed.wait()
+        if self.failure is not None:
+            raise self.failure
 
     def close(self) -> None:
         self._closing = True
@@ -222,8 +253,9 @@ class EngineClient:
     def _hear(self, report: Report) -> None:
         match report:
             case Stepped():
+                now = self._heard
                 for token in report.tokens:
-                    self._pass_on(token)
+                    self._pass_on(token, now)
                 if report.stats is not None:
                     self.stats = report.stats
             case Beat():
@@ -235,6 +267,8 @@ class EngineClient:
                 self.startup.end(report.phase)
             case Ready():
                 self.ready = report
+            case Opened():
+                self.stats, self._is_open = report.stats, True
             case Late():
                 self.late_events += report.events
             case Died():
@@ -242,14 +276,14 @@ class EngineClient:
         self._turn_s = 0.0
         self._changed.set()
 
-    def _pass_on(self, token: Token) -> None:
+    def _pass_on(self, token: Token, now: float) -> None:
         # The submission may be gone, while steps that were under way still speak of it.
         submission = self._live.get(token.request_id)
         if submission is None:
             return
         if token.finish_reason is not None:
             del self._live[token.request_id]
-        submission.push(token.event())
+        submission.push(token.event(), now)
 
     def _die(self, failure: HotstartError) -> None:
         if self.failure is None:
@@ -274,4 +308,4 @@ class EngineClient:
 
 def _end_all(live: dict[str, Submission], error: HotstartError) -> None:
     for request_id, submission in live.items():
-        submission.push(TokenEvent(request_id, finish_reason=FinishReason.ERROR, error=error))
+        submission.push(TokenEvent(request_id, finish_reason=FinishReason.ERROR, error=error), time.monotonic())

@@ -148,7 +148,6 @@ class _Writer:
         choice.num_pieces += 1
         text = choice.take_text() if shows_answer else ""
         ids, positions = choice.take_ids(), list[PositionLogprobs | None](choice.take_logprobs())
-        prompt_ids = list(choice.prompt_token_ids)
         if not shows_answer:
             ids, positions = [], []
         if request.echo and first:
@@ -159,7 +158,7 @@ class _Writer:
             positions = [*choice.builder.prompt_logprobs, *positions]
         logprobs = None
         if request.logprobs is not None:
-            named = prompt_ids if request.echo and first else []
+            named = choice.prompt_token_ids if request.echo and first else ()
             logprobs = self._logprobs(choice, [*named, *ids], positions)
         return TextChoice(
             choice.number,
@@ -168,7 +167,7 @@ class _Writer:
             ("length" if not shows_answer and choice.finish_reason else choice.finish_reason),
             choice.stop_reason,
             ids if request.return_token_ids else UNSET,
-            prompt_ids if request.return_token_ids and first else UNSET,
+            list(choice.prompt_token_ids) if request.return_token_ids and first else UNSET,
         )
 
     def _logprobs(

@@ -1,6 +1,7 @@
 """One HTTP request and its answer, over ASGI: a bounded body in, JSON or a stream of events out."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ class Exchange:
         self.status = 0  # of the answer; 0 until it has begun
         self.began_stream = False
         self.num_body_bytes = 0
+        self._writing_since: float | None = None
         self._receive = receive
         self._send = send
 
@@ -71,6 +73,12 @@ class Exchange:
         """Returns once the client is gone; to be called after the body was read."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the client has read nothing for so long that it counts as gone; of a stream, asked now and then."""
+        since = self._writing_since
+        return since is not None and time.monotonic() - since > WRITE_TIMEOUT_S
 
     async def answer(
         self,
@@ -117,11 +125,13 @@ class Exchange:
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def _write(self, body: bytes, *, more: bool) -> None:
+        # A timer for each token of each stream would cost more than the token: somebody asks `is_stalled` instead.
+        self._writing_since = time.monotonic()
         try:
-            async with asyncio.timeout(WRITE_TIMEOUT_S):
-                await self._send({"type": "http.response.body", "body": body, "more_body": more})
-        except (TimeoutError, OSError):
+            await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        except OSError:
             raise ClientGone from None
+        self._writing_since = None
 
 
 def _too_large() -> ApiError:

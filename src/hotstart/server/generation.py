@@ -7,9 +7,10 @@ from typing import Self
 
 from hotstart import log
 from hotstart.engine.outputs import OutputBuilder
-from hotstart.request import FinishReason, PositionLogprobs, Request, SamplingParams
+from hotstart.request import FinishReason, PositionLogprobs, Request, SamplingParams, TokenEvent
 from hotstart.server.answers import CompletionDetails, PromptDetails, Usage
 from hotstart.server.errors import ApiError, api_error_of
+from hotstart.server.metrics import Moments
 from hotstart.server.service import Service
 
 __all__ = ["Choice", "Generation", "Wish"]
@@ -23,7 +24,8 @@ class Choice:
     def __init__(self, number: int, builder: OutputBuilder) -> None:
         self.number = number
         self.builder = builder
-        self.first_token_s: float | None = None
+        self.admitted_time: float | None = None
+        self.first_token_time: float | None = None
         self.last_token_time: float | None = None
         self.num_pieces = 0  # that were sent
         self.logprobs_offset = 0  # of the next token, in characters
@@ -63,6 +65,7 @@ class Generation:
     def __init__(self, service: Service, request_id: str, wishes: Sequence[Wish], n: int) -> None:
         """`wishes` holds n for each prompt.  Raises an ApiError if the engine cannot take all of them."""
         self._metrics = service.metrics
+        self._looks_up = service.ready.limits.enable_prefix_caching
         self._n = n
         self._request_id = request_id
         self._began = time.monotonic()
@@ -92,25 +95,24 @@ class Generation:
         Raises an ApiError for what befell any of them.
         """
         grown = set()
-        now = time.monotonic()
-        for number, event in await self._submission.batch(timeout_s):
+        for number, event, now in await self._submission.batch(timeout_s):
             choice = self.choices[number]
             if choice.builder.finished:  # at a stop string, which the engine did not see
                 continue
-            now = time.monotonic()
-            if event.token_ids:
-                self._time_token(choice, now)
             choice.builder.push(event)
+            if event.token_ids:
+                self._count_token(choice, event, now)
             grown.add(number)
             if event.error is not None:
                 self._error = api_error_of(event.error)
+                self._end(choice, now, "error")
                 raise self._error
             # The engine may not know: a stop string is found here.
             if choice.builder.finished:
                 self._num_unfinished -= 1
                 self._submission.abort(number)
-                self._metrics.finished(choice.builder, now - self._began, choice.first_token_s)
-        return [self.choices[number] for number in sorted(grown)]
+                self._end(choice, now, str(choice.builder.finish_reason))
+        return [self.choices[number] for number in (sorted(grown) if len(grown) > 1 else grown)]
 
     async def complete(self) -> None:
         while not self.finished:
@@ -129,26 +131,35 @@ class Generation:
             CompletionDetails(num_reasoning_tokens),
         )
 
-    def _time_token(self, choice: Choice, now: float) -> None:
-        if choice.last_token_time is None:
-            self._metrics.first_token(now - self._began)
-            choice.first_token_s = now - self._began
-        else:
-            self._metrics.next_token(now - choice.last_token_time)
+    def _count_token(self, choice: Choice, event: TokenEvent, now: float) -> None:
+        metrics, before = self._metrics, choice.last_token_time
+        metrics.num_generation_tokens += len(event.token_ids)
         choice.last_token_time = now
+        if before is not None:
+            metrics.between.observe(now - before)
+            return
+        choice.admitted_time, choice.first_token_time = event.admitted_time, now
+        num_prompt = len(choice.prompt_token_ids)
+        metrics.first_token(now - self._began, num_prompt, event.num_cached_tokens, self._looks_up)
+
+    def _end(self, choice: Choice, now: float, reason: str) -> None:
+        moments = Moments(self._began, choice.admitted_time, choice.first_token_time, now)
+        self._metrics.ended_answer(choice.builder, moments, reason)
 
     def _record(self) -> None:
-        first_s = self.choices[0].first_token_s
+        now = time.monotonic()
+        first = self.choices[0].first_token_time
         reasons = [choice.finish_reason or str(FinishReason.ABORT) for choice in self.choices]
         for choice in self.choices:
             if not choice.builder.finished:
-                self._metrics.unfinished(choice.builder, "error" if self._error else "abort")
+                self._end(choice, now, "error" if self._error else "abort")
+        self._metrics.ended_request(max(choice.builder.num_tokens for choice in self.choices))
         log.info(
             "request",
             id=self._request_id,
             finish=",".join(dict.fromkeys(reasons)),
             prompt_tokens=len(self.choices[0].prompt_token_ids),
             tokens=sum(choice.builder.num_tokens for choice in self.choices),
-            first_token_ms="-" if first_s is None else first_s * 1e3,
-            total_ms=(time.monotonic() - self._began) * 1e3,
+            first_token_ms="-" if first is None else (first - self._began) * 1e3,
+            total_ms=(now - self._began) * 1e3,
         )

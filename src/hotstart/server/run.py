@@ -19,6 +19,7 @@ from hotstart.engine.phases import OnPhase
 from hotstart.errors import ConfigError
 from hotstart.server.app import App
 from hotstart.server.client import EngineClient
+from hotstart.server.protocol import Protocol
 from hotstart.server.service import Edge, Service
 from hotstart.server.warmup import warm_up
 
@@ -77,6 +78,7 @@ async def _serve(
     http = _Uvicorn(
         uvicorn.Config(
             App(service, token),
+            http=Protocol,
             lifespan="off",
             ws="none",
             log_config=None,
@@ -100,6 +102,7 @@ async def _serve(
     finally:
         await shutdown.finish()
         opening.cancel()
+        service.close()
         client.close()
         http.should_exit = True
         await asyncio.wait((listening, running, opening))
@@ -114,7 +117,7 @@ async def _open(service: Service, address: tuple[str, int], token: str, url: str
     service.edge = await asyncio.to_thread(Edge.read, service.config)
     await service.client.wait_ready()
     await warm_up(service, address, token)
-    service.open()
+    await service.open()
     on_ready(service, url)
 
 

@@ -1,27 +1,28 @@
 """Service: what the endpoints share.  Names, tokenizer, template, the engine, and who may come in."""
 
 import asyncio
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hotstart.config.engine import EngineConfig
 from hotstart.config.generation import read_sampling_defaults
 from hotstart.config.server import Keys, ServerConfig
-from hotstart.engine.messages import Ready, Stats
+from hotstart.engine.imports import ImportWatch
+from hotstart.engine.messages import Ready
 from hotstart.errors import CheckpointError, HotstartError, RequestError
 from hotstart.request import SamplingParams
 from hotstart.server.client import EngineClient, Submission
 from hotstart.server.errors import ApiError, api_error_of, bad_request
 from hotstart.server.exchange import Exchange
-from hotstart.server.metrics import Metrics, Sample
+from hotstart.server.metrics import Metrics
+from hotstart.server.report import samples
 from hotstart.text.chat import ChatTemplate, read_chat_template
 from hotstart.text.tokenizer import Tokenizer
 
-__all__ = ["Edge", "Service"]
+__all__ = ["LONG_BODY_BYTES", "Edge", "Service"]
 
 LONG_BODY_BYTES = 16 * 2**10
 T = TypeVar("T")
@@ -59,18 +60,18 @@ class Service:
         self.metrics = self.make_metrics()
         self.created = int(time.time())
         self.edge: Edge | None = None
-        self._num_modules = 0  # that this process had imported when it opened
+        self.imports = ImportWatch()
         self.is_open = False  # sealed and warm: requests of clients are served
         self.is_draining = False
 
-    def open(self) -> None:
-        self._num_modules = len(sys.modules)
+    async def open(self) -> None:
+        """From here on clients are served, and what this process or the engine's imports is late."""
+        await self.client.open()
+        self.imports.seal()
         self.is_open = True
 
-    @property
-    def num_late_imports(self) -> int:
-        """Of this process, since it opened: a request that imports pays for what start-up forgot."""
-        return len(sys.modules) - self._num_modules if self.is_open else 0
+    def close(self) -> None:
+        self.imports.close()
 
     @property
     def status(self) -> str:
@@ -159,65 +160,7 @@ class Service:
             raise api_error_of(error) from None
 
     def make_metrics(self) -> Metrics:
-        return Metrics(self.model_names[0], self._samples)
+        return Metrics(self.model_names[0], lambda: samples(self.client, self.imports.names))
 
     def now(self) -> int:
         return int(time.time())
-
-    def _samples(self) -> Iterator[Sample]:
-        """What the engine told last, for /metrics."""
-        client, stats = self.client, self.client.stats
-        yield Sample("gauge", "vllm:num_requests_running", "requests that steps compute", stats.num_running)
-        yield Sample("gauge", "vllm:num_requests_waiting", "requests that wait", stats.num_waiting)
-        yield Sample("counter", "vllm:num_preemptions", "requests sent back to the queue", stats.num_preemptions)
-        yield Sample("counter", "hotstart:steps", "steps of the engine", stats.num_steps)
-        yield Sample("counter", "hotstart:step_tokens", "tokens that steps computed", stats.num_step_tokens)
-        for kind, count in stats.late.items():
-            if count is not None:
-                about = "after the seal; a kind that the device cannot have is not listed"
-                yield Sample("counter", "hotstart:late_events", about, count, {"kind": kind})
-        yield Sample("gauge", "hotstart:arena_growth_bytes", "since the seal", stats.arena_growth_bytes)
-        if stats.resident_growth_bytes is not None:
-            about = "of the engine's process, since the seal"
-            yield Sample("gauge", "hotstart:resident_growth_bytes", about, stats.resident_growth_bytes)
-        about = "modules that the HTTP process imported after it opened"
-        yield Sample("gauge", "hotstart:server_late_imports", about, self.num_late_imports)
-        yield Sample("gauge", "hotstart:engine_silence_seconds", "since the last sign of life", client.silence_s)
-        for phase in client.startup.phases:
-            yield Sample("gauge", "hotstart:startup_seconds", "by phase", phase.seconds, {"phase": phase.name})
-        if client.ready is not None:
-            yield from self._capacity_samples(client.ready, stats)
-
-    def _capacity_samples(self, ready: Ready, stats: Stats) -> Iterator[Sample]:
-        limits = ready.limits
-        about = "share of the pages that requests use"
-        yield Sample("gauge", "vllm:kv_cache_usage_perc", about, stats.pages_used / max(limits.num_pages, 1))
-        config = {"block_size": str(limits.page_size), "num_gpu_blocks": str(limits.num_pages)}
-        yield Sample("info", "vllm:cache_config", "pages of the cache", 1, config)
-        for kind, total, used, cached in (
-            ("page", limits.num_pages, stats.pages_used, stats.pages_cached),
-            ("slot", limits.num_slots, stats.slots_used, stats.slots_cached),
-        ):
-            for state, count in (("total", total), ("used", used), ("cached", cached)):
-                yield Sample("gauge", f"hotstart:{kind}s", f"{kind}s, by state", count, {"state": state})
-        for line in ready.memory_plan["lines"]:
-            about = "of the memory plan, by line"
-            yield Sample("gauge", "hotstart:plan_bytes", about, line["num_bytes"], {"line": line["name"]})
-
-    def plan(self) -> dict[str, Any]:
-        client = self.client
-        return {
-            "status": self.status,
-            "startup": [
-                {"name": p.name, "seconds": p.seconds, "num_bytes": p.num_bytes, "detail": p.detail}
-                for p in client.startup.phases
-            ],
-            "memory_plan": client.ready.memory_plan if client.ready else None,
-            "late_counts": client.stats.late,
-            "late_events": client.late_events,
-            "server_late_imports": self.num_late_imports,
-            "growth": {
-                "arena_bytes": client.stats.arena_growth_bytes,
-                "resident_bytes": client.stats.resident_growth_bytes,
-            },
-        }

@@ -1,10 +1,11 @@
 """How far start-up has come, as /ready, /plan and a terminal tell it."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from hotstart.engine.phases import OnPhase, Phase, PhaseProgress
 
-__all__ = ["StartupState"]
+__all__ = ["StartupState", "WarmedRequest"]
 
 # The phases of start-up, for the percentage: one that is not listed counts nothing.
 PHASES = (
@@ -24,6 +25,14 @@ PHASES = (
 )
 
 
+class WarmedRequest(NamedTuple):
+    """One of start-up's own requests: what the first of its kind took, and what the second."""
+
+    name: str
+    first_s: float
+    again_s: float
+
+
 @dataclass(slots=True)
 class StartupState:
     """How far start-up has come."""
@@ -33,6 +42,7 @@ class StartupState:
     done: int = 0
     total: int = 0
     phases: list[Phase] = field(default_factory=list)
+    requests: list[WarmedRequest] = field(default_factory=list)
 
     @property
     def percent(self) -> float:

@@ -1,68 +1,90 @@
-"""Warm up the way to the engine as the engine was: real requests, through the real socket, before it opens."""
+"""Warm up the way to the engine as the engine was: real requests, through the real socket, before it opens.
+
+Every kind of request is sent twice: the first pays for what nobody had used before, the second shows that it is paid.
+"""
 
 import asyncio
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 from hotstart.engine.phases import Phase
 from hotstart.errors import StartupError
 from hotstart.server.app import WARMUP_HEADER
-from hotstart.server.service import Service
+from hotstart.server.service import LONG_BODY_BYTES, Service
+from hotstart.server.startup_state import WarmedRequest
 
-__all__ = ["warm_up"]
+__all__ = ["PHASE", "warm_up"]
 
 PHASE = "warm up server"
 TIMEOUT_S = 120.0
+SUPPORTING = ("/health", "/ready", "/version", "/v1/models", "/plan", "/metrics", "/openapi.json", "/")
+
+
+class _Ask(NamedTuple):
+    name: str
+    method: str
+    path: str
+    body: Any = None
+    status: int = 200
 
 
 async def warm_up(service: Service, address: tuple[str, int], token: str) -> None:
     """Raises StartupError, naming the path, if one of them is not answered as it should be."""
     client, loop = service.client, asyncio.get_running_loop()
     began = loop.time()
-    requests = _requests(service)
+    asks = _asks(service)
     counted, service.metrics = service.metrics, service.make_metrics()
     try:
-        for number, (method, path, body) in enumerate(requests):
-            client.startup.begin(PHASE, number, len(requests))
-            async with asyncio.timeout(TIMEOUT_S):
-                await _ask(address, token, method, path, body)
+        for number, ask in enumerate(asks):
+            client.startup.begin(PHASE, number, len(asks))
+            moments = [loop.time()]
+            for _ in range(2):
+                async with asyncio.timeout(TIMEOUT_S):
+                    await _send(address, token, ask)
+                moments.append(loop.time())
+            start, middle, end = moments
+            client.startup.requests.append(WarmedRequest(ask.name, middle - start, end - middle))
     except (TimeoutError, OSError, ValueError) as error:
         raise StartupError(f"start-up failed in phase {PHASE!r}: {error}") from error
     finally:
         service.metrics = counted
-    client.startup.end(Phase(PHASE, loop.time() - began, 0, f"{len(requests)} requests"))
+    client.startup.end(Phase(PHASE, loop.time() - began, 0, f"{len(asks)} kinds of requests, twice"))
 
 
-def _requests(service: Service) -> list[tuple[str, str, Any]]:
+def _asks(service: Service) -> list[_Ask]:
     text = {"prompt": "Warm", "max_tokens": 2}
     everything = {"temperature": 1.0, "top_k": 5, "top_p": 0.9, "seed": 1, "stop": ["\n\n\n"], "n": 1}
     usage = {"stream": True, "stream_options": {"include_usage": True}}
-    requests: list[tuple[str, str, Any]] = [
-        ("GET", path, None) for path in ("/health", "/version", "/v1/models", "/plan", "/metrics", "/openapi.json")
-    ]
-    requests += [
-        ("POST", "/v1/completions", {**text, "logprobs": 2, "echo": True}),
-        ("POST", "/v1/completions", {**text, **everything, **usage}),
-        ("POST", "/tokenize", {"prompt": "Warm"}),
-        ("POST", "/detokenize", {"tokens": [0]}),
+    completions, conversations = "/v1/completions", "/v1/chat/completions"
+    asks = [_Ask(path, "GET", path, status=503 if path == "/ready" else 200) for path in SUPPORTING]
+    asks += [
+        _Ask("a request that is refused", "POST", completions, {"prompt": 0}, 400),
+        _Ask("completion, scored", "POST", completions, {**text, "logprobs": 2, "echo": True}),
+        _Ask("completion, streamed", "POST", completions, {**text, **everything, **usage}),
+        _Ask("/tokenize", "POST", "/tokenize", {"prompt": "Warm"}),
+        # So long that it is prepared in a thread beside the loop.
+        _Ask("a long body", "POST", "/tokenize", {"prompt": "Warm", "padding": "x" * 2 * LONG_BODY_BYTES}),
+        _Ask("/detokenize", "POST", "/detokenize", {"tokens": [0]}),
     ]
     if service.text.template is not None:
         chat = {"messages": [{"role": "user", "content": "Warm"}], "max_tokens": 2}
         logprobs = {"logprobs": True, "top_logprobs": 2}
-        requests += [
-            ("POST", "/v1/chat/completions", {**chat, **everything, **logprobs}),
-            ("POST", "/v1/chat/completions", {**chat, **usage, **logprobs}),
+        tool = {"type": "function", "function": {"name": "warm", "parameters": {"type": "object", "properties": {}}}}
+        asks += [
+            _Ask("chat", "POST", conversations, {**chat, **everything, **logprobs}),
+            _Ask("chat, streamed", "POST", conversations, {**chat, **usage}),
+            _Ask("chat with a tool", "POST", conversations, {**chat, **usage, "tools": [tool]}),
         ]
-    return requests
+    return asks
 
 
-async def _ask(address: tuple[str, int], token: str, method: str, path: str, body: Any) -> None:
+async def _send(address: tuple[str, int], token: str, ask: _Ask) -> None:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])
     reader, writer = await asyncio.open_connection(host, address[1])
     try:
-        data = b"" if body is None else json.dumps(body).encode()
+        data = b"" if ask.body is None else json.dumps(ask.body).encode()
         head = (
-            f"{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n"
+            f"{ask.method} {ask.path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n"
             f"{WARMUP_HEADER.decode()}: {token}\r\ncontent-length: {len(data)}\r\n\r\n"
         )
         writer.write(head.encode() + data)
@@ -70,5 +92,5 @@ async def _ask(address: tuple[str, int], token: str, method: str, path: str, bod
     finally:
         writer.close()
     status = answer.split(b" ", 2)[1:2]
-    if status != [b"200"] or b'data: {"error"' in answer:
-        raise ValueError(f"{method} {path} was answered with {answer[:400]!r}")
+    if status != [str(ask.status).encode()] or b'data: {"error"' in answer:
+        raise ValueError(f"{ask.method} {ask.path} was answered with {answer[:400]!r}")

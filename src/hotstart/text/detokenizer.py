@@ -22,8 +22,8 @@ class Detokenizer:
 
     def push(self, token_ids: Iterable[int]) -> str:
         """The characters that these ids complete."""
-        data = b"".join(self._tokenizer.token_bytes(i) for i in token_ids if i not in self._skipped)
-        return self._decoder.decode(data)
+        token_bytes, skipped = self._tokenizer.token_bytes, self._skipped
+        return self._decoder.decode(b"".join([token_bytes(i) for i in token_ids if i not in skipped]))
 
     def finish(self) -> str:
         """What is left at the end: U+FFFD for bytes that never became a character, else nothing."""

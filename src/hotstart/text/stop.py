@@ -23,6 +23,8 @@ class StopStrings:
         """The text that is safe to show.  After a match (`matched` names it) nothing more comes out."""
         if self.matched is not None:
             return ""
+        if not self._stops:
+            return text
         text = self._held + text
         found = [(text.find(stop), stop) for stop in self._stops]
         matches = [(start + len(stop), start, stop) for start, stop in found if start >= 0]
