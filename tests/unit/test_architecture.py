@@ -45,6 +45,7 @@ NO_TORCH = [
     "config/*.py",
     "kernels/gpus.py",
     "server/*.py",
+    "engine/imports.py",
     "engine/memory.py",
     "engine/messages.py",
     "engine/outputs.py",

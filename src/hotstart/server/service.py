@@ -14,11 +14,12 @@ from hotstart.engine.imports import ImportWatch
 from hotstart.engine.messages import Ready
 from hotstart.errors import CheckpointError, HotstartError, RequestError
 from hotstart.request import SamplingParams
-from hotstart.server.client import EngineClient, Submission
+from hotstart.server.client import EngineClient
 from hotstart.server.errors import ApiError, api_error_of, bad_request
 from hotstart.server.exchange import Exchange
 from hotstart.server.metrics import Metrics
 from hotstart.server.report import samples
+from hotstart.server.submission import Submission
 from hotstart.text.chat import ChatTemplate, read_chat_template
 from hotstart.text.tokenizer import Tokenizer
 
