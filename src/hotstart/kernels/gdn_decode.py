@@ -12,13 +12,14 @@ The state is one tile, and tiles are fixed: a kernel that works in place is neve
 """
 
 import functools
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.launch import Launcher, LaunchSpace, kernel, launches_overlap
+from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, launches_overlap
 from hotstart.kernels.ops import DecodeStep, GdnDims, GdnWeights
 
 __all__ = ["gdn_decode"]
@@ -132,37 +133,44 @@ def gdn_decode(
     packed: [T, packed_width]; conv: [slots, W, C]; state: [slots, HV, V, K], float32 or bfloat16;
     out: [T, HV * V].  No two sequences write one slot, and none reads a slot that another one writes.
     """
-    C, W, N = dims.conv_channels, dims.conv_width, decode.write_slots.shape[0]
     HV, K, V = dims.num_value_heads, dims.key_dim, dims.value_dim
-    assert packed.shape[1] == dims.packed_width and out.shape[1] == HV * V, (packed.shape, out.shape)
-    assert conv.shape[1:] == (W, C) and state.shape[1:] == (HV, V, K), (conv.shape, state.shape)
+    at = _constants(dims, launches_overlap())
+    assert packed.shape[1] == at.packed_width and out.shape[1] == HV * V, (packed.shape, out.shape)
+    assert conv.shape[1:] == at.conv_shape and state.shape[1:] == (HV, V, K), (conv.shape, state.shape)
     assert conv.dtype == packed.dtype, (conv.dtype, packed.dtype)
-    _launch_gdn_step(
-        (N * HV,), packed, weights.conv, weights.A_log, weights.dt_bias, weights.norm, conv, state, decode.context_lens,
-        decode.read_slots, decode.write_slots, out, K**-0.5, dims.eps, **_constants(dims, launches_overlap()),
+    at.launch(
+        (decode.write_slots.shape[0] * HV,), packed, weights.conv, weights.A_log, weights.dt_bias, weights.norm, conv,
+        state, decode.context_lens, decode.read_slots, decode.write_slots, out, at.scale, dims.eps,
     )  # fmt: skip
 
 
+class Constants(NamedTuple):
+    launch: BoundLaunch
+    packed_width: int
+    conv_shape: tuple[int, int]
+    scale: float
+
+
 @functools.cache
-def _constants(dims: GdnDims, overlap: bool) -> dict[str, int]:
-    """Constexprs and options."""
+def _constants(dims: GdnDims, overlap: bool) -> Constants:
     block_k, block_v = (triton.next_power_of_2(d) for d in (dims.key_dim, dims.value_dim))
     # 64 values of the state a thread; at 128 x 128, two programs share a multiprocessor's registers.
     num_warps = min(16, max(1, block_k * block_v // 2048))
-    return {
-        "H": dims.num_key_heads,
-        "HV": dims.num_value_heads,
-        "K": dims.key_dim,
-        "V": dims.value_dim,
-        "W": dims.conv_width,
-        "ROW": dims.packed_width,
-        "BLOCK_K": block_k,
-        "BLOCK_V": block_v,
-        "OVERLAP": overlap,
-        "launch_pdl": overlap,
-        "num_warps": num_warps,
+    launch = _launch_gdn_step.bind(
+        H=dims.num_key_heads,
+        HV=dims.num_value_heads,
+        K=dims.key_dim,
+        V=dims.value_dim,
+        W=dims.conv_width,
+        ROW=dims.packed_width,
+        BLOCK_K=block_k,
+        BLOCK_V=block_v,
+        OVERLAP=overlap,
+        launch_pdl=overlap,
+        num_warps=num_warps,
         **({"maxnreg": 128} if num_warps == 8 else {}),
-    }
+    )
+    return Constants(launch, dims.packed_width, (dims.conv_width, dims.conv_channels), dims.key_dim**-0.5)
 
 
 def _warmup(space: LaunchSpace) -> None:

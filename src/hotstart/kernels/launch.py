@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import attrgetter, or_
 from typing import Any
 
 import torch
@@ -35,6 +37,7 @@ from hotstart.kernels.watch import LateEvent, MemoryWatch, Watch
 __all__ = [
     "LAUNCHERS",
     "Binary",
+    "BoundLaunch",
     "Kernel",
     "LateEvent",
     "LaunchKey",
@@ -58,12 +61,13 @@ _FP_FUSION = True
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Kernel:
-    """A Triton function whose parameters obey the rules: what launches vary comes first, constexprs last."""
+    """A Triton function whose parameters obey the rules: pointers first, then scalars, constexprs last."""
 
     name: str
     jit: Any
     parameters: tuple[str, ...]  # pointers and scalars, in order
     scalar_types: tuple[str | None, ...]  # for each of them: None for a pointer
+    num_pointers: int
     constexprs: tuple[str, ...]
 
 
@@ -71,7 +75,8 @@ def kernel(function: Callable[..., None]) -> Kernel:
     """Compile `function` with Triton, after checking that no argument's value can choose a binary by accident.
 
     A pointer is named `*_ptr`; a scalar is annotated (`eps: tl.float32`) and is put into `do_not_specialize`, because
-    either alone still makes binaries for the values 1 and multiples of 16.  Anything else is a TypeError.
+    either alone still makes binaries for the values 1 and multiples of 16.  Pointers come first, constexprs last.
+    Anything else is a TypeError.
     """
     name = function.__name__
     types: dict[str, str | None] = {}
@@ -88,6 +93,8 @@ def kernel(function: Callable[..., None]) -> Kernel:
         if isinstance(annotation, tl.dtype):
             types[parameter.name] = type_name(annotation.name)
         elif annotation is parameter.empty and parameter.name.endswith("_ptr"):
+            if any(types.values()):
+                raise TypeError(f"{name}: {parameter.name} stands after a scalar; pointers come first")
             types[parameter.name] = None
         else:
             raise TypeError(
@@ -96,7 +103,7 @@ def kernel(function: Callable[..., None]) -> Kernel:
             )
     scalars = [n for n, scalar_type in types.items() if scalar_type is not None]
     jit = triton.jit(function, do_not_specialize=scalars)
-    return Kernel(name, jit, tuple(types), tuple(types.values()), tuple(constexprs))
+    return Kernel(name, jit, tuple(types), tuple(types.values()), len(types) - len(scalars), tuple(constexprs))
 
 
 @dataclass(slots=True)
@@ -169,7 +176,7 @@ class Launcher:
     reads says so with `in_place`, and is never tuned.
     """
 
-    __slots__ = ("_loaded", "_pointers", "in_place", "kernel", "known", "warmup")
+    __slots__ = ("_bound", "in_place", "kernel", "known", "warmup")
 
     def __init__(self, kernel: Kernel, *, warmup: Callable[[LaunchSpace], None], in_place: bool = False) -> None:
         if not isinstance(kernel, Kernel) or not callable(warmup):
@@ -178,83 +185,17 @@ class Launcher:
         self.warmup = warmup
         self.in_place = in_place
         self.known: set[LaunchKey] = set()
-        self._pointers = tuple(i for i, kind in enumerate(kernel.scalar_types) if kind is None)
-        self._loaded: dict[tuple[object, ...], _Loaded] = {}
+        self._bound: dict[tuple[object, ...], BoundLaunch] = {}
         LAUNCHERS.append(self)
 
+    def bind(self, **constexprs: Any) -> "BoundLaunch":
+        """This launch with its constexprs and options.  What an op keeps, since names take time to compare."""
+        key = tuple(constexprs.items())
+        return self._bound.get(key) or self._bound.setdefault(key, BoundLaunch(self, constexprs))
+
     def __call__(self, grid: tuple[int, ...], *args: Any, **constexprs: Any) -> None:
-        device = args[self._pointers[0]].device
-        values = list(args)
-        signature: list[object] = []
-        for i in self._pointers:
-            tensor = args[i]
-            address = tensor.data_ptr()
-            assert tensor.device == device, f"{self._name(i)} is on {tensor.device}, the first tensor on {device}"
-            assert not address % ALIGNMENT, f"{self._name(i)} at {address:#x} is not {ALIGNMENT}-byte aligned"
-            assert tensor.is_contiguous(), f"{self._name(i)} is not dense: {tuple(tensor.shape)}, {tensor.stride()}"
-            values[i] = address
-            signature.append(tensor.dtype)
-        if _recordings:
-            key = self.key(args, constexprs)
-            for record in _recordings:
-                record.note(key)
-        if device.type == "meta":
-            self._compile(args, constexprs)
-        elif knobs.runtime.interpret:
-            self._interpret(grid, args, constexprs)
-        elif 0 not in grid:
-            self._launch(grid, args, values, (device, *signature, *constexprs.items()), constexprs)
-
-    def _launch(
-        self,
-        grid: tuple[int, ...],
-        args: tuple[Any, ...],
-        values: list[Any],
-        signature: tuple[object, ...],
-        constexprs: dict[str, Any],
-    ) -> None:
-        """The path of serving: Triton's own binding and key are skipped, since ours is complete."""
-        active = _active_driver()
-        index = active.get_current_device()
-        loaded = self._loaded.get((index, *signature))
-        hook = knobs.runtime.launch_enter_hook
-        if loaded is None or getattr(hook, "calls", hook):  # profilers get their hooks by Triton's own path
-            self._first_launch(grid, args, (index, *signature), constexprs)
-            return
-        x, y, z = grid if len(grid) == 3 else (*grid, 1, 1)[:3]
-        stream = active.get_current_stream(index)
-        loaded.run(x, y, z, stream, loaded.function, loaded.metadata, None, None, None, *values, *loaded.constexprs)
-
-    def _first_launch(
-        self,
-        grid: tuple[int, ...],
-        args: tuple[Any, ...],
-        signature: tuple[object, ...],
-        constexprs: dict[str, Any],
-    ) -> None:
-        assert all(extent <= 65535 for extent in grid[1:]), f"{self.kernel.name}: grid {grid} is over 65535 on y or z"
-        active = _active_driver()
-        device, expected = args[self._pointers[0]].device, active.get_active_torch_device()
-        assert device == expected, f"{self.kernel.name}: tensors are on {device}, the active device is {expected}"
-        compiled = self.kernel.jit.run(*args, grid=grid, warmup=False, enable_fp_fusion=_FP_FUSION, **constexprs)
-        assert compiled is not None, f"{self.kernel.name}: a hook of another library prevented the compile"
-        tail = tuple(constexprs[name] for name in self.kernel.constexprs)
-        self._loaded[signature] = _Loaded(compiled, compiled.run, compiled.function, compiled.packed_metadata, tail)
-        self.known.add(self.key(args, constexprs))
-
-    def _compile(self, args: tuple[Any, ...], constexprs: dict[str, Any]) -> None:
-        if knobs.runtime.interpret:
-            return
-        _active_driver()
-        key = self.key(args, constexprs)
-        compiled = self.kernel.jit.run(*args, grid=(1,), warmup=True, enable_fp_fusion=_FP_FUSION, **constexprs)
-        self.known.add(key)
-        for record in _recordings:
-            record.binaries.setdefault(key, compiled)
-
-    def _interpret(self, grid: tuple[int, ...], args: tuple[Any, ...], constexprs: dict[str, Any]) -> None:
-        if 0 not in grid:
-            self.kernel.jit.run(*args, grid=grid, warmup=False, **constexprs)
+        launch = self._bound.get(tuple(constexprs.items())) or self.bind(**constexprs)
+        launch(grid, *args)
 
     def key(self, args: tuple[Any, ...], constexprs: dict[str, Any]) -> LaunchKey:
         """The key of a launch with these arguments."""
@@ -269,8 +210,91 @@ class Launcher:
         fixed = [(name, str(constexprs[name])) for name in kernel.constexprs]
         return LaunchKey(kernel.name, (*variable, *fixed, *options_in_words(constexprs)))
 
-    def _name(self, position: int) -> str:
-        return f"{self.kernel.name}: {self.kernel.parameters[position]}"
+
+_address, _is_dense = torch.Tensor.data_ptr, torch.Tensor.is_contiguous
+_device, _dtype = attrgetter("device"), attrgetter("dtype")
+
+
+class BoundLaunch:
+    """A launch that lacks its grid, pointers and scalars: `launch(grid, *pointers_and_scalars)`."""
+
+    __slots__ = ("_constexprs", "_launcher", "_loaded", "_num_pointers")
+
+    def __init__(self, launcher: Launcher, constexprs: dict[str, Any]) -> None:
+        self._launcher = launcher
+        self._constexprs = constexprs
+        self._num_pointers = launcher.kernel.num_pointers
+        self._loaded: dict[tuple[object, ...], _Loaded] = {}
+
+    def __call__(self, grid: tuple[int, ...], *args: Any) -> None:
+        tensors = args[: self._num_pointers]
+        addresses = tuple(map(_address, tensors))
+        devices = set(map(_device, tensors))
+        if len(devices) > 1 or reduce(or_, addresses) % ALIGNMENT or not all(map(_is_dense, tensors)):
+            self._refuse(tensors)
+        if _recordings:
+            key = self._launcher.key(args, self._constexprs)
+            for record in _recordings:
+                record.note(key)
+        signature = devices.pop(), *map(_dtype, tensors)
+        if self._loaded:
+            # The path of serving: Triton's own binding and key are skipped, since ours is complete.
+            active = _active_driver()
+            index = active.get_current_device()
+            loaded = self._loaded.get((index, *signature))
+            hook = knobs.runtime.launch_enter_hook
+            if loaded is not None and not getattr(hook, "calls", hook):  # profilers get theirs by Triton's own path
+                if 0 not in grid:
+                    x, y, z = (*grid, 1, 1)[:3]
+                    stream = active.get_current_stream(index)
+                    loaded.run(
+                        x, y, z, stream, loaded.function, loaded.metadata, None, None, None,
+                        *addresses, *args[self._num_pointers :], *loaded.constexprs,
+                    )  # fmt: skip
+                return
+        self._first_launch(grid, args, signature)
+
+    def _refuse(self, tensors: tuple[torch.Tensor, ...]) -> None:
+        kernel, device = self._launcher.kernel, tensors[0].device
+        for parameter, tensor in zip(kernel.parameters, tensors, strict=False):
+            name, address = f"{kernel.name}: {parameter}", tensor.data_ptr()
+            assert tensor.device == device, f"{name} is on {tensor.device}, the first tensor on {device}"
+            assert not address % ALIGNMENT, f"{name} at {address:#x} is not {ALIGNMENT}-byte aligned"
+            assert tensor.is_contiguous(), f"{name} is not dense: {tuple(tensor.shape)}, {tensor.stride()}"
+
+    def _first_launch(self, grid: tuple[int, ...], args: tuple[Any, ...], signature: tuple[Any, ...]) -> None:
+        kernel, device = self._launcher.kernel, signature[0]
+        if device.type == "meta":
+            self._compile(args)
+            return
+        if 0 in grid:
+            return
+        assert all(extent <= 65535 for extent in grid[1:]), f"{kernel.name}: grid {grid} is over 65535 on y or z"
+        if knobs.runtime.interpret:
+            kernel.jit.run(*args, grid=grid, warmup=False, **self._constexprs)
+            return
+        active = _active_driver()
+        expected = active.get_active_torch_device()
+        assert device == expected, f"{kernel.name}: tensors are on {device}, the active device is {expected}"
+        compiled = kernel.jit.run(*args, grid=grid, warmup=False, enable_fp_fusion=_FP_FUSION, **self._constexprs)
+        assert compiled is not None, f"{kernel.name}: a hook of another library prevented the compile"
+        tail = tuple(self._constexprs[name] for name in kernel.constexprs)
+        loaded = _Loaded(compiled, compiled.run, compiled.function, compiled.packed_metadata, tail)
+        self._loaded[active.get_current_device(), *signature] = loaded
+        self._launcher.known.add(self._launcher.key(args, self._constexprs))
+
+    def _compile(self, args: tuple[Any, ...]) -> None:
+        if knobs.runtime.interpret:
+            return
+        _active_driver()
+        launcher = self._launcher
+        key = launcher.key(args, self._constexprs)
+        compiled = launcher.kernel.jit.run(
+            *args, grid=(1,), warmup=True, enable_fp_fusion=_FP_FUSION, **self._constexprs
+        )
+        launcher.known.add(key)
+        for record in _recordings:
+            record.binaries.setdefault(key, compiled)
 
 
 @dataclass(frozen=True, slots=True)

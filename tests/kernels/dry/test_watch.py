@@ -228,7 +228,7 @@ def _nothing(monkeypatch):
 )
 def test_a_broken_warm_up_is_seen_at_the_first_launch(break_it, cause, space, monkeypatch):
     monkeypatch.setattr(norm._launch_rms_norm, "known", set())
-    monkeypatch.setattr(norm._launch_rms_norm, "_loaded", {})
+    monkeypatch.setattr(norm._launch_rms_norm, "_bound", {})
     break_it(monkeypatch)
     warm_up(space)
     x, weight = (torch.zeros(*shape, dtype=torch.bfloat16) for shape in ((4, 320), (320,)))
