@@ -12,24 +12,19 @@ mixer's floor is the bytes that it must read and write once, at the rate of a de
 import argparse
 import json
 import statistics
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
-from bench.gdn_decode import copy_rate
+from bench.device import MIN_TOUCHED, copy_rate, facts, host_us, samples_us
 from hotstart.cache.step import PrefillInputs
 from hotstart.kernels.gdn_chunked import chunk_length_for, gated_delta_rule_chunked, gdn_prefill
 from hotstart.kernels.ops import GdnDims, GdnWeights
 
 SHAPES = [(1, 64), (1, 512), (1, 2048), (1, 8192), (1, 32768), (32, 256), (8, 1024), (64, 16)]
-MIN_TOUCHED = 200e6
-REPLAYS = 30
 BFLOAT16 = torch.bfloat16
 
 
@@ -67,37 +62,6 @@ def prompts(count: int, length: int, chunk_length: int, first_slot: int) -> Pref
         chunks=ints(rows).view(-1, 4),
         cu_chunks=ints(range(0, count * chunks + 1, chunks)),
     )
-
-
-def samples_us(calls: list[Callable[[], object]]) -> list[float]:
-    """Microseconds a call, one figure for each replay of a graph of all calls."""
-    for call in calls[:2]:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    found = []
-    for _ in range(REPLAYS + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        found.append(start.elapsed_time(end) * 1e3 / len(calls))
-    return [round(value, 2) for value in found[3:]]
-
-
-def host_us(call: Callable[[], object]) -> float:
-    """With pauses in which the device catches up."""
-    found = []
-    for _ in range(40):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        call()
-        found.append((time.perf_counter() - start) * 1e6)
-    return round(statistics.median(found), 1)
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
@@ -185,21 +149,6 @@ def line(row: dict[str, Any], rate: float) -> str:
     if "peer_host_us" in row:
         cells += [f"{row['peer_host_us']:.0f}", f"{row['peer_peak_bytes'] / 2**20:.0f}"]
     return "| " + " | ".join(cells) + " |"
-
-
-def facts(command: str) -> dict[str, Any]:
-    def ask(*words: str) -> str:
-        return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
-
-    return {
-        "command": command,
-        "gpu": torch.cuda.get_device_name(),
-        "clocks_mhz_sm_mem": ask("nvidia-smi", "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader"),
-        "driver": ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "commit": ask("git", "rev-parse", "--short", "HEAD"),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-    }
 
 
 def main() -> None:

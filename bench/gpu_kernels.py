@@ -26,7 +26,7 @@ import triton.testing
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bench.gdn_decode import copy_rate
+from bench.device import copy_rate
 from hotstart.cache.step import DecodeInputs, PrefillInputs, StepInputs
 from hotstart.kernels.activation import silu_mul
 from hotstart.kernels.attention import paged_attention
