@@ -47,7 +47,7 @@ def test_plan_adds_up(capsys: Capture) -> None:
     ("arguments", "words"),
     [
         (["--prompt", "a", "--max-num-seqs", "two"], "--max-num-seqs: 'two' is not a number"),
-        (["--prompt", "a", "--tokenizer", "/nowhere"], "/nowhere/tokenizer.json does not exist"),
+        (["--prompt", "a", "--tokenizer", "/nowhere"], "there is no folder /nowhere"),
         (["--prompt", "a", "--cpu-memory", "1MiB"], "raise --cpu-memory to"),
         (["--prompt", ""], "prompt 0: "),
         (["--prompt", "a b c " * 99], "--max-model-len"),

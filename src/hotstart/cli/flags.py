@@ -2,17 +2,42 @@
 
 import argparse
 from collections.abc import Iterable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from hotstart.config.engine import EngineConfig, Option, options
+from hotstart.config.hub import fetch
+from hotstart.errors import ConfigError
 
-__all__ = ["Commands", "add_engine_flags", "add_flags", "engine_config", "engine_options", "given_options"]
+if TYPE_CHECKING:
+    from hotstart.engine.phases import OnPhase
+
+__all__ = [
+    "Commands",
+    "add_engine_flags",
+    "add_flags",
+    "engine_config",
+    "engine_options",
+    "given_options",
+    "local_config",
+]
 
 Commands = Any  # argparse names no public type for what add_subparsers returns
 
 
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="folder of a checkpoint in Hugging Face's layout")
+    parser.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="folder of a checkpoint in Hugging Face's layout, or its name on the hub, such as Qwen/Qwen3.5-4B",
+    )
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="YAML with flags' names as keys; the command line and HOTSTART_... variables count more",
+    )
     group = parser.add_argument_group("engine")
     add_flags(group, options())
     group.add_argument(
@@ -40,6 +65,7 @@ def add_flags(group: Any, found: Iterable[Option]) -> None:
             dest=option.name,
             default=argparse.SUPPRESS,
             choices=option.choices or None,
+            nargs="+" if option.is_several else None,
             metavar=option.metavar,
             help=(option.help + default).replace("%", "%%"),
         )
@@ -52,8 +78,17 @@ def given_options(arguments: argparse.Namespace, found: Iterable[Option]) -> dic
 
 def engine_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The fields that the user set, as text, which EngineConfig reads."""
+    if arguments.model is None:
+        raise ConfigError("which model? give its folder or its name on the hub, before the flags")
     return {"model": arguments.model, **given_options(arguments, options())}
 
 
 def engine_config(arguments: argparse.Namespace) -> EngineConfig:
     return EngineConfig(**engine_options(arguments))
+
+
+def local_config(arguments: argparse.Namespace, on_phase: "OnPhase") -> EngineConfig:
+    """The same, of a checkpoint that is here: a name on the hub is fetched first."""
+    from hotstart.engine.phases import PhaseProgress
+
+    return fetch(engine_config(arguments), lambda done, total: on_phase(PhaseProgress("download", done, total)))

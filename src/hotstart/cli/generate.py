@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from hotstart.cli.flags import Commands, add_engine_flags, engine_options
+from hotstart.cli.settings import prepare
 from hotstart.errors import InvalidPrompt
 
 if TYPE_CHECKING:
@@ -16,7 +17,9 @@ __all__ = ["add_command"]
 
 
 def add_command(commands: Commands) -> None:
-    parser = commands.add_parser("generate", help="answer prompts, streaming the text", description=__doc__)
+    parser = commands.add_parser(
+        "generate", help="answer prompts, streaming the text", description=__doc__, prepare=prepare
+    )
     add_engine_flags(parser)
     prompts = parser.add_argument_group("prompts")
     prompts.add_argument(

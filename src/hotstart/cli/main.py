@@ -1,22 +1,23 @@
 """The command `hotstart`.  A mistake of the user's is one line on stderr and exit code 2, never a traceback."""
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 
 import hotstart
-from hotstart.cli import audit, check, generate, plan, serve, tune
+from hotstart.cli import audit, check, generate, plan, serve, tune, vllm
+from hotstart.cli.parser import EXIT_MISTAKE, Parser
 from hotstart.errors import EngineDead, HotstartError, StepError
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
-EXIT_ENGINE_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_ENGINE_FAILED, EXIT_INTERRUPTED = 1, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    words = vllm.strip_command(sys.argv[1:] if argv is None else argv)
     try:
+        arguments = make_parser().parse_args(words)
         code: int | None = arguments.run(arguments)
         sys.stdout.flush()
         return code or 0
@@ -31,8 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hotstart", description=hotstart.__doc__ and hotstart.__doc__.splitlines()[0])
+def make_parser() -> Parser:
+    parser = Parser(prog="hotstart", description=hotstart.__doc__ and hotstart.__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"hotstart {hotstart.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     serve.add_command(commands)

@@ -10,7 +10,8 @@ import json
 from contextlib import closing
 from pathlib import Path
 
-from hotstart.cli.flags import Commands, add_engine_flags, engine_config
+from hotstart.cli.flags import Commands, add_engine_flags, local_config
+from hotstart.cli.settings import prepare
 
 __all__ = ["add_command"]
 
@@ -18,7 +19,7 @@ EXIT_DOES_NOT_FIT = 3
 
 
 def add_command(commands: Commands) -> None:
-    parser = commands.add_parser("plan", help="show the memory plan", description=__doc__)
+    parser = commands.add_parser("plan", help="show the memory plan", description=__doc__, prepare=prepare)
     add_engine_flags(parser)
     parser.add_argument(
         "--gpu",
@@ -38,9 +39,8 @@ def _measure(arguments: argparse.Namespace) -> int:
     from hotstart.engine.progress import show_startup  # here, so that `--help` needs no torch
     from hotstart.engine.startup import start
 
-    config = engine_config(arguments)
     with show_startup(not arguments.quiet) as on_phase:
-        engine = start(config, on_phase)
+        engine = start(local_config(arguments, on_phase), on_phase)
     with closing(engine):
         plan = engine.memory_plan
         print(json.dumps(plan.as_dict(), indent=2) if arguments.json else plan.explain())

@@ -1,9 +1,15 @@
-"""`hotstart serve MODEL`: an OpenAI-compatible HTTP server.  It listens at once and serves when everything is warm."""
+"""`hotstart serve MODEL`: an OpenAI-compatible HTTP server.  It listens at once and serves when everything is warm.
+
+A command line written for vLLM can be pasted: `hotstart vllm serve ...`.
+"""
 
 import argparse
+import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hotstart.cli.flags import Commands, add_engine_flags, add_flags, engine_config, given_options
+from hotstart.cli.settings import prepare
 from hotstart.config.options import options_of
 from hotstart.config.server import API_KEY_VARIABLE, Keys, ServerConfig
 from hotstart.engine.memory import as_size
@@ -15,18 +21,24 @@ __all__ = ["add_command"]
 
 
 def add_command(commands: Commands) -> None:
-    parser = commands.add_parser("serve", help="answer OpenAI's API over HTTP", description=__doc__)
+    parser = commands.add_parser(
+        "serve", help="answer OpenAI's API over HTTP", description=__doc__, prepare=partial(prepare, of_vllm=True)
+    )
     add_engine_flags(parser)
     group = parser.add_argument_group("server")
     add_flags(group, options_of(ServerConfig))
     group.add_argument(
         "--api-key",
-        action="append",
+        action="extend",
+        nargs="+",
         metavar="KEY",
         default=[],
-        help=f"what clients must send; repeat for several (default: ${API_KEY_VARIABLE})",
+        help=f"what clients must send, one or several (default: ${API_KEY_VARIABLE})",
     )
     group.add_argument("--insecure-no-auth", action="store_true", help="listen for others without a key")
+    group.add_argument(
+        "--drop-unsupported", action="store_true", help="leave out vLLM's flags that there are not here, and say so"
+    )
     group.add_argument("--no-progress", action="store_true", help="show nothing of start-up but the log")
     parser.set_defaults(run=_run)
 
@@ -38,7 +50,9 @@ def _run(arguments: argparse.Namespace) -> None:
     server = ServerConfig(**given_options(arguments, options_of(ServerConfig)))
     keys = Keys.read(arguments.api_key, server, arguments.insecure_no_auth)
     config = engine_config(arguments)
-    with show_startup(arguments.no_progress is False) as on_phase:
+    if not arguments.no_progress:
+        print(arguments.settings.explain(), file=sys.stderr)
+    with show_startup(not arguments.no_progress) as on_phase:
         serve(config, server, keys, on_phase, _show_ready)
 
 

@@ -32,8 +32,10 @@ __all__ = ["EngineConfig", "Option", "flag", "options", "parse_bytes", "parse_co
 class EngineConfig:
     """Raises ConfigError for a value that no machine could honour; sizes may be given as text ("4GiB", "8K")."""
 
-    model: str = option("folder of a checkpoint in Hugging Face's layout", dataclasses.MISSING)
-    tokenizer: str | None = option("folder of the tokenizer; default: the model's", metavar="PATH")
+    model: str = option("folder of a checkpoint in Hugging Face's layout, or its name on the hub", dataclasses.MISSING)
+    tokenizer: str | None = option("folder or hub name of the tokenizer; default: the model's", metavar="PATH")
+    revision: str | None = option("branch, tag or commit of the model on the hub", metavar="NAME")
+    download_dir: str | None = option("where to keep what the hub sends; default: the hub's cache", metavar="PATH")
     device: Literal["auto", "cpu", "cuda"] = option(
         "where the model runs; auto takes a GPU if there is one", "auto", choices=("auto", "cpu", "cuda")
     )

@@ -4,8 +4,9 @@ From the fields alone the command line's flags, the keywords of Python calls and
 """
 
 import dataclasses
+import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,10 +22,13 @@ __all__ = [
     "parse_bytes",
     "parse_count",
     "parse_length",
+    "parse_object",
     "parse_share",
     "parse_sizes",
+    "parse_words",
     "size",
     "switch",
+    "words",
 ]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -39,17 +43,17 @@ def parse_count(value: object) -> int:
 
 
 def parse_length(value: object) -> int | str:
-    """A number of tokens, or "auto": the longest that fits."""
-    return "auto" if value == "auto" else parse_count(value)
+    """A number of tokens, or "auto", or -1 as vLLM has it too: the longest that fits."""
+    return "auto" if str(value) in ("auto", "-1") else parse_count(value)
 
 
 def parse_bytes(value: object) -> int:
-    """A number of bytes: 1073741824, "1GiB" (2**30), "1GB" (10**9), "1G" (2**30), "512MiB"."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?B)?", str(value).strip())
+    """A number of bytes: 1073741824, "1GiB" (2**30), "1GB" (10**9), "512MiB"; "1G" (2**30), "1g" (10**9), as vLLM."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kKmMgGtT]?)(i?B)?", str(value).strip())
     if isinstance(value, bool) or match is None:
         raise ConfigError(f"{value!r} is not a size; write 4GiB, 4GB, 512MiB or a number of bytes")
-    unit = match[2].upper()
-    return _whole(value, float(match[1]) * _UNITS[unit.lower() if match[3] == "B" else unit])
+    unit = {"B": match[2].lower(), "iB": match[2].upper()}.get(match[3], match[2])
+    return _whole(value, float(match[1]) * _UNITS[unit])
 
 
 def parse_share(value: object) -> float:
@@ -64,14 +68,39 @@ def parse_share(value: object) -> float:
 
 
 def parse_sizes(value: object) -> tuple[int, ...]:
-    """Distinct numbers of things, ascending: "1,2,4,8" or [1, 2, 4, 8]."""
-    parts = value.split(",") if isinstance(value, str) else value
-    if not isinstance(parts, Iterable):
+    """Distinct numbers of things, ascending: "1,2,4,8", ["1", "2,4"] or [1, 2, 4, 8]."""
+    if not isinstance(value, Iterable):
         raise ConfigError(f"{value!r} is not a list of sizes; write 1,2,4,8")
+    parts = [part for item in ([value] if isinstance(value, str) else value) for part in str(item).split(",")]
     sizes = tuple(sorted({parse_count(part) for part in parts}))
     if not sizes or sizes[0] < 1:
         raise ConfigError(f"{value!r} is not a list of sizes of at least 1; write 1,2,4,8")
     return sizes
+
+
+def parse_words(value: object) -> tuple[str, ...]:
+    """Words, in their order: "a,b", ["a", "b,c"], or JSON's '["a", "b"]', as vLLM has some."""
+    found: list[str] = []
+    for item in [value] if isinstance(value, str) or not isinstance(value, Iterable) else value:
+        try:
+            read = json.loads(str(item))
+        except json.JSONDecodeError:
+            read = None
+        found += map(str, read) if isinstance(read, list) else (word.strip() for word in str(item).split(","))
+    if not all(found):
+        raise ConfigError(f"{value!r} has an empty word; write a,b,c")
+    return tuple(found)
+
+
+def parse_object(value: object) -> dict[str, Any]:
+    """'{"name": 1}', or a mapping."""
+    try:
+        read = dict(value) if isinstance(value, Mapping) else json.loads(str(value))
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{value!r} is not JSON ({error}); write '{{\"name\": value}}', in quotes") from None
+    if not isinstance(read, dict):
+        raise ConfigError(f"{value!r} is no JSON object; write '{{\"name\": value}}', in quotes")
+    return read
 
 
 def parse_switch(value: object) -> bool:
@@ -98,6 +127,7 @@ class Option:
     parse: Callable[[str], object] = str
     metavar: str | None = None
     is_switch: bool = False  # --name and --no-name
+    is_several: bool = False  # --name A B
 
 
 def option(
@@ -117,6 +147,11 @@ def option(
 
 def count(help: str, default: int | None = None, minimum: int = 1) -> Any:
     return option(help, default, parse=parse_count, metavar="N", minimum=minimum)
+
+
+def words(help: str, default: tuple[str, ...] | None = None, metavar: str = "NAME") -> Any:
+    """Several, in their order."""
+    return option(help, default, parse=parse_words, metavar=metavar)
 
 
 def size(help: str, minimum: int = 1) -> Any:
@@ -163,4 +198,5 @@ def options_of(kind: Any) -> Iterator[Option]:
             parse=metadata["parse"],
             metavar=metadata["metavar"],
             is_switch=metadata["parse"] is parse_switch,
+            is_several=metadata["parse"] in (parse_sizes, parse_words),
         )

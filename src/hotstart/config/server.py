@@ -3,10 +3,11 @@
 import hashlib
 import ipaddress
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from hotstart.config.options import check_options, count, option
+from hotstart.config.options import check_options, count, option, parse_object, switch, words
 from hotstart.errors import ConfigError
 
 __all__ = ["API_KEY_VARIABLE", "Keys", "ServerConfig", "digest_of"]
@@ -21,8 +22,31 @@ class ServerConfig:
 
     host: str = option("address to listen at", "127.0.0.1", metavar="HOST")
     port: int = count("0 takes a free one", 8000, minimum=0)
-    served_model_name: str | None = option(
-        "the model's name in the API, several separated by commas; default: MODEL as given", metavar="NAME"
+    uds: str | None = option("Unix socket to listen at, for this user alone, instead of a port", metavar="PATH")
+    ssl_certfile: str | None = option("certificate, which turns HTTPS on", metavar="FILE")
+    ssl_keyfile: str | None = option("the certificate's key", metavar="FILE")
+    allowed_origins: tuple[str, ...] = words(
+        "web pages of these origins may ask, such as https://chat.example; * is all of them", (), "ORIGIN"
+    )
+    allowed_methods: tuple[str, ...] = words("of those pages", ("GET", "POST"))
+    allowed_headers: tuple[str, ...] = words("of those pages; * is all", ("*",))
+    allow_credentials: bool = switch("of those pages: cookies and such; not with all origins")
+    served_model_name: tuple[str, ...] | None = words(
+        "the model's names in the API; the first one is told; default: MODEL as given"
+    )
+    chat_template: str | None = option("file of a chat template; default: the checkpoint's", metavar="FILE")
+    default_chat_template_kwargs: Mapping[str, Any] | None = option(
+        "what the template is told unless a request says otherwise, such as '{\"enable_thinking\": false}'",
+        parse=parse_object,
+        metavar="JSON",
+    )
+    generation_config: str = option(
+        "where the sampling comes from that a request leaves open: auto is the checkpoint, vllm nowhere, or a folder",
+        "auto",
+        metavar="WHERE",
+    )
+    override_generation_config: Mapping[str, Any] | None = option(
+        "changes to that, such as '{\"temperature\": 0.5}'", parse=parse_object, metavar="JSON"
     )
     max_num_queued_reqs: int = count("requests that may wait beside those that run; more are answered with 503", 256, 0)
     shutdown_timeout: int = count("seconds that running requests get after SIGTERM", 30, minimum=0)
@@ -34,10 +58,15 @@ class ServerConfig:
         check_options(self)
         if self.port > LARGEST_PORT:
             raise ConfigError(f"--port is {self.port}, it must be at most {LARGEST_PORT}")
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            raise ConfigError("HTTPS needs both --ssl-certfile and --ssl-keyfile, one of them is missing")
+        if self.allow_credentials and "*" in self.allowed_origins:
+            raise ConfigError("--allow-credentials and all origins together would let any page act for its visitor")
 
     @property
     def is_loopback(self) -> bool:
-        if self.host == "localhost":
+        """Whether only users of this machine reach it."""
+        if self.uds or self.host == "localhost":
             return True
         try:
             return ipaddress.ip_address(self.host).is_loopback
@@ -45,11 +74,7 @@ class ServerConfig:
             return False
 
     def model_names(self, model: str) -> tuple[str, ...]:
-        given = self.served_model_name
-        names = tuple(name.strip() for name in given.split(",")) if given else (model,)
-        if not all(names):
-            raise ConfigError(f"--served-model-name is {given!r}, one of its names is empty")
-        return names
+        return self.served_model_name or (model,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,11 @@ from typing import Any, Self
 
 from hotstart.config.engine import EngineConfig
 from hotstart.config.generation import read_sampling_defaults
+from hotstart.config.hub import fetch
 from hotstart.engine.engine import Engine
 from hotstart.engine.memory import MemoryPlan
 from hotstart.engine.outputs import OutputBuilder, RequestOutput
-from hotstart.engine.phases import StartupReport
+from hotstart.engine.phases import PhaseProgress, StartupReport
 from hotstart.engine.progress import RequestProgress, show_requests, show_startup
 from hotstart.engine.startup import start
 from hotstart.errors import ConfigError, InvalidPrompt, RequestError
@@ -52,8 +53,6 @@ class LLM:
         use_tqdm: bool = True,
         **options: Any,
     ) -> None:
-        self._model_folder = Path(model)
-        self._tokenizer_folder = Path(tokenizer or model)
         _check_names(options)
         config = EngineConfig(
             model=str(model),
@@ -63,6 +62,10 @@ class LLM:
             max_model_len=max_model_len,  # type: ignore[arg-type]  # as above
             **options,
         )
+        with show_startup(use_tqdm) as on_phase:
+            config = fetch(config, lambda done, total: on_phase(PhaseProgress("download", done, total)))
+        self._model_folder = Path(config.model)
+        self._tokenizer_folder = Path(config.tokenizer or config.model)
         # A missing tokenizer is found out before the weights are loaded.
         self.tokenizer = None if skip_tokenizer_init else Tokenizer(self._tokenizer_folder)
         with show_startup(use_tqdm) as on_phase:

@@ -68,7 +68,7 @@ def render(
             [_as_template_sees(turn) for turn in messages],
             tools=None if not tools else [msgspec.to_builtins(tool) for tool in tools],
             add_generation_prompt=add_generation_prompt,
-            **msgspec.to_builtins(options),
+            **{**(service.server.default_chat_template_kwargs or {}), **msgspec.to_builtins(options)},
         )
     except RequestError:
         # The template's own words may quote the conversation.

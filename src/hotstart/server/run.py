@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import secrets
 import signal
-import socket
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -16,16 +15,16 @@ from hotstart import log
 from hotstart.config.engine import EngineConfig
 from hotstart.config.server import Keys, ServerConfig
 from hotstart.engine.phases import OnPhase
-from hotstart.errors import ConfigError
 from hotstart.server.app import App
 from hotstart.server.client import EngineClient
+from hotstart.server.cors import Cors
+from hotstart.server.listener import Listener
 from hotstart.server.protocol import Protocol
 from hotstart.server.service import Edge, Service
 from hotstart.server.warmup import warm_up
 
 __all__ = ["serve"]
 
-BACKLOG = 2048
 POLL_S = 0.05
 SECOND_SIGNAL = 2
 
@@ -35,26 +34,11 @@ OnReady = Callable[[Service, str], None]  # the server's state, and its URL
 
 def serve(config: EngineConfig, server: ServerConfig, keys: Keys, on_phase: OnPhase, on_ready: OnReady) -> None:
     """Returns after a drain.  Raises what kept the engine from starting, or EngineDead if it stopped later."""
-    listener = _listen(server)
+    listener = Listener(server)
     try:
         asyncio.run(_serve(config, server, keys, listener, on_phase, on_ready))
     finally:
         listener.close()
-
-
-def _listen(server: ServerConfig) -> socket.socket:
-    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((server.host, server.port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise ConfigError(
-            f"cannot listen at {server.host}:{server.port}: {error.strerror}; choose another --host or --port"
-        ) from error
-    return listener
 
 
 class _Uvicorn(uvicorn.Server):
@@ -68,7 +52,7 @@ async def _serve(
     config: EngineConfig,
     server: ServerConfig,
     keys: Keys,
-    listener: socket.socket,
+    listener: Listener,
     on_phase: OnPhase,
     on_ready: OnReady,
 ) -> None:
@@ -77,7 +61,7 @@ async def _serve(
     token = secrets.token_hex(16)
     http = _Uvicorn(
         uvicorn.Config(
-            App(service, token),
+            Cors(App(service, token), server),
             http=Protocol,
             lifespan="off",
             ws="none",
@@ -85,16 +69,16 @@ async def _serve(
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=2,
+            ssl_certfile=server.ssl_certfile,
+            ssl_keyfile=server.ssl_keyfile,
         )
     )
-    address: tuple[str, int] = listener.getsockname()[:2]
-    url = f"http://{f'[{address[0]}]' if ':' in address[0] else address[0]}:{address[1]}"
-    log.info("listening", url=url)
+    log.info("listening", url=listener.url)
     shutdown = _Shutdown(service, http)
     shutdown.install()
-    listening = asyncio.create_task(http.serve([listener]))
+    listening = asyncio.create_task(http.serve([listener.socket]))
     running = asyncio.create_task(client.run())
-    opening = asyncio.create_task(_open(service, address, token, url, on_ready))
+    opening = asyncio.create_task(_open(service, listener, token, on_ready))
     try:
         await asyncio.wait((listening, running, opening), return_when=asyncio.FIRST_COMPLETED)
         if opening.done() and opening.exception() is None:
@@ -113,12 +97,12 @@ async def _serve(
         raise client.failure
 
 
-async def _open(service: Service, address: tuple[str, int], token: str, url: str, on_ready: OnReady) -> None:
-    service.edge = await asyncio.to_thread(Edge.read, service.config)
+async def _open(service: Service, listener: Listener, token: str, on_ready: OnReady) -> None:
+    service.edge = await asyncio.to_thread(Edge.read, await service.client.wait_checkpoint(), service.server)
     await service.client.wait_ready()
-    await warm_up(service, address, token)
+    await warm_up(service, listener, token)
     await service.open()
-    on_ready(service, url)
+    on_ready(service, listener.url)
 
 
 class _Shutdown:

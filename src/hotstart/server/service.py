@@ -39,16 +39,21 @@ class Edge:
     defaults: SamplingParams
 
     @classmethod
-    def read(cls, config: EngineConfig) -> "Edge":
-        """Raises CheckpointError or UnsupportedModel."""
+    def read(cls, config: EngineConfig, server: ServerConfig) -> "Edge":
+        """Raises CheckpointError, ConfigError or UnsupportedModel."""
         folder = Path(config.tokenizer or config.model)
         tokenizer = Tokenizer(folder)
         assert tokenizer.longest_token_bytes, "a vocabulary without text"
         try:
-            template, error = read_chat_template(folder, tokenizer.special_tokens), ""
+            template, error = read_chat_template(folder, tokenizer.special_tokens, server.chat_template), ""
         except CheckpointError:
+            if server.chat_template:
+                raise
             template, error = None, "this model has no chat template; use /v1/completions"
-        return cls(tokenizer, template, error, read_sampling_defaults(Path(config.model)))
+        defaults = read_sampling_defaults(
+            Path(config.model), server.generation_config, server.override_generation_config
+        )
+        return cls(tokenizer, template, error, defaults)
 
 
 class Service:

@@ -9,6 +9,7 @@ __all__ = ["StartupState", "WarmedRequest"]
 
 # The phases of start-up, for the percentage: one that is not listed counts nothing.
 PHASES = (
+    "download",
     "load libraries",
     "read config",
     "choose kernels",

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from hotstart.engine.phases import Phase
 from hotstart.errors import StartupError
 from hotstart.server.app import WARMUP_HEADER
+from hotstart.server.listener import Listener
 from hotstart.server.service import LONG_BODY_BYTES, Service
 from hotstart.server.startup_state import WarmedRequest
 
@@ -28,7 +29,7 @@ class _Ask(NamedTuple):
     status: int = 200
 
 
-async def warm_up(service: Service, address: tuple[str, int], token: str) -> None:
+async def warm_up(service: Service, listener: Listener, token: str) -> None:
     """Raises StartupError, naming the path, if one of them is not answered as it should be."""
     client, loop = service.client, asyncio.get_running_loop()
     began = loop.time()
@@ -40,7 +41,7 @@ async def warm_up(service: Service, address: tuple[str, int], token: str) -> Non
             moments = [loop.time()]
             for _ in range(2):
                 async with asyncio.timeout(TIMEOUT_S):
-                    await _send(address, token, ask)
+                    await _send(listener, token, ask)
                 moments.append(loop.time())
             start, middle, end = moments
             client.startup.requests.append(WarmedRequest(ask.name, middle - start, end - middle))
@@ -78,13 +79,12 @@ def _asks(service: Service) -> list[_Ask]:
     return asks
 
 
-async def _send(address: tuple[str, int], token: str, ask: _Ask) -> None:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])
-    reader, writer = await asyncio.open_connection(host, address[1])
+async def _send(listener: Listener, token: str, ask: _Ask) -> None:
+    reader, writer = await listener.connect()
     try:
         data = b"" if ask.body is None else json.dumps(ask.body).encode()
         head = (
-            f"{ask.method} {ask.path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n"
+            f"{ask.method} {ask.path} HTTP/1.1\r\nhost: {listener.name}\r\nconnection: close\r\n"
             f"{WARMUP_HEADER.decode()}: {token}\r\ncontent-length: {len(data)}\r\n\r\n"
         )
         writer.write(head.encode() + data)

@@ -78,10 +78,10 @@ class ChatTemplate:
             raise InvalidPrompt(f"{self._name} refused the messages: {error}") from error
 
 
-def read_chat_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatTemplate:
-    """From chat_template.jinja, else from tokenizer_config.json."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
+def read_chat_template(folder: Path, special_tokens: Mapping[str, str], given: str | None = None) -> ChatTemplate:
+    """From the file given, else from chat_template.jinja, else from tokenizer_config.json."""
+    path = Path(given) if given else folder / "chat_template.jinja"
+    if given or path.is_file():
         return ChatTemplate(read_text(path), special_tokens, path.name)
     source = read_optional_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(source, list):  # several by name

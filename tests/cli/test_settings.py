@@ -1,0 +1,79 @@
+"""Where settings come from: the command line counts more than variables, and those more than a file."""
+
+from pathlib import Path
+
+import pytest
+
+from hotstart.cli.main import main, make_parser
+
+Capture = pytest.CaptureFixture[str]
+
+FILE = """
+model: folder
+max-model-len: 4K
+enforce_eager: true
+enable-prefix-caching: false
+served-model-name: [a, b]
+port: 9
+default-chat-template-kwargs:
+  enable_thinking: false
+api-key: secret
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "server.yaml"
+    path.write_text(FILE)
+    return path
+
+
+def test_three_sources_and_their_order(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOTSTART_PORT", "10")
+    monkeypatch.setenv("HOTSTART_SEED", "3")
+    monkeypatch.setenv("HOTSTART_ENFORCE_EAGER", "0")
+    monkeypatch.setenv("HOTSTART_MAX_MODEL_LENGHT", "1")
+    found = make_parser().parse_args(["serve", "--config", str(file), "--seed", "4"])
+    assert (found.model, found.max_model_len, found.seed, found.port) == ("folder", "4K", "4", "10")
+    assert (found.enforce_eager, found.enable_prefix_caching) == (False, False)
+    assert (found.served_model_name, found.api_key) == (["a", "b"], ["secret"])
+    assert found.default_chat_template_kwargs == '{"enable_thinking": false}'
+    shown = found.settings.explain()
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in shown.splitlines()}
+    assert rows["port"] == "10 environment, HOTSTART_PORT"
+    assert rows["seed"] == "4 command line"
+    assert rows["max-model-len"] == "4K server.yaml"
+    assert "secret" not in shown
+    assert "HOTSTART_MAX_MODEL_LENGHT is set and read by nobody; did you mean HOTSTART_MAX_MODEL_LEN?" in shown
+
+
+def test_a_flag_of_the_same_setting_counts_more_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOTSTART_JIT_MONITOR_MODE", "warn")
+    assert make_parser().parse_args(["plan", "m", "--strict"]).jit_monitor_mode == "error"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- a", "holds no settings"),
+        ("a: [", "is not YAML"),
+        ("port:", "gives port no value"),
+        ("config: other.yaml", "names another file"),
+        ("enforce-eager: maybe", "write true or false"),
+        ("max-num-sequences: 3", "max-num-seqs"),
+    ],
+)
+def test_a_bad_file_is_named(text: str, words: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    try:
+        assert main(["serve", "m", "--config", str(tmp_path / "bad.yaml")]) == 2
+    except SystemExit as error:
+        assert error.code == 2
+    err = capsys.readouterr().err
+    assert words in err and "bad.yaml" in err
+    assert main(["plan", "m", "--config", str(tmp_path / "absent.yaml")]) == 2
+
+
+def test_no_model_is_a_mistake(capsys: Capture) -> None:
+    assert main(["serve"]) == 2
+    assert "which model?" in capsys.readouterr().err
