@@ -10,7 +10,7 @@ import json
 from contextlib import closing
 from pathlib import Path
 
-from hotstart.cli.flags import Commands, add_engine_flags, local_config
+from hotstart.cli.flags import Commands, add_engine_flags, engine_config, local_config
 from hotstart.cli.settings import prepare
 
 __all__ = ["add_command"]
@@ -54,8 +54,9 @@ def _foretell(arguments: argparse.Namespace) -> int:
     from hotstart.engine.predict import predict
     from hotstart.kernels.gpus import parse_gpu
 
-    folder = Path(arguments.model)
-    model = read_model_config(folder) if folder.is_dir() else published_config(arguments.model)
-    found = predict(engine_config(arguments), model, folder.name, parse_gpu(arguments.gpu))
+    config = engine_config(arguments)
+    folder = Path(config.model)
+    model = read_model_config(folder) if folder.is_dir() else published_config(config.model)
+    found = predict(config, model, folder.name, parse_gpu(arguments.gpu))
     print(json.dumps(found.as_dict(), indent=2) if arguments.json else found.explain())
     return 0 if found.fits else EXIT_DOES_NOT_FIT
