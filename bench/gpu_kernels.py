@@ -133,6 +133,7 @@ def experts() -> Iterator[Pair]:
 
 
 def sampling() -> Iterator[Pair]:
+    history = ints([0] * 4, torch.int32).view(1, 4)
     for count in ROWS:
         logits = normal(count, VOCAB, scale=3.0)
         for name, (temperature, top_k, top_p) in SETTINGS.items():
@@ -142,17 +143,19 @@ def sampling() -> Iterator[Pair]:
                 top_p=torch.full((count,), top_p, device="cuda"),
                 seed=ints(range(count), torch.int64),
                 position=ints(range(count), torch.int64),
-                banned=ints([], torch.int64).view(0, 2),
+                min_p=torch.zeros(count, device="cuda"),
                 all_greedy=temperature == 0,
                 candidates=candidates(top_k, top_p) if temperature else 0,
-                num_banned=0,
+                any_min_p=False,
+                grammar=None,
+                edits=None,
             )
 
             def ours(logits=logits, rows=rows) -> object:
-                return sample(logits, rows)
+                return sample(logits, rows, history)
 
             def theirs(logits=logits, rows=rows) -> object:
-                return sample_torch(logits, rows)
+                return sample_torch(logits, rows, history)
 
             yield f"{count} rows, {name}", ours, theirs, 2.0 * count * VOCAB
 

@@ -18,6 +18,10 @@ for index in range(60):
         max_tokens=dice.randrange(1, 9),
         logprobs=dice.choice((None, 3)),
         prompt_logprobs=dice.choice((None, 1)),
+        min_p=dice.choice((0.0, 0.1)),
+        repetition_penalty=dice.choice((1.0, 1.2)),
+        logit_bias=dice.choice((None, {7: 1.0})),
+        allowed_token_ids=dice.choice((None, (1, 2, 3))),
     )
     prompt = tuple(dice.choices(range(engine.vocab_size), k=int(2 ** dice.uniform(0, 8.9))))
     engine.add(Request(f"r{index}", prompt, params, 0.0))

@@ -18,6 +18,7 @@ LIMITS = StepLimits(
     slab_rows=8,
     num_slots=4,
     num_end_ids=2,
+    vocab_size=50,
 )
 
 
@@ -60,7 +61,7 @@ def test_sample_and_prompt_rows_follow_the_plan():
     assert built.inputs.logit_rows[:2].tolist() == [0, 73]
     assert slab.temperature.tolist() == [np.float32(0.7), 0.0] and slab.top_k.tolist() == [5, 5]
     assert slab.seed.tolist() == [-3, -3] and slab.position.tolist() == [18, 33]
-    assert slab.banned.tolist() == [[0, 7], [0, 9]] and slab.num_banned == 2
+    assert slab.edits.table.tolist() == [[0, 0, 0, 0, 0, 0, 2, 0]] and slab.edits.ids.tolist() == [7, 9]
     assert slab.candidates and not slab.all_greedy
     # 70 positions of the second span, and 2 of the third, whose last token has no prompt token after it
     assert prompts.spans == ((1, 70), (2, 2)) and prompts.logprobs == 3

@@ -5,7 +5,7 @@ are closer than 1e-3.  Such cases are counted and must be rare; what follows one
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -33,13 +33,13 @@ class Record:
 
     logits: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
 
-    def wrap(self, sample):
-        def recording(logits, rows):
+    def wrap(self, ops):
+        def sample(logits, rows, history):
             for row, key in enumerate(zip(rows.seed.tolist(), rows.position.tolist(), strict=True)):
                 self.logits[key] = logits[row].clone()
-            return sample(logits, rows)
+            return ops.sample(logits, rows, history)
 
-        return recording
+        return replace(ops, sample=sample)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def record(monkeypatch):
     record = Record()
     init = sampler.Sampler.__init__
     monkeypatch.setattr(
-        sampler.Sampler, "__init__", lambda self, logits, sample, *rest: init(self, logits, record.wrap(sample), *rest)
+        sampler.Sampler, "__init__", lambda self, logits, ops, *rest: init(self, logits, record.wrap(ops), *rest)
     )
     return record
 

@@ -9,6 +9,7 @@ from tasks import chat_text
 
 from hotstart import LLM, Logprob, SamplingParams
 from hotstart.errors import ConfigError, InvalidPrompt, InvalidSamplingParams, PromptTooLong, RequestError
+from hotstart.text.bad_words import bad_word_ids
 
 CHECKPOINT = Path(__file__).parents[2] / "checkpoints" / "tiny-qwen3.5"
 SMALL = {
@@ -88,6 +89,21 @@ def test_seeded_draws_repeat_whatever_the_neighbours(llm: LLM) -> None:
     assert len(alone) == 12
     beside = llm.generate([SORT, ADD, COPY], [GREEDY, drawn, GREEDY], use_tqdm=False)
     assert beside[1].outputs[0].token_ids == alone
+
+
+def test_answers_in_several_choices(llm: LLM) -> None:
+    params = SamplingParams(n=3, temperature=2.0, seed=5, max_tokens=8, bad_words=("e", "at"), ignore_eos=True)
+    results = llm.generate([ADD, SORT], params, use_tqdm=False)
+    assert [[output.index for output in result.outputs] for result in results] == [[0, 1, 2]] * 2
+    answers = [[output.token_ids for output in result.outputs] for result in results]
+    assert len({tuple(ids) for group in answers for ids in group}) > 3 and all(result.finished for result in results)
+    words = bad_word_ids(params.bad_words, llm.get_tokenizer())
+    for ids in (tuple(ids) for group in answers for ids in group):
+        assert not any(word == ids[i : i + len(word)] for word in words for i in range(len(ids)))
+    again = llm.generate([SORT, ADD], params, use_tqdm=False)
+    assert [[output.token_ids for output in result.outputs] for result in reversed(again)] == answers
+    with pytest.raises(RequestError, match="n is 3"):
+        next(llm.stream(ADD, params))
 
 
 def test_chat(llm: LLM) -> None:

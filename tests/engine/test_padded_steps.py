@@ -22,6 +22,7 @@ LIMITS = StepLimits(
     slab_rows=4,
     num_slots=20,
     num_end_ids=1,
+    vocab_size=50,
 )
 
 

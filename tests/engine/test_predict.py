@@ -63,7 +63,7 @@ def test_a_step_takes_what_the_layers_take(
 ) -> None:
     """The worst of them, on meta, through the same model of the allocator."""
     config = shortened(published_config(name), 8)
-    limits = StepLimits(num_seqs, num_tokens, 3000, 16, 64, 128, num_seqs, 1)
+    limits = StepLimits(num_seqs, num_tokens, 3000, 16, 64, 128, num_seqs, 1, config.vocab_size)
     plans = worst_plans(num_tokens, limits, thorough=True)
     rows = GpuSizes().row_rungs(limits.slab_rows)
     traits = GpuTraits(parse_gpu(gpu).arch, gpu == "h200")

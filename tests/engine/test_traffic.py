@@ -25,6 +25,12 @@ def random_params(dice):
         stop_token_ids=tuple(dice.sample(range(VOCAB), dice.choice((0, 0, 3)))),
         logprobs=dice.choice((None, None, 0, 3, 20)),
         prompt_logprobs=dice.choice((None, None, None, 0, 2)),
+        min_p=dice.choice((0.0, 0.0, 0.1)),
+        repetition_penalty=dice.choice((1.0, 1.0, 1.2)),
+        frequency_penalty=dice.choice((0.0, 0.0, 0.7)),
+        logit_bias=dice.choice((None, None, dict.fromkeys(dice.sample(range(VOCAB), 200), -1.0))),
+        bad_word_ids=dice.choice(((), (), ((1,), (2, 3, 4), (0, 0)))),
+        allowed_token_ids=dice.choice((None, None, tuple(dice.sample(range(VOCAB), 3)))),
     )
 
 

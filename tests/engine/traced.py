@@ -67,8 +67,9 @@ def trace(
     )
     device = StubDevice()
     inputs = InputBuilder(limits, device)
-    sampler = Sampler(model.logits, model.ops.sample, config.vocab_size, limits, device)
+    sampler = Sampler(model.logits, model.ops, limits, device)
     sampler.last_tokens = sampler.last_tokens.to(META)
+    sampler._history = sampler._history.to(META)
     sampler._landing = _Landing()
     found = []
     with dry.gpu(gpu), torch.inference_mode():

@@ -64,6 +64,7 @@ class Stepper:
             slab_rows=device.slab_rows,
             num_slots=count,
             num_end_ids=0,
+            vocab_size=model.config.vocab_size,
         )
         self.inputs = InputBuilder(limits, device)
         # Pages of one sequence lie between those of the others.

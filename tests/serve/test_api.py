@@ -93,6 +93,30 @@ def test_choices_differ_and_a_seed_repeats_them(server: Server) -> None:
     assert sample() == texts
 
 
+def test_what_is_asked_of_tokens_is_done(server: Server) -> None:
+    def answer(**fields) -> str:
+        made = server.client.completions.create(
+            model=MODEL, prompt=prompt, max_tokens=12, temperature=0, extra_body=fields
+        )
+        return made.choices[0].text
+
+    def ids(text: str) -> list[int]:
+        return server.ask("/tokenize", {"prompt": text})[1]["tokens"]
+
+    question = [{"role": "user", "content": "Copy: w x y z"}]
+    prompt = server.ask("/tokenize", {"messages": question})[1]["tokens"]
+    plain, (x,) = answer(), ids("x")
+    assert plain == "w x y z"
+    assert answer(logit_bias={str(x): 100}) == "x" * 12
+    assert set(answer(allowed_token_ids=ids("xyz"))) <= set("xyz")
+    assert set(answer(allowed_token_ids=ids("xyz"), frequency_penalty=2)) == set("xyz")
+    assert len(set(answer(logit_bias={str(x): 30}, presence_penalty=2))) == 1
+    assert answer(min_p=0.2, repetition_penalty=1.0) == plain
+    assert answer(repetition_penalty=100) != plain
+    word = plain.strip()[:3]
+    assert word not in answer(bad_words=[word])
+
+
 def test_characters_are_whole_however_their_bytes_are_cut(server: Server) -> None:
     content = "Copy: kßmt o😀r"
     stream = server.client.chat.completions.create(

@@ -30,6 +30,14 @@ REFUSED: list[tuple[str, dict[str, Any], str | None]] = [
     *((TEXT, {"stop": value}, "stop") for value in ("", [""], ["a"] * 17, 5, [5])),
     *((TEXT, {"stop_token_ids": value}, "stop_token_ids") for value in ([-1], [448], [2**31], [0] * 129, "a")),
     *((TEXT, {"logprobs": value}, "logprobs") for value in (21, -1, True)),
+    *((TEXT, {"min_p": value}, "min_p") for value in (-0.1, 1.1, "0", [0])),
+    *((CHAT, {"presence_penalty": value}, "presence_penalty") for value in (-2.1, 2.1, "1")),
+    *((TEXT, {"frequency_penalty": value}, "frequency_penalty") for value in (-2.1, 3, True)),
+    *((TEXT, {"repetition_penalty": value}, "repetition_penalty") for value in (0, -1, 101, "1")),
+    *((CHAT, {"logit_bias": value}, "logit_bias") for value in ({"1": 101}, {"x": 1}, {"-1": 1}, {"448": 1}, [1])),
+    (TEXT, {"logit_bias": dict.fromkeys(map(str, range(301)), 1)}, "logit_bias"),
+    *((TEXT, {"bad_words": value}, "bad_words") for value in ([""], ["a"] * 129, "a", [1], ["a" * 2000])),
+    *((TEXT, {"allowed_token_ids": value}, "allowed_token_ids") for value in ([], [-1], [448], [2**31], 1, ["1"])),
     (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     (CHAT, {"top_logprobs": 2}, "top_logprobs"),
     (CHAT, {"logprobs": 1}, "logprobs"),
@@ -45,13 +53,6 @@ REFUSED: list[tuple[str, dict[str, Any], str | None]] = [
     *(
         (TEXT, {name: value}, name)
         for name, value in {
-            "min_p": 0.1,
-            "presence_penalty": 1,
-            "frequency_penalty": -1,
-            "repetition_penalty": 1.1,
-            "logit_bias": {"1": 2},
-            "bad_words": ["x"],
-            "allowed_token_ids": [1],
             "response_format": {"type": "json_object"},
             "best_of": 2,
             "suffix": "x",

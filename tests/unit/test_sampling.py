@@ -3,7 +3,7 @@
 import dataclasses
 
 import torch
-from sampling_cases import make_rows
+from sampling_cases import HISTORY, make_rows
 
 from hotstart.kernels.sampling import sample_torch, token_logprobs, uniform
 
@@ -11,14 +11,25 @@ from hotstart.kernels.sampling import sample_torch, token_logprobs, uniform
 def test_draws_follow_the_exact_distribution():
     n = 20_000
     logits = torch.tensor([2.0, -1.0, 0.5, 0.5, 1.0, -3.0, 0.0])
-    settings = [{}, {"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.7}, {"top_k": 4, "top_p": 0.8, "temperature": 2.0}]
+    settings = [
+        {},
+        {"temperature": 0.5},
+        {"top_k": 3},
+        {"top_p": 0.7},
+        {"top_k": 4, "top_p": 0.8, "temperature": 2.0},
+        {"min_p": 0.2},
+        {"min_p": 0.1, "top_p": 0.9},
+    ]
     for setting in settings:
-        tokens = sample_torch(logits.expand(n, -1), make_rows([setting | {"seed": 7, "position": i} for i in range(n)]))
+        tokens = sample_torch(
+            logits.expand(n, -1), make_rows([setting | {"seed": 7, "position": i} for i in range(n)]), HISTORY
+        )
         probs = (logits.double() / setting.get("temperature", 1.0)).softmax(-1)
+        probs[probs < setting.get("min_p", 0.0) * probs.max()] = 0
         order = probs.argsort(descending=True, stable=True)
         kept = order[: setting.get("top_k", 7)]
         ranked = probs[kept] / probs[kept].sum()
-        kept = kept[(ranked.cumsum(0) - ranked) < setting.get("top_p", 1.0)]
+        kept = kept[((ranked.cumsum(0) - ranked) < setting.get("top_p", 1.0)) & (ranked > 0)]
         exact = torch.zeros_like(probs).scatter(0, kept, probs[kept] / probs[kept].sum())
         seen = torch.bincount(tokens, minlength=7) / n
         assert not seen[exact == 0].any(), setting
@@ -37,10 +48,10 @@ def test_a_row_does_not_know_its_neighbours():
         {"seed": 1, "position": 4, "temperature": 0.3, "banned": (int(logits[4].argmax()),)},
         {"temperature": 0.0},
     ]
-    together = sample_torch(logits, make_rows(rows))
-    alone = torch.cat([sample_torch(logits[i : i + 1], make_rows(rows[i : i + 1])) for i in range(6)])
+    together = sample_torch(logits, make_rows(rows), HISTORY)
+    alone = torch.cat([sample_torch(logits[i : i + 1], make_rows(rows[i : i + 1]), HISTORY) for i in range(6)])
     assert torch.equal(together, alone)
-    assert torch.equal(sample_torch(logits.flip(0), make_rows(rows[::-1])).flip(0), together)
+    assert torch.equal(sample_torch(logits.flip(0), make_rows(rows[::-1]), HISTORY).flip(0), together)
     assert together[5] == logits[5].argmax() and together[4] != logits[4].argmax()
 
 
@@ -56,10 +67,10 @@ def test_uniform_is_uniform():
 def test_cuts_keep_ties_in_the_order_of_ids():
     logits = torch.zeros(1, 8).expand(500, -1)
     rows = [{"seed": i} for i in range(500)]
-    assert set(sample_torch(logits, make_rows([r | {"top_k": 3} for r in rows])).tolist()) == {0, 1, 2}
-    assert set(sample_torch(logits, make_rows([r | {"top_p": 0.25} for r in rows])).tolist()) == {0, 1}
-    assert set(sample_torch(logits, make_rows([r | {"top_p": 1e-9} for r in rows])).tolist()) == {0}
-    assert set(sample_torch(logits, make_rows([r | {"top_k": 100} for r in rows])).tolist()) == set(range(8))
+    assert set(sample_torch(logits, make_rows([r | {"top_k": 3} for r in rows]), HISTORY).tolist()) == {0, 1, 2}
+    assert set(sample_torch(logits, make_rows([r | {"top_p": 0.25} for r in rows]), HISTORY).tolist()) == {0, 1}
+    assert set(sample_torch(logits, make_rows([r | {"top_p": 1e-9} for r in rows]), HISTORY).tolist()) == {0}
+    assert set(sample_torch(logits, make_rows([r | {"top_k": 100} for r in rows]), HISTORY).tolist()) == set(range(8))
 
 
 def test_logprobs_are_of_the_raw_logits():
@@ -80,12 +91,12 @@ def test_looking_at_few_candidates_changes_nothing():
     few = make_rows(rows)
     for wider in (170, 10**6):
         many = dataclasses.replace(few, candidates=wider)
-        assert torch.equal(sample_torch(logits, few), sample_torch(logits, many))
+        assert torch.equal(sample_torch(logits, few, HISTORY), sample_torch(logits, many, HISTORY))
 
 
 def test_extreme_logits_give_kept_tokens():
     logits = torch.full((1, 50), -1e30)
     logits[0, 7], logits[0, 9] = 1e30, -torch.inf
     for setting in ({}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 0.01}, {"temperature": 100.0, "top_k": 50}):
-        tokens = torch.cat([sample_torch(logits, make_rows([setting | {"seed": i}])) for i in range(20)])
+        tokens = torch.cat([sample_torch(logits, make_rows([setting | {"seed": i}]), HISTORY) for i in range(20)])
         assert tokens.eq(7).all(), setting

@@ -23,5 +23,5 @@ def read_sampling_defaults(
     advice |= overrides or {}
     if advice.get("do_sample") is False:
         return SamplingParams(temperature=0.0)
-    names = ("temperature", "top_k", "top_p")
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     return SamplingParams(**{name: advice[name] for name in names if advice.get(name) is not None})

@@ -112,6 +112,7 @@ class Checker:
             slab_rows=self.device.slab_rows,
             num_slots=24,
             num_end_ids=1,
+            vocab_size=config.vocab_size,
         )
 
     def space(self) -> LaunchSpace:
@@ -132,6 +133,7 @@ class Checker:
             model.layout(at.page_size), 512, at.num_slots, lambda shape, dtype: meta(shape, dtype=dtype)
         )
         inputs = InputBuilder(at, self.device)
+        history = meta(at.num_slots, at.max_model_len, dtype=torch.int32)
         limits = SchedulerLimits(
             max_num_seqs=at.max_num_seqs,
             max_num_batched_tokens=at.max_num_batched_tokens,
@@ -146,9 +148,13 @@ class Checker:
                 built = inputs.build(plan)
                 _assert_aligned(built.inputs)
                 hidden = model(moved(built.inputs, _META), cache)
+                if built.samples.records is not None:
+                    token_ids = moved(built.inputs.token_ids, _META)
+                    model.ops.record(history, token_ids, moved(built.samples.records, _META))
                 for slab in built.samples.slabs:
                     _assert_aligned(slab)
-                    model.ops.sample(model.logits(hidden[: len(slab.temperature)]), moved(slab, _META))
+                    logits = model.logits(hidden[: len(slab.temperature)])
+                    model.ops.sample(logits, moved(slab, _META), history)
                 watch.check()
         return record
 

@@ -12,7 +12,7 @@ from hotstart.engine.phases import StartupReport
 from hotstart.engine.plan import StepPlan, StepResult
 from hotstart.engine.runner import Flight, Runner
 from hotstart.engine.scheduler import Scheduler
-from hotstart.errors import EngineDead, HotstartError, InvalidPrompt, InvalidSamplingParams, RequestError, StepError
+from hotstart.errors import EngineDead, HotstartError, InvalidPrompt, RequestError, StepError
 from hotstart.kernels.watch import LateEvent, Watch
 from hotstart.request import FinishReason, Request, TokenEvent
 
@@ -214,6 +214,4 @@ class Engine:
         if ids and not 0 <= min(ids) <= max(ids) < limit:
             wrong = next(id for id in ids if not 0 <= id < limit)
             raise InvalidPrompt(f"the prompt holds token id {wrong}, ids must be in [0, {limit - 1}]")
-        stops = request.params.stop_token_ids
-        if stops and max(stops) >= limit:
-            raise InvalidSamplingParams(f"stop_token_ids holds {max(stops)}, ids must be in [0, {limit - 1}]")
+        request.params.check_vocabulary(limit)

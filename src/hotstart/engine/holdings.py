@@ -24,8 +24,10 @@ class Holdings:
         self.prefixes = PrefixIndex(self.pages, self.slots, limits.page_size, block_length)
 
     def keys_of(self, request: Request) -> tuple[bytes, ...]:
-        """None for a request that wants its prompt's log-probabilities: they come from computing all of it."""
-        if not self._limits.enable_prefix_caching or request.params.prompt_logprobs is not None:
+        """None for a request that wants to know something of every token of its prompt: all of it is computed."""
+        params = request.params
+        looks_at_prompt = params.prompt_logprobs is not None or params.repetition_penalty != 1.0
+        if not self._limits.enable_prefix_caching or looks_at_prompt:
             return ()
         return self.prefixes.keys_of(request.prompt_token_ids)
 

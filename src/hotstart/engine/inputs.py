@@ -14,6 +14,7 @@ from torch import Tensor
 from hotstart.cache.step import DecodeInputs, PrefillInputs, StepInputs
 from hotstart.engine.device import Device
 from hotstart.engine.limits import StepLimits
+from hotstart.engine.masks import FillMasks, MaskBuffer
 from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Span, StepPlan
 from hotstart.engine.rows import PromptRows, RowList, SampleRows, row_sections
 from hotstart.engine.sheet import Section, Sheet
@@ -28,17 +29,19 @@ class BuiltStep:
     inputs: StepInputs
     samples: SampleRows
     prompts: PromptRows | None
+    masks: MaskBuffer  # to be uploaded before tokens are sampled
     reads_last_tokens: bool  # host: a decode span's token is still on the device
     decode_rung: int | None = None  # host: rows of a step of answers alone, where such steps are padded
 
 
 class InputBuilder:
-    def __init__(self, limits: StepLimits, device: Device) -> None:
+    def __init__(self, limits: StepLimits, device: Device, fill_masks: FillMasks | None = None) -> None:
         self.limits = limits
         self.rungs = device.token_rungs(limits.max_num_batched_tokens)
         self.decode_rungs = device.decode_rungs(limits.max_num_seqs)
         self.row_rungs = device.row_rungs(limits.slab_rows)
         self._staging = device.staging(limits.staging_bytes(self.rungs, self.row_rungs))
+        self._masks = MaskBuffer(limits, device, fill_masks)
         self._sheets: dict[tuple[int, _Sizes], Sheet] = {}
 
     def rung(self, num_tokens: int) -> int:
@@ -56,7 +59,9 @@ class InputBuilder:
     def build(self, plan: StepPlan) -> BuiltStep:
         num_tokens, num_decodes = plan.num_tokens, plan.num_decodes
         decodes, prefills = plan.spans[:num_decodes], plan.spans[num_decodes:]
-        rows = RowList(plan, self.limits.slab_rows, self.row_rungs, no_slot=self.limits.num_slots)
+        self._masks.clear()
+        rows = RowList(plan, self.limits.slab_rows, self.row_rungs, self.limits.num_slots, self._masks)
+        self._masks.start()
         decode_rung = self.decode_rung(plan)
         num_chunks = sum(-(-span.length // self.limits.chunk_length) for span in prefills)
         sheet = self._sheet(
@@ -67,7 +72,7 @@ class InputBuilder:
                 chunks=num_chunks,
                 samples=rows.num_samples,
                 prompts=rows.num_prompts,
-                banned=rows.num_banned,
+                edit_words=rows.num_edit_words,
             )
         )
         sheet.clear()
@@ -90,6 +95,7 @@ class InputBuilder:
             ),
             samples=rows.sample_rows(image),
             prompts=rows.prompt_rows(image),
+            masks=self._masks,
             reads_last_tokens=any(span.token_ids[0] == IN_FLIGHT for span in decodes),
             decode_rung=decode_rung,
         )
@@ -162,7 +168,7 @@ class _Sizes(NamedTuple):
     chunks: int
     samples: int
     prompts: int
-    banned: int
+    edit_words: int
 
 
 def _sections(n: _Sizes, max_pages: int) -> tuple[Section, ...]:
@@ -183,7 +189,7 @@ def _sections(n: _Sizes, max_pages: int) -> tuple[Section, ...]:
         Section("prefill_reads", (n.prefills,)),
         Section("prefill_writes", (n.prefills,)),
         Section("chunks", (n.chunks, 4)),
-        *row_sections(n.samples, n.prompts, n.banned),
+        *row_sections(n.samples, n.prompts, n.edit_words),
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hotstart.errors import InvalidPrompt, PromptTooLong
-from hotstart.request import MAX_STOP_TOKEN_IDS
+from hotstart.request import MAX_BAD_WORDS, MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS
 
 __all__ = ["ALIGN_WORDS", "SchedulerLimits", "StepLimits"]
 
@@ -68,16 +68,30 @@ class StepLimits:
     slab_rows: int  # rows of logits that exist at once
     num_slots: int
     num_end_ids: int  # tokens that end a sequence, beside a request's own
+    vocab_size: int
 
     @property
     def max_pages(self) -> int:
         """Of one sequence."""
         return -(-self.max_model_len // self.page_size)
 
+    @property
+    def mask_words(self) -> int:
+        """Bits of a row's allowed tokens, in words; rows are 16-byte aligned."""
+        return -(-self.vocab_size // 128) * 4
+
+    @property
+    def sampling_bytes(self) -> int:
+        """The last token and all tokens by slot, and masks (see sampler.py, masks.py)."""
+        return 4 * (self.num_slots + 1 + self.num_slots * self.max_model_len + self.max_num_seqs * self.mask_words)
+
     def staging_bytes(self, token_rungs: Sequence[int], row_rungs: Sequence[int]) -> int:
         """A bound on the data of any step within the limits, with the padding of every section (see inputs.py)."""
         tokens, seqs = token_rungs[-1], self.max_num_seqs
         samples, prompts = (count + row_rungs[-1] for count in (seqs, tokens))
         words = 4 * tokens + seqs * (self.max_pages + 6) + 4 * (tokens // self.chunk_length + seqs)
-        words += 14 * samples + 3 * prompts + 4 * seqs * (MAX_STOP_TOKEN_IDS + self.num_end_ids)
+        words += 15 * samples + 3 * prompts
+        edited = MAX_STOP_TOKEN_IDS + self.num_end_ids + MAX_LOGIT_BIAS + 2 * MAX_BAD_WORDS
+        edits = seqs * (18 + 2 * edited) + 6 * ALIGN_WORDS * (seqs // self.slab_rows + 1)
+        words += 1 << edits.bit_length()  # it is rounded up
         return 4 * (words + 32 * ALIGN_WORDS)

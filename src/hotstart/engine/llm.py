@@ -19,13 +19,14 @@ from hotstart.config.generation import read_sampling_defaults
 from hotstart.config.hub import fetch
 from hotstart.engine.engine import Engine
 from hotstart.engine.memory import MemoryPlan
-from hotstart.engine.outputs import OutputBuilder, RequestOutput
+from hotstart.engine.outputs import OutputBuilder, RequestOutput, output_of
 from hotstart.engine.phases import PhaseProgress, StartupReport
 from hotstart.engine.progress import RequestProgress, show_requests, show_startup
 from hotstart.engine.startup import start
 from hotstart.errors import ConfigError, InvalidPrompt, RequestError
 from hotstart.kernels.watch import LateEvent
 from hotstart.request import Request, SamplingParams
+from hotstart.text.bad_words import bad_word_ids
 from hotstart.text.chat import ChatTemplate, Message, read_chat_template
 from hotstart.text.tokenizer import Tokenizer
 
@@ -108,11 +109,12 @@ class LLM:
         Raises a RequestError that names the prompt before anything runs, if one of them cannot be served.  A failure
         while they run is in the `error` of the results that it hit.
         """
-        builders = self._make_builders(_as_list(prompts), sampling_params)
+        choices = self._make_builders(_as_list(prompts), sampling_params)
+        builders = list(itertools.chain.from_iterable(choices))
         with show_requests(len(builders), use_tqdm) as progress:
             for _ in self._run(builders, progress):
                 pass
-        return [builder.output() for builder in builders]
+        return [output_of(group) for group in choices]
 
     def chat(
         self,
@@ -150,7 +152,9 @@ class LLM:
 
     def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[str]:
         """The text of one answer as it grows.  Raises the error that ended it, if one did."""
-        (builder,) = builders = self._make_builders([prompt], sampling_params)
+        if sampling_params is not None and sampling_params.n > 1:
+            raise RequestError(f"n is {sampling_params.n}, a stream is one answer; use generate for several")
+        ((builder,),) = (builders,) = self._make_builders([prompt], sampling_params)
         for _ in self._run(builders):
             if text := builder.take_text():
                 yield text
@@ -169,28 +173,31 @@ class LLM:
 
     def _make_builders(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
-    ) -> list[OutputBuilder]:
-        """Adds every prompt to the engine, or none of them."""
+    ) -> list[list[OutputBuilder]]:
+        """Adds every prompt to the engine, or none of them; one builder for each answer to a prompt."""
         if params is None:
             params = self.get_default_sampling_params()
         each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
             raise RequestError(f"{len(prompts)} prompts and {len(each)} sampling_params; give one, or one for each")
         builders: list[OutputBuilder] = []
+        choices: list[list[OutputBuilder]] = []
         with ExitStack() as undo:
             undo.callback(self._abort, builders)
             for number, (prompt, wishes) in enumerate(zip(prompts, each, strict=True)):
                 try:
-                    builder = self._make_builder(prompt, wishes)
-                    self.engine.add(builder.request)
+                    group = self._make_group(prompt, wishes)
+                    for builder in group:
+                        self.engine.add(builder.request)
+                        builders.append(builder)
                 except RequestError as error:
                     raise type(error)(f"prompt {number}: {error}") from error
-                builders.append(builder)
+                choices.append(group)
             undo.pop_all()
         self._running |= {builder.request.id: builder for builder in builders}
-        return builders
+        return choices
 
-    def _make_builder(self, prompt: Prompt, params: SamplingParams) -> OutputBuilder:
+    def _make_group(self, prompt: Prompt, params: SamplingParams) -> list[OutputBuilder]:
         text, ids = _read_prompt(prompt)
         if ids is None:
             assert text is not None
@@ -203,8 +210,11 @@ class LLM:
             # The tokenizer's end token may be none of those that the model's config names.
             stops = {*params.stop_token_ids, self.tokenizer.eos_token_id}
             params = dataclasses.replace(params, stop_token_ids=tuple(sorted(stops)))
-        request = Request(str(next(self._numbers)), tuple(ids), params, time.monotonic())
-        return OutputBuilder(request, text, self.tokenizer)
+        if params.bad_words:
+            params = dataclasses.replace(params, bad_word_ids=bad_word_ids(params.bad_words, self.get_tokenizer()))
+        now = time.monotonic()
+        requests = [Request(str(next(self._numbers)), tuple(ids), each, now) for each in params.choices()]
+        return [OutputBuilder(request, text, self.tokenizer) for request in requests]
 
     def _run(self, builders: Sequence[OutputBuilder], progress: RequestProgress | None = None) -> Iterator[None]:
         """Steps the engine until all of these are finished; pauses after each step."""

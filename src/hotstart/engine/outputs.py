@@ -1,7 +1,7 @@
 """What `LLM.generate` returns, shaped as vLLM's results are, and how token events become it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from hotstart.errors import HotstartError
@@ -10,7 +10,7 @@ from hotstart.text.detokenizer import Detokenizer
 from hotstart.text.stop import StopStrings
 from hotstart.text.tokenizer import Tokenizer
 
-__all__ = ["CompletionOutput", "Logprob", "OutputBuilder", "RequestOutput"]
+__all__ = ["CompletionOutput", "Logprob", "OutputBuilder", "RequestOutput", "output_of"]
 
 
 class Logprob(NamedTuple):
@@ -148,3 +148,17 @@ class OutputBuilder:
             ranks.setdefault(token_id, (logprob, rank))
         text = self._tokenizer.token_text if self._tokenizer else lambda _: None
         return {token_id: Logprob(logprob, rank, text(token_id)) for token_id, (logprob, rank) in ranks.items()}
+
+
+def output_of(choices: Sequence[OutputBuilder]) -> RequestOutput:
+    """All answers to one prompt."""
+    outputs = [builder.output() for builder in choices]
+    for index, output in enumerate(outputs):
+        output.outputs[0].index = index
+    first = outputs[0]
+    return replace(
+        first,
+        outputs=[output.outputs[0] for output in outputs],
+        finished=all(output.finished for output in outputs),
+        error=next((output.error for output in outputs if output.error), None),
+    )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from hotstart.request import PositionLogprobs
 
-__all__ = ["IN_FLIGHT", "NO_SLOT", "Sampling", "Span", "SpanResult", "StepPlan", "StepResult"]
+__all__ = ["IN_FLIGHT", "NO_SLOT", "Penalties", "Sampling", "Span", "SpanResult", "StepPlan", "StepResult"]
 
 IN_FLIGHT = (
     -1
@@ -25,8 +25,21 @@ class Sampling(NamedTuple):
     top_p: float
     seed: int
     position: int  # number of tokens before the one sampled
-    banned_ids: tuple[int, ...] = ()  # end and stop tokens while min_tokens is not reached
+    banned_ids: tuple[int, ...] = ()  # end and stop tokens while min_tokens is not reached, ends of bad words
     logprobs: int | None = None
+    min_p: float = 0.0
+    bias: tuple[tuple[int, float], ...] = ()  # token id, what is added
+    allowed: bytes | None = None  # bits of the only tokens that may come, as far as the last of them
+
+
+class Penalties(NamedTuple):
+    """What a sequence's tokens cost when they come again.  They are counted on the device, by the sequence's slot."""
+
+    slot: int  # its own, whatever its spans read and write
+    num_prompt: int  # tokens before these are the prompt's
+    repetition: float
+    presence: float
+    frequency: float
 
 
 class Span(NamedTuple):
@@ -42,6 +55,7 @@ class Span(NamedTuple):
     sampling: Sampling | None = None  # None: the prompt goes on in a later step
     prompt_logprobs: int | None = None  # alternatives wanted at each position of this span
     next_prompt_id: int | None = None  # the token after the span, where prompt_logprobs needs it
+    penalties: Penalties | None = None  # in every span of a sequence that has any
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,7 +215,7 @@ class _Predictor:
         at, rungs = self.limits, self.sizes.decode_rungs(self.limits.max_num_seqs)
         token_rungs, row_rungs = self.sizes.token_rungs(at.max_num_batched_tokens), self.sizes.row_rungs(at.slab_rows)
         graphs = 0 if self.config.enforce_eager else rungs[-1] * self.model.hidden_size * self.item
-        return at.staging_bytes(token_rungs, row_rungs) + 4 * (at.num_slots + 1) + graphs
+        return at.staging_bytes(token_rungs, row_rungs) + at.sampling_bytes + graphs
 
     def _step(self, size: int) -> _Ends:
         """The worst steps of so many tokens."""
@@ -228,7 +228,7 @@ class _Predictor:
             return _Ends(0, 0, 0)
         rungs = self.sizes.decode_rungs(self.limits.max_num_seqs)
         rows = rungs[-1]
-        shapes = StepShapes(rows, rows, (), 0, 0, bans=False, logprobs=False)
+        shapes = StepShapes(rows, rows, (), 0, 0, edits=False, logprobs=False)
         first = step_bytes(self.model, self.dtype, self.limits, self.traits, shapes) + WORKSPACE_BYTES
         each = max(MIB, self.constants.graph_bytes * self.model.num_hidden_layers)
         expected, share = first + each * (len(rungs) - 1), self.constants.graph_share

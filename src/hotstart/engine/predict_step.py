@@ -56,7 +56,7 @@ class StepShapes:
     prompts: tuple[int, ...]  # lengths
     samples: int  # rows of logits, padded
     targets: int  # rows of prompts' log-probabilities, padded
-    bans: bool
+    edits: bool  # of logits, by any row
     logprobs: bool
 
     @classmethod
@@ -69,7 +69,7 @@ class StepShapes:
             prompts=tuple(span.length for span in plan.spans[plan.num_decodes :]),
             samples=padded_rows(len(wishes), limits.slab_rows, row_rungs),
             targets=padded_rows(targets, limits.slab_rows, row_rungs),
-            bans=any(wish.banned_ids for wish in wishes),
+            edits=any(wish.banned_ids or wish.bias or wish.allowed for wish in wishes),
             logprobs=any(wish.logprobs is not None for wish in wishes),
         )
 
@@ -249,10 +249,11 @@ class _Step:
         return [self.limits.slab_rows] * slabs + [rest] * bool(rest)
 
     def _draw(self, rows: int) -> Place:
-        """Tokens, with two rows of candidates for each meanwhile; without banned tokens in a copy of the logits."""
-        copy = [self.take(rows * self.config.vocab_size)] if self.at.bans else []
+        """Tokens, with two rows of candidates for each meanwhile; edits are made in a float32 copy of the logits."""
+        copy = [self.take(rows * self.config.vocab_size, 4)] if self.at.edits else []
         tokens = self.take(rows, 8)
-        candidates = [self.take(rows * _DRAW_BLOCK), self.take(rows * _DRAW_BLOCK, 4)]
+        values = self.take(rows * _DRAW_BLOCK, 4) if self.at.edits else self.take(rows * _DRAW_BLOCK)
+        candidates = [values, self.take(rows * _DRAW_BLOCK, 4)]
         self.free(*copy, *candidates)
         return tokens
 

@@ -5,7 +5,7 @@ long as they ever get, while the cache is one page and one slot.  What they comp
 """
 
 from hotstart.engine.limits import StepLimits
-from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Sampling, Span, StepPlan
+from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Penalties, Sampling, Span, StepPlan
 from hotstart.request import MAX_LOGPROBS, Request, SamplingParams
 
 __all__ = [
@@ -19,7 +19,8 @@ __all__ = [
 ]
 
 _GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0, position=1)
-_EVERYTHING = Sampling(temperature=0.8, top_k=5, top_p=0.9, seed=7, position=1, banned_ids=(0,), logprobs=MAX_LOGPROBS)
+_CUT = Sampling(temperature=0.8, top_k=5, top_p=0.9, seed=7, position=1, logprobs=MAX_LOGPROBS)
+_EVERYTHING = _CUT._replace(min_p=0.01, banned_ids=(0,), bias=((0, 1.0),), allowed=b"\x01")
 _WIDE = _EVERYTHING._replace(top_k=0)  # the whole vocabulary is put in order
 _UNCUT = _WIDE._replace(top_p=1.0)
 
@@ -57,7 +58,7 @@ def answer_plan(size: int, limits: StepLimits) -> StepPlan:
 
 def answer_plans(size: int, limits: StepLimits) -> list[StepPlan]:
     """Answers alone, in every way to sample."""
-    ways = (_GREEDY, _EVERYTHING, _WIDE, _UNCUT)
+    ways = (_GREEDY, _CUT, _EVERYTHING, _WIDE, _UNCUT)
     return [_plan((1,) * size, way, limits, all_logprobs=False, near=True) for way in ways]
 
 
@@ -103,9 +104,10 @@ def _span(sequence_id: int, length: int, start: int, sampling: Sampling, logprob
         pages=(0,) * limits.max_pages,
         read_slot=0 if start else NO_SLOT,
         write_slot=0,
-        sampling=sampling,
+        sampling=sampling._replace(position=start + length),
         prompt_logprobs=MAX_LOGPROBS if logprobs else None,
         next_prompt_id=0 if logprobs else None,
+        penalties=Penalties(0, 0, 1.1, 0.1, 0.1) if sampling.bias else None,
     )
 
 
@@ -119,8 +121,12 @@ def trial_requests(max_model_len: int, chunk_length: int) -> list[Request]:
         SamplingParams(temperature=0.0, max_tokens=3, logprobs=MAX_LOGPROBS, prompt_logprobs=MAX_LOGPROBS),
         SamplingParams(temperature=0.8, max_tokens=3, top_k=5, top_p=0.9, seed=7, logprobs=0),
         SamplingParams(temperature=1.0, max_tokens=4, min_tokens=2, stop_token_ids=(0,)),
+        SamplingParams(temperature=0.8, max_tokens=4, min_p=0.1, presence_penalty=0.5, frequency_penalty=0.5),
+        SamplingParams(
+            max_tokens=4, repetition_penalty=1.1, logit_bias={0: 1.0}, bad_word_ids=((0, 0),), allowed_token_ids=(0,)
+        ),
     )
-    lengths = (1, chunk_length + 3, 2, 3)
+    lengths = (1, chunk_length + 3, 2, 3, 2, 3)
     return [
         Request(f"trial-{i}", (0,) * min(length, longest), one, arrival_time=0.0)
         for i, (length, one) in enumerate(zip(lengths, params, strict=True))

@@ -5,9 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from hotstart.engine.plan import Sampling, StepPlan
+from hotstart.engine.edit_rows import EditRows, Strip
+from hotstart.engine.masks import MaskBuffer
+from hotstart.engine.plan import Sampling, Span, StepPlan
 from hotstart.engine.sheet import Section
 from hotstart.engine.sizes import padded_rows
+from hotstart.kernels.edits import Records
 from hotstart.kernels.sampling import SamplingRows, candidates
 
 __all__ = ["PromptRows", "RowList", "SampleRows", "row_sections"]
@@ -21,6 +24,7 @@ class SampleRows:
     logprobs: int | None  # host: the most alternatives that a row wants, None if no row wants any
     slots: Tensor  # [R] int64: where the token goes in last_tokens
     slabs: tuple[SamplingRows, ...]  # one for each slab of R
+    records: Records | None  # spans of sequences whose tokens are counted, whether they sample or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +40,11 @@ class PromptRows:
 class RowList:
     """Collects the rows of one plan, writes them into their sections, and reads them back as tensors."""
 
-    def __init__(self, plan: StepPlan, slab_rows: int, rungs: tuple[int, ...], no_slot: int) -> None:
+    def __init__(self, plan: StepPlan, slab_rows: int, rungs: tuple[int, ...], no_slot: int, masks: MaskBuffer) -> None:
         self._slab_rows = slab_rows
         self._no_slot = no_slot
-        self._samples: list[tuple[int, Sampling, int]] = []  # span index, sampling, slot
+        self._samples: list[tuple[int, Sampling, Span]] = []  # index of the span
+        self._records: list[tuple[int, int, int, int]] = []
         self._prompts: list[tuple[int, int]] = []  # span index, rows
         self._targets: list[int] = []
         self._prompt_logprobs = 0
@@ -48,8 +53,10 @@ class RowList:
         first = 0
         for index, span in enumerate(plan.spans):
             if span.sampling is not None:
-                self._samples.append((index, span.sampling, span.write_slot))
+                self._samples.append((index, span.sampling, span))
                 sample_rows.append(first + span.length - 1)
+            if span.penalties is not None:
+                self._records.append((span.penalties.slot, span.start, first, span.length))
             if span.prompt_logprobs is not None:
                 targets = span.token_ids[1:] + (() if span.next_prompt_id is None else (span.next_prompt_id,))
                 self._prompts.append((index, len(targets)))
@@ -60,10 +67,13 @@ class RowList:
         self._rows = sample_rows, prompt_rows
         self.num_samples = padded_rows(len(sample_rows), slab_rows, rungs)
         self.num_prompts = padded_rows(len(prompt_rows), slab_rows, rungs)
-
-    @property
-    def num_banned(self) -> int:
-        return sum([len(sampling.banned_ids) for _, sampling, _ in self._samples])
+        strip = Strip()
+        wishes = [(span, sampling) for _, sampling, span in self._samples]
+        starts = range(0, len(wishes), slab_rows)
+        self._edits = [EditRows(wishes[at : at + slab_rows], masks, strip) for at in starts]
+        self._records_at = strip.take(4 * len(self._records))
+        # Rounded up, so that steps of few sizes ever come.
+        self.num_edit_words = max(64, 1 << (strip.num_words - 1).bit_length()) if strip.num_words else 0
 
     def write(self, arrays: dict[str, np.ndarray]) -> None:
         """The sections are zero, which makes rows of padding greedy."""
@@ -78,21 +88,23 @@ class RowList:
         arrays["top_p"][real:] = 1.0
         if not self._samples:
             return
-        integers = [(slot, wish.top_k, wish.seed, wish.position) for _, wish, slot in self._samples]
+        integers = [(span.write_slot, wish.top_k, wish.seed, wish.position) for _, wish, span in self._samples]
         for name, column in zip(("slots", "top_k", "seeds", "sample_positions"), np.array(integers).T, strict=True):
             arrays[name][:real] = column
         arrays["temperature"][:real] = [wish.temperature for _, wish, _ in self._samples]
         arrays["top_p"][:real] = [wish.top_p for _, wish, _ in self._samples]
-        if len(arrays["banned"]):
-            wishes = enumerate(wish for _, wish, _ in self._samples)
-            arrays["banned"][:] = [(i % self._slab_rows, id) for i, wish in wishes for id in wish.banned_ids]
+        arrays["min_p"][:real] = [wish.min_p for _, wish, _ in self._samples]
+        if self.num_edit_words:
+            words = arrays["edits"]
+            for edits in self._edits:
+                edits.write(words)
+            words[self._records_at] = np.array(self._records).ravel()
 
     def sample_rows(self, image: dict[str, Tensor]) -> SampleRows:
-        slabs, first_banned = [], 0
-        for first in range(0, self.num_samples, self._slab_rows):
+        slabs, words = [], image["edits"]
+        for number, first in enumerate(range(0, self.num_samples, self._slab_rows)):
             rows = slice(first, first + self._slab_rows)
             wishes = [wish for _, wish, _ in self._samples[rows]]
-            num_banned = sum([len(wish.banned_ids) for wish in wishes])
 
             def part(name: str, rows: slice = rows) -> Tensor:
                 return image[name] if self.num_samples <= self._slab_rows else image[name][rows]
@@ -101,20 +113,22 @@ class RowList:
                 temperature=part("temperature"),
                 top_k=part("top_k"),
                 top_p=part("top_p"),
+                min_p=part("min_p"),
                 seed=part("seeds"),
                 position=part("sample_positions"),
-                banned=image["banned"][first_banned : first_banned + num_banned] if num_banned else image["banned"],
                 all_greedy=all(wish.temperature == 0.0 for wish in wishes),
                 candidates=max((candidates(w.top_k, w.top_p) for w in wishes if w.temperature), default=0),
-                num_banned=num_banned,
+                any_min_p=any([wish.min_p > 0.0 for wish in wishes]),
+                grammar=None,
+                edits=self._edits[number].read(words),
             )
             slabs.append(slab)
-            first_banned += num_banned
         return SampleRows(
             spans=tuple([index for index, _, _ in self._samples]),
             logprobs=max((w.logprobs for _, w, _ in self._samples if w.logprobs is not None), default=None),
             slots=image["slots"],
             slabs=tuple(slabs),
+            records=Records(words[self._records_at].view(-1, 4), tuple(self._records)) if self._records else None,
         )
 
     def prompt_rows(self, image: dict[str, Tensor]) -> PromptRows | None:
@@ -123,15 +137,16 @@ class RowList:
         return PromptRows(tuple(self._prompts), self._prompt_logprobs, image["targets"], tuple(self._targets))
 
 
-def row_sections(num_samples: int, num_prompts: int, num_banned: int) -> tuple[Section, ...]:
+def row_sections(num_samples: int, num_prompts: int, num_edit_words: int) -> tuple[Section, ...]:
     return (
         Section("logit_rows", (num_samples + num_prompts,)),
         Section("targets", (num_prompts,), "int64"),
         Section("temperature", (num_samples,), "float32"),
         Section("top_p", (num_samples,), "float32"),
+        Section("min_p", (num_samples,), "float32"),
         Section("top_k", (num_samples,), "int64"),
         Section("seeds", (num_samples,), "int64"),
         Section("sample_positions", (num_samples,), "int64"),
         Section("slots", (num_samples,), "int64"),
-        Section("banned", (num_banned, 2), "int64"),
+        Section("edits", (num_edit_words,)),
     )

@@ -12,7 +12,8 @@ from hotstart.engine.inputs import BuiltStep
 from hotstart.engine.limits import StepLimits
 from hotstart.engine.plan import SpanResult, StepPlan, StepResult
 from hotstart.engine.rows import PromptRows, SampleRows
-from hotstart.kernels.sampling import SamplingRows, token_logprobs
+from hotstart.kernels.ops import Ops
+from hotstart.kernels.sampling import token_logprobs
 from hotstart.request import MAX_LOGPROBS, PositionLogprobs
 
 __all__ = ["Sampled", "Sampler"]
@@ -24,17 +25,18 @@ class Sampler:
     def __init__(
         self,
         logits: Callable[[Tensor], Tensor],  # (hidden rows [R, D]) -> [R, vocab]
-        sample: Callable[[Tensor, SamplingRows], Tensor],  # the op of the model's table
-        vocab_size: int,
+        ops: Ops,
         limits: StepLimits,
         device: Device,
     ) -> None:
         self._logits = logits
-        self._sample = sample
-        self._num_alternatives = min(MAX_LOGPROBS, vocab_size)
+        self._ops = ops
+        self._num_alternatives = min(MAX_LOGPROBS, limits.vocab_size)
         self._slab_rows = limits.slab_rows
         # One more than there are slots: where rows of padding write.
         self.last_tokens = device.arena.allocate("sampling", (limits.num_slots + 1,), torch.int32)
+        # By slot and position: tokens of sequences that pay for tokens which came before.
+        self._history = device.arena.allocate("sampling", (limits.num_slots, limits.max_model_len), torch.int32)
         self._landing = device.landing(_landing_bytes(limits, self._num_alternatives))
 
     def fill_tokens(self, step: StepInputs) -> None:
@@ -48,10 +50,13 @@ class Sampler:
         """hidden: [T, D].  Every slab is the same work, whatever its rows are for."""
         rows, at = built.inputs.logit_rows, 0
         tokens, chosen, prompts = [], [], []
+        built.masks.upload()
+        if built.samples.records is not None:
+            self._ops.record(self._history, built.inputs.token_ids, built.samples.records)
         for slab in built.samples.slabs:
             count = len(slab.temperature)
             logits = self._logits(hidden.index_select(0, rows[at : at + count]))
-            tokens.append(self._sample(logits, slab))
+            tokens.append(self._ops.sample(logits, slab, self._history))
             if built.samples.logprobs is not None:
                 chosen.append(token_logprobs(logits, tokens[-1], self._num_alternatives))
             at += count

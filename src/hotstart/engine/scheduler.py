@@ -70,6 +70,7 @@ class Scheduler:
             )
         self._num_added += 1
         params = request.params
+        assert params.n == 1, "a request is one answer: SamplingParams.choices() makes n of them"
         end_ids = frozenset(params.stop_token_ids).union(() if params.ignore_eos else limits.eos_token_ids)
         max_length = limits.max_sequence_length
         if params.max_tokens is not None:
@@ -160,6 +161,8 @@ class Scheduler:
             if not draft.budget or sequence.status is not Status.RUNNING:
                 return  # preempted by an older one, as are all after it
             if sequence.num_unplanned != 1 or sequence.is_full:
+                continue
+            if sequence.waits and sequence.tokens[-1] == IN_FLIGHT:
                 continue
             num_pages = sequence.num_planned // page_size + 1
             if num_pages <= len(sequence.pages) or self._grow(sequence):

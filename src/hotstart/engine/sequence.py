@@ -4,13 +4,14 @@ Steps are planned before earlier ones have come back, so two lengths are kept: `
 token that a step in flight samples stands in `tokens` as IN_FLIGHT until its result is applied.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
-from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Sampling, Span
+from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Penalties, Sampling, Span
 from hotstart.request import PositionLogprobs, Request
 
-__all__ = ["Sequence", "Status"]
+__all__ = ["Sequence", "Status", "token_bits"]
 
 
 class Status(Enum):
@@ -40,10 +41,18 @@ class Sequence:
     admitted_time: float | None = None  # time.monotonic() when it first ran
     is_broken: bool = False  # a step of it failed: later ones in flight leave garbage
     prompt_logprobs: list[PositionLogprobs | None] = field(default_factory=lambda: [None])
+    penalties: Penalties | None = None  # while it has a slot
     banned_ids: tuple[int, ...] = field(init=False)
+    bias: tuple[tuple[int, float], ...] = field(init=False)
+    allowed: bytes | None = field(init=False)
+    waits: bool = field(init=False)  # what may come next depends on the token before it
 
     def __post_init__(self) -> None:
+        params = self.request.params
         self.banned_ids = tuple(sorted(self.end_ids))
+        self.bias = tuple(sorted((params.logit_bias or {}).items()))
+        self.allowed = None if params.allowed_token_ids is None else token_bits(params.allowed_token_ids)
+        self.waits = any(len(word) > 1 for word in params.bad_word_ids)
 
     @property
     def num_prompt(self) -> int:
@@ -76,6 +85,7 @@ class Sequence:
             write_slot,
             self._sampling() if end == len(tokens) else None,
             *self._prompt_logprobs_wish(start, end),
+            self.penalties,
         )
         if span.sampling is not None:
             tokens.append(IN_FLIGHT)
@@ -88,7 +98,31 @@ class Sequence:
         params = self.request.params
         position = len(self.tokens)
         banned = self.banned_ids if position - self.num_prompt < params.min_tokens else ()
-        return Sampling(params.temperature, params.top_k, params.top_p, self.seed, position, banned, params.logprobs)
+        if params.bad_word_ids:
+            banned += self._ends_of_bad_words()
+        return Sampling(
+            params.temperature,
+            params.top_k,
+            params.top_p,
+            self.seed,
+            position,
+            banned,
+            params.logprobs,
+            params.min_p,
+            self.bias,
+            self.allowed,
+        )
+
+    def _ends_of_bad_words(self) -> tuple[int, ...]:
+        """The last token of each that the answer has all the others of, just now."""
+        longest = max(map(len, self.request.params.bad_word_ids)) - 1
+        last = self.tokens[max(self.num_prompt, len(self.tokens) - longest) :]
+        assert IN_FLIGHT not in last, "a sequence with bad words of several tokens is planned when its tokens are known"
+        return tuple(
+            word[-1]
+            for word in self.request.params.bad_word_ids
+            if len(word) - 1 <= len(last) and tuple(last[len(last) - len(word) + 1 :]) == word[:-1]
+        )
 
     def _prompt_logprobs_wish(self, start: int, end: int) -> tuple[int | None, int | None]:
         """How many alternatives the span reports, and the prompt's token after it; nothing is reported twice."""
@@ -109,9 +143,21 @@ class Sequence:
         self.state_slot = NO_SLOT if state_slot is None else state_slot
         if self.num_cached is None:
             self.num_cached = length
+        params = self.request.params
+        if params.counts_tokens:
+            wish = params.repetition_penalty, params.presence_penalty, params.frequency_penalty
+            self.penalties = Penalties(slot, self.num_prompt, *wish)
 
     def rewind(self) -> None:
         """Forget what was computed, not what was sampled: pages and slot have gone back to their pools."""
         assert self.num_flights == 0, f"a step in flight writes the pages of sequence {self.id}"
         self.num_planned = self.num_computed = 0
         self.pages, self.slot, self.state_slot = (), NO_SLOT, NO_SLOT
+
+
+def token_bits(token_ids: Collection[int]) -> bytes:
+    """Bit t % 8 of byte t // 8 for every token t, as far as the last one."""
+    bits = bytearray(max(token_ids) // 8 + 1)
+    for token_id in token_ids:
+        bits[token_id // 8] |= 1 << token_id % 8
+    return bytes(bits)

@@ -108,6 +108,7 @@ def step_limits(config: EngineConfig, model_config: ModelConfig, wishes: Wishes,
         slab_rows=device.slab_rows,
         num_slots=wishes.max_num_seqs.value * slots_per_sequence(config),
         num_end_ids=len(model_config.eos_token_ids),
+        vocab_size=model_config.vocab_size,
     )
 
 

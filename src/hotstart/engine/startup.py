@@ -91,7 +91,7 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
 
     with phases.phase("run rungs") as running:
         inputs = InputBuilder(limits, device)
-        sampler = Sampler(model.logits, model.ops.sample, model_config.vocab_size, limits, device)
+        sampler = Sampler(model.logits, model.ops, limits, device)
         num_weights = sum(p.numel() for p in model.parameters())
         make_runner = partial(Runner, model, num_weights, inputs, sampler, device.step_scope)
         sizes = step_sizes(*wishes.max_num_batched_tokens)

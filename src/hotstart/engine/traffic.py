@@ -38,5 +38,11 @@ def _request(draw: random.Random, number: int, limits: SchedulerLimits) -> Reque
     length = min(
         longest, draw.choice((1, 2, 3, limits.chunk_length, limits.chunk_length + 1, int(2 ** draw.uniform(0, 14))))
     )
-    params = SamplingParams(temperature=0.0, max_tokens=draw.choice((1, 2, 5, 40)), ignore_eos=True)
+    params = SamplingParams(
+        temperature=0.0,
+        max_tokens=draw.choice((1, 2, 5, 40)),
+        ignore_eos=True,
+        frequency_penalty=draw.choice((0.0, 0.0, 0.5)),
+        allowed_token_ids=draw.choice((None, None, (0, 1))),
+    )
     return Request(f"random-{number}", (0,) * max(1, length), params, arrival_time=0.0)

@@ -11,6 +11,7 @@ from hotstart.kernels import (
     attention,
     attention_prepare,
     draw,
+    edits,
     gdn,
     gdn_chunked,
     gdn_decode,
@@ -38,6 +39,7 @@ _TORCH = Ops(
     gdn_prefill=gdn.gdn_prefill,
     moe=moe.moe_torch,
     sample=sampling.sample_torch,
+    record=edits.record_torch,
 )
 # What stays PyTorch's: products with weights (cuBLAS), the embedding, the shared expert's gate.
 _TRITON = Ops(
@@ -52,6 +54,7 @@ _TRITON = Ops(
     gdn_prefill=gdn_chunked.gdn_prefill,
     moe=moe.moe,
     sample=draw.sample,
+    record=edits.record,
 )
 _PREFILL: dict[Prefill, Callable[..., None]] = {
     "torch": gdn.gdn_prefill,

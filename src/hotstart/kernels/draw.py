@@ -1,4 +1,4 @@
-"""One token for each row of logits, in one launch: greedy, or drawn after temperature, top-k and top-p (sampling.py).
+"""One token for each row of logits, in one launch: greedy, or drawn after temperature, min-p, top-k and top-p.
 
 No sort.  What top-k and top-p keep is a value and all above it, and of the tokens with just that value the first few by
 id.  The value is found two bits at a time: which is the largest v such that tokens of at least v are k, or weigh p?
@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hotstart.kernels.edits import edit, mask
 from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
-from hotstart.kernels.sampling import SamplingRows, without_banned
+from hotstart.kernels.sampling import SamplingRows
 
 __all__ = ["sample"]
 
@@ -82,6 +83,16 @@ def _weigh(p_x, stop, n, key, best, scale, BITS: tl.constexpr, BLOCK: tl.constex
 
 
 @triton.jit
+def _floor(p_x, stop, n, least, best, scale, BITS: tl.constexpr, BLOCK: tl.constexpr):
+    """The smallest key of a token that weighs at least so much, next to 1 of the likeliest."""
+    b_floor = tl.full([BLOCK], 0xFFFFFFFF, tl.uint32)
+    for start in range(0, stop, BLOCK):
+        b_x, b_key = _load(p_x, start, n, BITS, BLOCK)
+        b_floor = tl.where(tl.exp2((b_x - best) * scale) >= least, tl.minimum(b_floor, b_key), b_floor)
+    return tl.min(b_floor, axis=0)
+
+
+@triton.jit
 def _gather(p_row, stop, key, p_values, p_ids, V: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr):
     """Write the tokens of at least this key one after the other, as far as there is room; their number."""
     o_lane = tl.arange(0, BLOCK)
@@ -122,6 +133,7 @@ def _draw_kernel(
     temperature_ptr,  # [R]
     top_k_ptr,  # [R]
     top_p_ptr,  # [R]
+    min_p_ptr,  # [R]
     seed_ptr,  # [R]
     position_ptr,  # [R]
     values_ptr,  # [R, BLOCK]: of the lanes, then of the candidates in the order of ids
@@ -148,7 +160,7 @@ def _draw_kernel(
     if temperature > 0:
         scale = tl.minimum(1.4426950408889634 / temperature, 1e30)  # of exp2
         p_values, p_ids = values_ptr + i_r * BLOCK, ids_ptr + i_r * BLOCK
-        top_k, top_p = tl.load(top_k_ptr + i_r), tl.load(top_p_ptr + i_r)
+        top_k, top_p, min_p = tl.load(top_k_ptr + i_r), tl.load(top_p_ptr + i_r), tl.load(min_p_ptr + i_r)
         top_k = tl.where((top_k <= 0) | (top_k > V), V, top_k).to(tl.int32)
 
         # Without top-k the whole row decides what mass p is.
@@ -162,7 +174,7 @@ def _draw_kernel(
         count = _gather(p_row, tl.where(searched, V, 0), key, p_values, p_ids, V, BITS, BLOCK)
         tl.debug_barrier()
         _, found, _, _ = _weigh(p_values, tl.minimum(count, BLOCK), count, 0, best, scale, BITS, BLOCK)
-        few = searched & (count <= BLOCK) & ((top_k < V) | (found >= top_p * mass))
+        few = searched & (count <= BLOCK) & ((top_k < V) | ((found >= top_p * mass) & (min_p <= 0)))
         p_x, n = p_row, tl.full([], V, tl.int32)
         if few:
             p_x, n = p_values, tl.cdiv(count, 16) * 16
@@ -175,6 +187,12 @@ def _draw_kernel(
         if top_k < V:
             ties = top_k - above
             mass = weights + ties * tie
+        if min_p > 0:
+            floor = _floor(p_x, n, n, min_p, best, scale, BITS, BLOCK)
+            if floor > key:
+                key = floor
+                above, weights, ties, tie = _weigh(p_x, n, n, key, best, scale, BITS, BLOCK)
+                mass = weights + ties * tie
         if top_p < 1:
             target = top_p * mass
             key_p = _threshold(p_x, n, n, target, best, scale, True, BITS, BLOCK)
@@ -219,9 +237,12 @@ def _invert(p_x, n, key, ties, target, best, scale, BITS: tl.constexpr, BLOCK: t
     return tl.where(place < 0, last, place)
 
 
-def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
-    """One token id for each row, [R] int64.  logits: [R, vocab]."""
-    logits = without_banned(logits, rows)
+def sample(logits: Tensor, rows: SamplingRows, history: Tensor) -> Tensor:
+    """One token id for each row, [R] int64.  logits: [R, vocab], masked in place; history: see edits.py."""
+    if rows.grammar is not None:
+        mask(logits, rows.grammar)
+    if rows.edits is not None:
+        logits = edit(logits, rows.edits, history)
     R, V = logits.shape
     tokens = torch.empty(R, dtype=torch.int64, device=logits.device)
     values = logits.new_empty(R, _BLOCK)
@@ -232,6 +253,7 @@ def sample(logits: Tensor, rows: SamplingRows) -> Tensor:
         rows.temperature,
         rows.top_k,
         rows.top_p,
+        rows.min_p,
         rows.seed,
         rows.position,
         values,
@@ -250,21 +272,24 @@ def _warmup(space: LaunchSpace) -> None:
     def column(dtype: torch.dtype) -> Tensor:
         return space.empty(space.num_tokens, dtype=dtype)
 
-    integers = column(torch.int64)
+    integers, floats = column(torch.int64), column(torch.float32)
     rows = SamplingRows(
-        temperature=column(torch.float32),
+        temperature=floats,
         top_k=integers,
-        top_p=column(torch.float32),
+        top_p=floats,
+        min_p=floats,
         seed=integers,
         position=integers,
-        banned=integers.view(-1, 1)[:0],
         all_greedy=True,
         candidates=0,
-        num_banned=0,
+        any_min_p=False,
+        grammar=None,
+        edits=None,
     )
-    for dtype in space.activation_dtypes:
+    # What was edited is float32.
+    for dtype in dict.fromkeys((*space.activation_dtypes, torch.float32)):
         if space.vocab_size:
-            sample(space.tokens(space.vocab_size, dtype), rows)
+            sample(space.tokens(space.vocab_size, dtype), rows, space.empty(1, 4, dtype=torch.int32))
 
 
 _launch = Launcher(_draw_kernel, warmup=_warmup)

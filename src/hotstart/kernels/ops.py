@@ -193,5 +193,7 @@ class Ops:
     gdn_prefill: Callable[..., None]
     # (x [T, D], router_logits [T, E], gate_up [E, 2 I, D], down [E, D, I], dims, step) -> [T, D]
     moe: Callable[..., Tensor]
-    # (logits [R, vocab], rows: SamplingRows) -> token ids [R] int64
+    # (logits [R, vocab], rows: SamplingRows, history [slots, positions]) -> token ids [R] int64
     sample: Callable[..., Tensor]
+    # (history [slots, positions] int32, token_ids [T], spans: Records): writes the spans' tokens into the history
+    record: Callable[..., None]

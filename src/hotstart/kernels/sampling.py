@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["SamplingRows", "TokenLogprobs", "candidates", "sample_torch", "token_logprobs", "uniform", "without_banned"]
+from hotstart.kernels.edits import Edits, Masks, edit_torch, mask_torch
+
+__all__ = ["SamplingRows", "TokenLogprobs", "candidates", "sample_torch", "token_logprobs", "uniform"]
 
 ALL_TOKENS = 1 << 30  # more than any vocabulary
 
@@ -23,7 +25,8 @@ _MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
 class SamplingRows:
     """How each of R rows is sampled, with host facts about all of them.
 
-    A temperature of 0 is greedy; top_k 0 means all tokens.  `banned` lists pairs (row, token id) that must not come.
+    A temperature of 0 is greedy; top_k 0 means all tokens.  A grammar's masks change the logits themselves, so that
+    log-probabilities are of what is left; edits are made in a copy.
     """
 
     temperature: Tensor  # [R] float32
@@ -31,10 +34,12 @@ class SamplingRows:
     top_p: Tensor  # [R] float32
     seed: Tensor  # [R] int64
     position: Tensor  # [R] int64: number of tokens before the one sampled
-    banned: Tensor  # [B, 2] int64
+    min_p: Tensor  # [R] float32
     all_greedy: bool  # host
     candidates: int  # host: that many likeliest tokens decide what every row keeps (see `candidates`), 0: no row is cut
-    num_banned: int  # host: B
+    any_min_p: bool  # host
+    grammar: Masks | None
+    edits: Edits | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +70,20 @@ def uniform(seed: Tensor, position: Tensor) -> Tensor:
     return _shift_right(mixed, 12).double() * 2.0**-52
 
 
-def sample_torch(logits: Tensor, rows: SamplingRows) -> Tensor:
-    """One token id for each row, [R] int64.  logits: [R, vocab]."""
-    logits = without_banned(logits, rows)
+def sample_torch(logits: Tensor, rows: SamplingRows, history: Tensor) -> Tensor:
+    """One token id for each row, [R] int64.  logits: [R, vocab], masked in place; history: see edits.py."""
+    if rows.grammar is not None:
+        mask_torch(logits, rows.grammar)
+    if rows.edits is not None:
+        logits = edit_torch(logits, rows.edits, history)
     greedy = logits.argmax(-1)
     if rows.all_greedy:
         return greedy
     hot = rows.temperature > 0
     scaled = logits.float() / torch.where(hot, rows.temperature, 1.0)[:, None]
     probs = scaled.softmax(-1)
+    if rows.any_min_p:
+        probs = probs * (probs >= rows.min_p[:, None] * probs.amax(-1, keepdim=True))
     if rows.candidates:
         probs = probs * _kept(probs, rows)
     total = probs.cumsum(-1, dtype=torch.float64)
@@ -81,13 +91,6 @@ def sample_torch(logits: Tensor, rows: SamplingRows) -> Tensor:
     # Rows that hold NaN find no place; their token must be one all the same, or it would fault as an index.
     drawn = torch.searchsorted(total, target, right=True).squeeze(-1).clamp_(max=logits.shape[-1] - 1)
     return torch.where(hot, drawn, greedy)
-
-
-def without_banned(logits: Tensor, rows: SamplingRows) -> Tensor:
-    """The logits, those of banned tokens -inf: in a copy, because log-probabilities are of the raw ones."""
-    if not rows.num_banned:
-        return logits
-    return logits.index_put((rows.banned[:, 0], rows.banned[:, 1]), logits.new_full((), float("-inf")))
 
 
 def candidates(top_k: int, top_p: float) -> int:
@@ -115,7 +118,7 @@ def _kept(probs: Tensor, rows: SamplingRows) -> Tensor:
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, top_n: int) -> TokenLogprobs:
-    """Of the raw logits [R, vocab]: before temperature, bans and cuts.  token_ids: [R]."""
+    """Of the raw logits [R, vocab]: before edits, temperature and cuts.  token_ids: [R]."""
     logprobs = logits.float().log_softmax(-1)
     chosen = logprobs.gather(-1, token_ids.long()[:, None])
     # A sum of booleans is taken of a copy in 8 bytes each; of float16 it needs none, and float32 counts any vocabulary.

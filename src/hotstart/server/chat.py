@@ -11,7 +11,7 @@ from hotstart.server.chat_writer import ChatWriter
 from hotstart.server.errors import ApiError, bad_request
 from hotstart.server.exchange import Exchange
 from hotstart.server.generation import Generation, Wish
-from hotstart.server.sampling import choices_of, params_of
+from hotstart.server.sampling import params_of
 from hotstart.server.schemas import ChatRequest, TemplateOptions, Tool, Turn
 from hotstart.server.service import Service
 
@@ -25,15 +25,14 @@ async def chat(service: Service, exchange: Exchange, request: ChatRequest, reque
     text, ids = await service.prepare(exchange, lambda: _prompt(service, request))
     service.check_prompt(ids, max_tokens, "messages")
     params = params_of(
+        service,
         request,
-        service.text.defaults,
         max_tokens=max_tokens,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
-        end_token_id=service.text.tokenizer.eos_token_id,
     )
-    n = request.n or 1
+    n = params.n
     service.metrics.asked(n, max_tokens)
-    wishes: list[Wish] = [(ids, each) for each in choices_of(params, n)]
+    wishes: list[Wish] = [(ids, each) for each in params.choices()]
     with Generation(service, request_id, wishes, n) as generation:
         writer = ChatWriter(service, request, model, f"chatcmpl-{request_id}", generation, text)
         if request.stream:

@@ -10,7 +10,7 @@ from hotstart.server.answers import Completion, TextChoice, TextLogprobs, Usage
 from hotstart.server.errors import bad_request
 from hotstart.server.exchange import Exchange
 from hotstart.server.generation import Choice, Generation, Wish
-from hotstart.server.sampling import choices_of, params_of
+from hotstart.server.sampling import params_of
 from hotstart.server.schemas import MAX_PROMPTS, CompletionRequest
 from hotstart.server.service import Service
 
@@ -31,8 +31,8 @@ async def complete(service: Service, exchange: Exchange, request: CompletionRequ
     for prompt in prompts:
         service.check_prompt(prompt.ids, request.max_tokens, "prompt")
     params = _params(service, request)
-    n = request.n or 1
-    wishes: list[Wish] = [(prompt.ids, each) for prompt in prompts for each in choices_of(params, n)]
+    n = params.n
+    wishes: list[Wish] = [(prompt.ids, each) for prompt in prompts for each in params.choices()]
     service.metrics.asked(n, request.max_tokens)
     with Generation(service, request_id, wishes, n) as generation:
         writer = _Writer(
@@ -79,13 +79,12 @@ def _encode(service: Service, prompt: str | list[int], request: CompletionReques
 
 def _params(service: Service, request: CompletionRequest) -> SamplingParams:
     return params_of(
+        service,
         request,
-        service.text.defaults,
         # The engine always samples; what was not asked for is not shown.
         max_tokens=16 if request.max_tokens is None else max(request.max_tokens, 1),
         logprobs=request.logprobs,
         prompt_logprobs=request.logprobs if request.echo else None,
-        end_token_id=service.text.tokenizer.eos_token_id,
     )
 
 

@@ -154,7 +154,7 @@ def decode(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
 
 def _field_error(message: str) -> ApiError:
     """msgspec says "Expected `int` >= 0 - at `$.n`"; values that it quotes are the client's own and are left out."""
-    what, _, where = message.partition(" - at `$")
+    what, _, where = message.replace(" - at `key` in `$", " - at `$").partition(" - at `$")
     param = where.rstrip("`").lstrip(".") or None
     if what.startswith(("Invalid enum value", "Invalid value")):
         what = "not one of the values that are accepted here"

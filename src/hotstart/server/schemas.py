@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
-from hotstart.request import MAX_LOGPROBS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
+from hotstart.request import (
+    MAX_ALLOWED_TOKEN_IDS,
+    MAX_BAD_WORDS,
+    MAX_CHOICES,
+    MAX_LOGIT_BIAS,
+    MAX_LOGPROBS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+)
 
 __all__ = [
     "ChatRequest",
@@ -21,7 +29,6 @@ __all__ = [
     "Turn",
 ]
 
-MAX_N = 128
 MAX_PROMPTS = 1024
 MAX_MESSAGES = 10_000
 MAX_TOOLS = 512
@@ -30,6 +37,7 @@ Int32 = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
 Text = Annotated[str, Meta(min_length=1)]
 
 
@@ -47,7 +55,7 @@ class SamplingFields(Struct, kw_only=True):
     """What chat and plain completions share."""
 
     model: str | None = None
-    n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
@@ -61,14 +69,14 @@ class SamplingFields(Struct, kw_only=True):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
-    # Known, and not there yet: any value but the one that changes nothing is refused by name.
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0)] | None = None
-    logit_bias: dict[str, float] | None = None
-    bad_words: list[str] | None = None
-    allowed_token_ids: list[int] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    logit_bias: Annotated[dict[Int32, Bias], Meta(max_length=MAX_LOGIT_BIAS)] | None = None
+    bad_words: Annotated[list[Text], Meta(max_length=MAX_BAD_WORDS)] | None = None
+    allowed_token_ids: Annotated[list[Int32], Meta(min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS)] | None = None
+    # Known, and not there yet: any value but the one that changes nothing is refused by name.
     response_format: ResponseFormat | None = None
     structured_outputs: dict[str, Any] | None = None
     # Taken and left alone: they ask for nothing that this server could do.
@@ -159,7 +167,7 @@ class CompletionRequest(SamplingFields, kw_only=True):
     echo: bool | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     suffix: str | None = None
-    best_of: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
+    best_of: Annotated[int, Meta(ge=1, le=MAX_CHOICES)] | None = None
     add_special_tokens: bool | None = None
 
 

@@ -54,7 +54,8 @@ async def warm_up(service: Service, listener: Listener, token: str) -> None:
 
 def _asks(service: Service) -> list[_Ask]:
     text = {"prompt": "Warm", "max_tokens": 2}
-    everything = {"temperature": 1.0, "top_k": 5, "top_p": 0.9, "seed": 1, "stop": ["\n\n\n"], "n": 1}
+    everything = {"temperature": 1.0, "top_k": 5, "top_p": 0.9, "min_p": 0.01, "seed": 1, "stop": ["\n\n\n"], "n": 1}
+    everything |= {"frequency_penalty": 0.1, "logit_bias": {"0": 1}, "bad_words": ["warm"], "allowed_token_ids": [0, 1]}
     usage = {"stream": True, "stream_options": {"include_usage": True}}
     completions, conversations = "/v1/completions", "/v1/chat/completions"
     asks = [_Ask(path, "GET", path, status=503 if path == "/ready" else 200) for path in SUPPORTING]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sampling_cases import make_rows
+from sampling_cases import HISTORY, make_edits, make_rows
 from steps import Row, make_step
 from test_gdn import make_inputs
 
@@ -12,6 +12,7 @@ from hotstart.kernels import draw, dry
 from hotstart.kernels.activation import silu_mul
 from hotstart.kernels.attention import paged_attention
 from hotstart.kernels.attention_prepare import attention_prepare
+from hotstart.kernels.edits import Masks, Records, mask_words, record
 from hotstart.kernels.gdn_chunked import gdn_prefill
 from hotstart.kernels.gdn_decode import gdn_decode
 from hotstart.kernels.launch import Watch, recording, warm_up
@@ -36,13 +37,27 @@ def serve(space, count):
     attend(space, make_step([], [Row(count, pages=(0,) * count)], page_size=space.page_size, padding=count % 2))
     x, weight = torch.empty(rows, space.hidden_size, dtype=dtype), torch.empty(space.hidden_size, dtype=dtype)
     add_rms_norm(rms_norm(x, weight, space.eps), x, weight, space.eps)
-    draw.sample(torch.empty(rows, space.vocab_size, dtype=dtype), make_rows([{}] * rows))
+    draw.sample(torch.empty(rows, space.vocab_size, dtype=dtype), make_rows([{}] * rows), HISTORY)
+    pick(space, rows, step)
     for width in space.mlp_widths:
         silu_mul(torch.empty(rows, 2 * width, dtype=dtype))
     moe_dims = space.moe
     gate_up = torch.empty(moe_dims.num_experts, 2 * moe_dims.width, space.hidden_size, dtype=dtype)
     down = torch.empty(moe_dims.num_experts, space.hidden_size, moe_dims.width, dtype=dtype)
     moe(x, torch.empty(rows, moe_dims.num_experts, dtype=dtype), gate_up, down, moe_dims, step)
+
+
+def pick(space, rows, step):
+    """A token for each row, of sequences that count their tokens, are limited to some, or both."""
+    vocab, (dtype, *_) = space.vocab_size, space.activation_dtypes
+    history, spans = torch.empty(rows, 64, dtype=torch.int32), ((0, 0, 0, 1),) * rows
+    record(history, step.token_ids, Records(torch.tensor(spans, dtype=torch.int32), spans))
+    bits = torch.empty(rows, mask_words(vocab), dtype=torch.int32)
+    masks = Masks(torch.empty(rows, dtype=torch.int32), bits, (0,) * rows)
+    edits = make_edits([{"row": i, "length": 3, "bias": {1: 2.0}} for i in range(rows)], masks)
+    for grammar in (None, masks):
+        wishes = replace(make_rows([{}] * rows), grammar=grammar, edits=edits)
+        draw.sample(torch.empty(rows, vocab, dtype=dtype), wishes, history)
 
 
 def attend(space, step):

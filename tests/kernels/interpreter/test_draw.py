@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from sampling_cases import disagreements, make_rows
+from sampling_cases import HISTORY, disagreements, make_rows
 
 from hotstart.kernels import draw
 
@@ -27,6 +27,11 @@ SETTINGS = {
     "tiny top-p": {"top_p": 1e-6},
     "both": {"top_k": 20, "top_p": 0.9},
     "banned": {"top_k": 3, "banned": (7, 8, 9)},
+    "min-p": {"min_p": 0.2},
+    "min-p of nearly all": {"min_p": 1e-4, "temperature": 0.5},
+    "min-p and top-k": {"min_p": 0.1, "top_k": 4},
+    "min-p and top-p": {"min_p": 0.05, "top_p": 0.8},
+    "all three": {"min_p": 0.02, "top_k": 30, "top_p": 0.7, "temperature": 1.5},
 }
 
 
@@ -36,7 +41,7 @@ def test_draws_are_those_of_the_torch_form(kind):
     logits = torch.randn(len(wishes), 150, generator=torch.Generator().manual_seed(0)).half() * 2
     if kind == "ties":
         logits = logits.round() * 0.5
-    tokens = draw.sample(logits, make_rows(wishes))
+    tokens = draw.sample(logits, make_rows(wishes), HISTORY)
     assert disagreements(logits, make_rows(wishes), tokens) == []
     some = [0, 5, 9, 12]  # no row knows its neighbours
-    assert torch.equal(draw.sample(logits[some], make_rows([wishes[i] for i in some])), tokens[some])
+    assert torch.equal(draw.sample(logits[some], make_rows([wishes[i] for i in some]), HISTORY), tokens[some])

@@ -4,7 +4,7 @@ import json
 
 import torch
 from padding import PaddingDevice
-from tiny import CONFIGS
+from tiny import CONFIGS, VOCAB
 
 from hotstart.cache.tensors import CacheTensors
 from hotstart.config.model import read_model_config
@@ -42,14 +42,14 @@ class Replays:
 def serve(folder, graphs):
     """Answers of three requests that end one after the other."""
     config = read_model_config(folder)
-    device, limits = PaddingDevice(), StepLimits(**SIZES, slab_rows=4, num_slots=3, num_end_ids=0)
+    device, limits = PaddingDevice(), StepLimits(**SIZES, slab_rows=4, num_slots=3, num_end_ids=0, vocab_size=VOCAB)
     ops = ops_for("triton" if graphs else "torch", "torch")
     assert replays(ops) == (graphs is not None)
     model = build_model(config, ops, torch.float32, torch.float32, 24)
     fill_random(model, 0, lambda shape, dtype: torch.empty(shape, dtype=dtype))
     inputs = InputBuilder(limits, device)
     cache = CacheTensors(model.layout(16), 6, 3, lambda shape, dtype: torch.zeros(shape, dtype=dtype))
-    sampler = Sampler(model.logits, ops.sample, config.vocab_size, limits, device)
+    sampler = Sampler(model.logits, ops, limits, device)
     runner = Runner(model, 0, inputs, sampler, device.step_scope, cache, graphs)
     if graphs:
         for size in inputs.decode_rungs:
