@@ -22,6 +22,7 @@ MAX_PARTS = 32  # of a context
 PART_TOKENS = 256  # the least that a part is worth
 WORKSPACE_BYTES = 64 << 20  # of parts at once: more sequences go one slab after the other
 _TILE_BYTES = 16384  # of keys; as many of values
+_WARPS, _STAGES = 4, 3
 _LOG2E = 1.4426950408889634
 
 
@@ -86,19 +87,22 @@ def _attend_kernel(
     b_o = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
     b_max = tl.full([BLOCK_G], float("-inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_G], tl.float32)
+    # A tile ahead, so that keys and values are loads that wait for no other.
+    i_page = tl.load(p_table + (begin + o_n) // PAGE, mask=begin + o_n < end, other=0)
     for start in range(begin, end, BLOCK_N):
-        m_n = start + o_n < end
-        i_page = tl.load(p_table + (start + o_n) // PAGE, mask=m_n, other=0).to(tl.int64)
-        o_kv = (i_page * PAGE + (start + o_n) % PAGE)[:, None] * (HKV * D) + o_head
+        o_t = start + o_n
+        m_n = o_t < end
+        o_kv = (i_page.to(tl.int64) * PAGE + o_t % PAGE)[:, None] * (HKV * D) + o_head
         m_kv = m_n[:, None] & m_d[None, :]
         b_k = tl.load(keys_ptr + o_kv, mask=m_kv, other=0)
+        b_v = tl.load(values_ptr + o_kv, mask=m_kv, other=0)
+        i_page = tl.load(p_table + (o_t + BLOCK_N) // PAGE, mask=o_t + BLOCK_N < end, other=0)
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3") * scale
         b_s = tl.where(m_n[None, :], b_s, float("-inf"))
         b_new_max = tl.maximum(b_max, tl.max(b_s, axis=1))
         b_p = tl.exp2(b_s - b_new_max[:, None])
         b_shrink = tl.exp2(b_max - b_new_max)
         b_sum = b_sum * b_shrink + tl.sum(b_p, axis=1)
-        b_v = tl.load(values_ptr + o_kv, mask=m_kv, other=0)
         b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o * b_shrink[:, None], input_precision="tf32x3")
         b_max = b_new_max
     b_o /= b_sum[:, None]
@@ -189,7 +193,8 @@ def attention_decode(
             **shape,
             BLOCK_G=max(16, triton.next_power_of_2(group)),
             BLOCK_N=min(64, max(16, _TILE_BYTES // (block_d * keys.element_size()))),
-            num_stages=2,
+            num_warps=_WARPS,
+            num_stages=_STAGES,
         )
         _launch_join(
             (count * H,),

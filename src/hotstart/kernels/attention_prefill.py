@@ -1,9 +1,11 @@
 """Causal attention of prompts to their pages, gated: y = sigmoid(gate) * softmax(q k^T) v, with an online softmax.
 
-A sequence's new tokens are cut into blocks from its first one on, so a token's tiles are its own sequence's alone.
-Blocks of all sequences share one grid: sequence i begins at block (tokens before it) // BLOCK_M + i, which leaves room
-for its last, partly filled one.  A program finds its sequence by counting those that begin at or before its block.
-What follows the last sequence is padding, which is one sequence more, without a context.
+The query heads that share a key head are rows of the same tile, token by token: so a tile of keys serves all of them,
+and a short prompt fills its tiles.  A sequence's rows (token, head of the group) are cut into blocks from its first one
+on, so a token's tiles are its own sequence's alone.  Blocks of all sequences share one grid: sequence i begins at block
+(rows before it) // BLOCK_M + i, which leaves room for its last, partly filled one.  A program finds its sequence by
+counting those that begin at or before its block.  What follows the last sequence is padding, which is one sequence
+more, without a context.
 
 Source: Dao 2023, arXiv:2307.08691.
 """
@@ -33,7 +35,7 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    queries: int
+    rows: int  # of queries, as many tokens as heads of a group share them
     keys: int
     warps: int
     stages: int
@@ -61,27 +63,28 @@ def _attend(
 ):
     """Go on with keys [begin, end); MASKED: some queries (at positions o_m) must not see all of them."""
     o_n, o_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    m_d = o_d < D
+    # A step ahead, so that keys and values are loads that wait for no other.
+    i_page = tl.load(p_table + (begin + o_n) // PAGE, mask=begin + o_n < end, other=0)
     for start in range(begin, end, BLOCK_N):
         o_t = start + o_n
-        m_kv = m_d[None, :]
-        if MASKED:
-            i_page = tl.load(p_table + o_t // PAGE, mask=o_t < end, other=0).to(tl.int64)
-            m_kv = m_kv & (o_t < end)[:, None]
+        o_kv = (i_page.to(tl.int64) * PAGE + o_t % PAGE)[:, None] * (HKV * D) + o_d[None, :]
+        if MASKED or D < BLOCK_D:
+            m_kv = (o_t < end)[:, None] & (o_d < D)[None, :]
+            b_k = tl.load(p_keys + o_kv, mask=m_kv, other=0)
+            b_v = tl.load(p_values + o_kv, mask=m_kv, other=0)
         else:
-            i_page = tl.load(p_table + o_t // PAGE).to(tl.int64)
-        o_kv = (i_page * PAGE + o_t % PAGE)[:, None] * (HKV * D) + o_d[None, :]
-        b_k = tl.load(p_keys + o_kv, mask=m_kv, other=0)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3") * scale
+            b_k = tl.load(p_keys + o_kv)
+            b_v = tl.load(p_values + o_kv)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3")
         if MASKED:
             b_s = tl.where(o_t[None, :] <= o_m[:, None], b_s, float("-inf"))
-        b_new_max = tl.maximum(b_max, tl.max(b_s, axis=1))
-        b_p = tl.exp2(b_s - b_new_max[:, None])
+        b_new_max = tl.maximum(b_max, tl.max(b_s, axis=1) * scale)
+        b_p = tl.exp2(b_s * scale - b_new_max[:, None])
         b_shrink = tl.exp2(b_max - b_new_max)
         b_sum = b_sum * b_shrink + tl.sum(b_p, axis=1)
-        b_v = tl.load(p_values + o_kv, mask=m_kv, other=0)
         b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o * b_shrink[:, None], input_precision="tf32x3")
         b_max = b_new_max
+        i_page = tl.load(p_table + (o_t + BLOCK_N) // PAGE, mask=o_t + BLOCK_N < end, other=0)
     return b_o, b_max, b_sum
 
 
@@ -109,25 +112,28 @@ def _attention_prefill_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Program: block of queries x query head.  Late blocks, which see most keys, come first."""
-    i_h = tl.program_id(0) % H
-    i_block = num_blocks - 1 - tl.program_id(0) // H
+    """Program: block of rows x key head.  Late blocks, which see most keys, come first."""
+    G: tl.constexpr = H // HKV
+    i_h = tl.program_id(0) % HKV
+    i_block = num_blocks - 1 - tl.program_id(0) // HKV
     first_token = tl.load(cu_seqlens_ptr)
     i_n = tl.full([], -1, tl.int32)
     for some in range(0, num_sequences + 1, 128):
         o_n = some + tl.arange(0, 128)
-        begins = (tl.load(cu_seqlens_ptr + o_n, mask=o_n <= num_sequences, other=0) - first_token) // BLOCK_M + o_n
+        b_before = tl.load(cu_seqlens_ptr + o_n, mask=o_n <= num_sequences, other=0) - first_token
+        begins = b_before * G // BLOCK_M + o_n
         i_n += tl.sum(((begins <= i_block) & (o_n <= num_sequences)).to(tl.int32), axis=0)
     begin = tl.load(cu_seqlens_ptr + i_n)
     end = tl.load(cu_seqlens_ptr + i_n + 1, mask=i_n < num_sequences, other=num_tokens)
-    first = (i_block - (begin - first_token) // BLOCK_M - i_n) * BLOCK_M  # within the sequence
+    first = (i_block - (begin - first_token) * G // BLOCK_M - i_n) * BLOCK_M  # within the sequence
     length = end - begin
-    if first >= length:
+    if first >= length * G:
         return
     o_r = first + tl.arange(0, BLOCK_M)
+    o_t, o_g = o_r // G, o_r % G
     o_d = tl.arange(0, BLOCK_D)
-    m_q = (o_r < length)[:, None] & (o_d < D)[None, :]
-    o_y = ((begin + o_r).to(tl.int64) * H + i_h)[:, None] * D + o_d[None, :]
+    m_q = (o_t < length)[:, None] & (o_d < D)[None, :]
+    o_y = ((begin + o_t).to(tl.int64) * H + i_h * G + o_g)[:, None] * D + o_d[None, :]
     if i_n == num_sequences:
         tl.store(y_ptr + o_y, tl.zeros([BLOCK_M, BLOCK_D], tl.float32).to(y_ptr.dtype.element_ty), mask=m_q)
         return
@@ -138,12 +144,12 @@ def _attention_prefill_kernel(
     b_o = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     b_max = tl.full([BLOCK_M], float("-inf"), tl.float32)
     b_sum = tl.zeros([BLOCK_M], tl.float32)
-    p_keys = keys_ptr + i_h // (H // HKV) * D
-    p_values = values_ptr + i_h // (H // HKV) * D
+    p_keys = keys_ptr + i_h * D
+    p_values = values_ptr + i_h * D
     p_table = page_table_ptr + i_n.to(tl.int64) * table_width
-    o_m = past + o_r
-    seen_by_all = (past + first + 1) // BLOCK_N * BLOCK_N
-    seen_by_some = tl.minimum(past + first + BLOCK_M, context)
+    o_m = past + o_t
+    seen_by_all = (past + first // G + 1) // BLOCK_N * BLOCK_N
+    seen_by_some = tl.minimum(past + (first + BLOCK_M - 1) // G + 1, context)
     b_o, b_max, b_sum = _attend(
         b_o, b_max, b_sum, b_q, p_keys, p_values, p_table, o_m, 0, seen_by_all, scale,
         HKV, D, PAGE, BLOCK_N, BLOCK_D, False,
@@ -152,8 +158,9 @@ def _attention_prefill_kernel(
         b_o, b_max, b_sum, b_q, p_keys, p_values, p_table, o_m, seen_by_all, seen_by_some, scale,
         HKV, D, PAGE, BLOCK_N, BLOCK_D, True,
     )  # fmt: skip
-    p_gate = packed_ptr + (begin + o_r).to(tl.int64)[:, None] * ROW + i_h * 2 * D + D + o_d[None, :]
-    b_y = b_o / b_sum[:, None] * tl.sigmoid(tl.load(p_gate, mask=m_q, other=0).to(tl.float32))
+    p_gate = packed_ptr + (begin + o_t).to(tl.int64)[:, None] * ROW + ((i_h * G + o_g) * 2 * D + D)[:, None]
+    b_gate = tl.load(p_gate + o_d[None, :], mask=m_q, other=0).to(tl.float32)
+    b_y = b_o / b_sum[:, None] * tl.sigmoid(b_gate)
     tl.store(y_ptr + o_y, b_y.to(y_ptr.dtype.element_ty), mask=m_q)
 
 
@@ -168,9 +175,9 @@ def attention_prefill(
     H, Hkv, D = dims.num_heads, dims.num_kv_heads, dims.head_dim
     tiles = _tiles(Family(D, type_name(queries.dtype)))
     num_sequences = prefill.page_table.shape[0]
-    num_blocks = (T - prefill.first_token) // tiles.queries + num_sequences + 1
+    num_blocks = (T - prefill.first_token) * (H // Hkv) // tiles.rows + num_sequences + 1
     _launch(
-        (num_blocks * H,),
+        (num_blocks * Hkv,),
         queries,
         packed,
         keys,
@@ -189,7 +196,7 @@ def attention_prefill(
         D=D,
         ROW=packed.shape[1],
         PAGE=keys.shape[1],
-        BLOCK_M=tiles.queries,
+        BLOCK_M=tiles.rows,
         BLOCK_N=tiles.keys,
         BLOCK_D=_block_d(D),
         num_warps=tiles.warps,
@@ -205,17 +212,12 @@ def _candidates(target: Target, family: Family) -> tuple[Tiles, ...]:
     if family.dtype == "fp32":  # three products for each: registers are what is short
         return (Tiles(16, 16, 4, 1),)
     row = 2 * _block_d(family.head_dim)  # bytes
-    if 90 <= target.arch < 120:  # wgmma: 64 queries to each four warps
-        tiles = [
-            Tiles(128, 64, 8, 3),
-            Tiles(128, 64, 8, 2),
-            Tiles(128, 32, 8, 3),
-            Tiles(64, 64, 4, 3),
-            Tiles(64, 32, 4, 2),
-        ]
+    if 90 <= target.arch < 120:  # wgmma: 64 rows to each four warps
+        tiles = [Tiles(128, 64, 8, 2), Tiles(128, 32, 8, 4), Tiles(128, 32, 8, 2), Tiles(64, 64, 4, 2), Tiles(64, 32, 4, 2)]
     else:
         tiles = [Tiles(64, 32, 8, 2), Tiles(64, 64, 8, 2), Tiles(64, 32, 8, 3), Tiles(32, 32, 4, 2)]
-    return tuple(t for t in tiles if (t.queries + 4 * t.keys) * row <= target.shared_bytes) or (Tiles(16, 16, 4, 1),)
+    fitting = (t for t in tiles if (t.rows + 2 * t.stages * t.keys) * row <= target.shared_bytes)
+    return tuple(fitting) or (Tiles(16, 16, 4, 1),)
 
 
 def _trial(space: LaunchSpace, family: Family, lengths: tuple[int, ...]) -> Trial:

@@ -120,7 +120,7 @@ def route(router_logits: Tensor, kv_index: Tensor, dims: MoeDims) -> tuple[Tenso
 
 def sort_pairs(experts: Tensor, dims: MoeDims, rows: int) -> tuple[Tensor, Tensor]:
     """Pairs [P] in the order of their experts, and tiles of at most `rows` of them [tiles, 4].  experts: [T, k]."""
-    pairs = torch.empty_like(experts).view(-1)
+    pairs = experts.new_empty(experts.numel())
     count = num_tiles(len(pairs), dims.num_experts, rows)
     tiles = torch.empty(count, 4, dtype=torch.int32, device=experts.device)
     _launch_sort(

@@ -84,7 +84,7 @@ def _add_rms_norm_kernel(
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x: [T, D], weight: [D] -> [T, D]."""
     T, D = x.shape
-    y = torch.empty_like(x)
+    y = x.new_empty(T, D)  # empty_like on meta tensors imports all of sympy: a second of the start
     _launch_rms_norm((T,), x, weight, y, eps, D=D, BLOCK_D=triton.next_power_of_2(D), num_warps=_num_warps(D))
     return y
 
@@ -93,7 +93,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     """The norm of x + residual, which replaces `residual`.  x, residual: [T, D], weight: [D] -> [T, D]."""
     T, D = x.shape
     assert residual.shape == x.shape, (residual.shape, x.shape)
-    y = torch.empty_like(x)
+    y = x.new_empty(T, D)  # empty_like on meta tensors imports all of sympy: a second of the start
     _launch_add_rms_norm(
         (T,), x, residual, weight, y, eps, D=D, BLOCK_D=triton.next_power_of_2(D), num_warps=_num_warps(D)
     )
