@@ -1,8 +1,8 @@
 """A program that is not ours, to be audited: a small Qwen3.5 of transformers, which uses flash-linear-attention.
 
-    pip install transformers flash-linear-attention einops
-    hotstart audit --ready ready examples/audit_transformers.py           # serves as soon as it is loaded
-    hotstart audit --ready ready examples/audit_transformers.py --warm    # answers one prompt before it says so
+pip install transformers flash-linear-attention einops
+hotstart audit --ready ready examples/audit_transformers.py           # serves as soon as it is loaded
+hotstart audit --ready ready examples/audit_transformers.py --warm    # answers one prompt before it says so
 """
 
 import sys
@@ -34,7 +34,9 @@ def make_model(device: torch.device) -> Qwen3_5ForCausalLM:
 def answer(model: Qwen3_5ForCausalLM, length: int) -> None:
     start = time.perf_counter()
     ids = torch.arange(length, device=model.device)[None]
-    tokens = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, eos_token_id=-1)
+    tokens = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, eos_token_id=-1
+    )
     tokens.tolist()  # waits for the device
     print(f"{length} tokens answered in {1e3 * (time.perf_counter() - start):.0f} ms", flush=True)
 

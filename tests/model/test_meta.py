@@ -7,6 +7,7 @@ import torch
 from families import FAMILIES
 from stepper import Stepper, load_model
 from steps import Row, make_step
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hotstart.cache.tensors import CacheTensors
 from hotstart.config.model import read_model_config
@@ -40,6 +41,36 @@ def test_a_step_on_meta_tensors(family, spans, checkpoint):
     assert hidden.shape == (step.num_tokens + 3, config.hidden_size)
     assert model.logits(hidden[:5]).shape == (5, config.vocab_size)
     assert {hidden.device.type, model.logits(hidden).device.type} == {"meta"}
+
+
+class Operators(TorchDispatchMode):
+    """Which operators run on which tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, operator, types, args=(), keywords=None):
+        tensors = [(*x.shape, *x.stride(), x.dtype) for x in args if isinstance(x, torch.Tensor)]
+        self.seen.add((operator, *tensors))
+        return operator(*args, **(keywords or {}))
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_one_layer_of_each_kind_runs_whatever_the_model_runs(family, checkpoint):
+    config = read_model_config(checkpoint(family.name))
+    whole = build_model(config, ops_for("torch"), torch.bfloat16, torch.float32, 128)
+    kinds, seen = whole.one_of_each_kind(), []
+    meta = {"device": "meta"}
+    cache = CacheTensors(whole.layout(page_size=4), 30, 4, lambda shape, dtype: torch.empty(shape, dtype=dtype, **meta))
+    step = to_meta(make_step(*MIXED, padding=3))
+    for model in (whole, kinds):
+        with Operators() as operators:
+            model.logits(model(step, cache)[:5])
+        seen.append(operators.seen)
+    assert seen[0] == seen[1]
+    assert len(kinds.layers) < len(whole.layers) == config.num_hidden_layers
+    assert all(layer in list(whole.layers) for layer in kinds.layers)
 
 
 def test_layout_follows_the_config(checkpoint):

@@ -25,14 +25,19 @@ __all__ = ["capture", "run_rungs", "try_capture", "try_requests"]
 
 
 def run_rungs(
-    runner: Runner,
+    whole: Runner,
+    kinds: Runner,
     inputs: InputBuilder,
     sizes: tuple[int, ...],
     enough: Callable[[Peaks, int], bool],
     device: Device,
     running: RunningPhase,
 ) -> Peaks:
-    """Measure the worst steps of `sizes`, largest first, until one leaves enough memory; then run all smaller rungs."""
+    """Measure the worst steps of `sizes`, largest first, until one leaves enough memory; then run all smaller rungs.
+
+    `whole` runs the model, for what a step takes; `kinds` one layer of each kind, for the launches of a size: every
+    other layer repeats them.
+    """
     peaks: Peaks = {}
     for size in sizes:
         peaks[size] = 0
@@ -40,7 +45,7 @@ def run_rungs(
         for done, plan in enumerate(worst):
             running.progress(done, len(worst) + len(inputs.rungs))
             with device.measure_peak() as peak:
-                runner.launch(plan).wait()
+                whole.launch(plan).wait()
             peaks[size] = max(peaks[size], peak.num_bytes)
         if enough(peaks, size):
             break
@@ -48,9 +53,9 @@ def run_rungs(
     for done, rung in enumerate(reversed(rest)):
         running.progress(len(inputs.rungs) - len(rest) + done, len(inputs.rungs))
         for plan in [mixed_plan(rung, inputs.limits)] if inputs.decode_rungs else rung_plans(rung, inputs.limits):
-            runner.launch(plan).wait()
+            kinds.launch(plan).wait()
     for plan in _plans_of_answers(inputs):
-        runner.launch(plan).wait()
+        kinds.launch(plan).wait()
     running.progress(len(inputs.rungs), len(inputs.rungs))
     return peaks
 

@@ -99,9 +99,10 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
             peaks = foretell_peaks(model_config, model.dtype, inputs, sizes, enough)
             running.detail = f"SKIPPED; foretold step peak {as_size(max(peaks.values()))}"
         else:
-            minimal = make_runner(_minimal_cache(layout, device))
-            peaks = run_rungs(minimal, inputs, sizes, enough, device, running)
-            del minimal
+            minimal = _minimal_cache(layout, device)
+            runner = Runner(model.one_of_each_kind(), num_weights, inputs, sampler, device.step_scope, minimal)
+            peaks = run_rungs(make_runner(minimal), runner, inputs, sizes, enough, device, running)
+            del minimal, runner
             running.detail = f"{len(inputs.rungs)} rungs, step peak {as_size(max(peaks.values()))}"
     graphs, graphs_bytes = _graphs(config, model, inputs, kernels, device), 0
     if graphs is not None:

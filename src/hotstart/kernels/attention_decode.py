@@ -19,7 +19,7 @@ from hotstart.kernels.ops import AttentionDims, Step
 __all__ = ["attention_decode"]
 
 MAX_PARTS = 32  # of a context
-PART_TOKENS = 256  # the least that a part is worth
+PART_TOKENS = 128  # the least that a part is worth
 WORKSPACE_BYTES = 64 << 20  # of parts at once: more sequences go one slab after the other
 _TILE_BYTES = 16384  # of keys; as many of values
 _WARPS, _STAGES = 4, 3

@@ -1,5 +1,7 @@
 """Qwen3.5, dense and with experts, text part: three Gated DeltaNet layers, then one of gated attention, and again."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -74,6 +76,14 @@ class Qwen35(Layer):
     def logits(self, hidden: Tensor) -> Tensor:  # [R, D] -> [R, vocab]
         head = self.embed_tokens if self.lm_head is None else self.lm_head
         return self.ops.linear(hidden, head.weight)
+
+    def one_of_each_kind(self) -> "Qwen35":
+        """The same model without the layers whose like comes before them: it launches whatever the whole launches."""
+        kinds = {(layer.has_attention, type(layer.mlp)): layer for layer in reversed(self.layers)}
+        small = copy.copy(self)
+        small._modules = dict(self._modules)
+        small.layers = nn.ModuleList(reversed(kinds.values()))
+        return small
 
     def layout(self, page_size: int) -> CacheLayout:
         dtypes = (str(dtype).removeprefix("torch.") for dtype in (self.dtype, self.state_dtype))
