@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -30,6 +31,7 @@ class Server:
     process: subprocess.Popen[str]
     url: str
     log: Path
+    certificate: str | None = None
 
     @property
     def client(self) -> openai.OpenAI:
@@ -42,12 +44,16 @@ class Server:
         for name, value in {**({"authorization": f"Bearer {key}"} if key else {}), **headers}.items():
             request.add_header(name, value)
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
+            with urllib.request.urlopen(request, timeout=60, context=self._context) as answer:
                 status, text = answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
             with error:
                 status, text = error.code, error.read().decode()
         return status, json.loads(text) if text.startswith("{") else text
+
+    @property
+    def _context(self) -> ssl.SSLContext | None:
+        return ssl.create_default_context(cafile=self.certificate) if self.certificate else None
 
     def metric(self, name: str, **labels: str) -> float:
         wanted = [f'{key}="{value}"' for key, value in labels.items()]
@@ -74,7 +80,9 @@ class Server:
 StartServer = Callable[..., Server]
 
 
-def launch(log: Path, *flags: str, key: str | None = KEY) -> Server:
+def launch(
+    log: Path, *flags: str, key: str | None = KEY, scheme: str = "http", certificate: str | None = None
+) -> Server:
     """Returns once it listens, which is long before it is ready."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -84,7 +92,7 @@ def launch(log: Path, *flags: str, key: str | None = KEY) -> Server:
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, text=True, env=environment)
-    server = Server(process, f"http://127.0.0.1:{port}", log)
+    server = Server(process, f"{scheme}://127.0.0.1:{port}", log, certificate)
 
     def listens() -> bool:
         try:

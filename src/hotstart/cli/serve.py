@@ -5,14 +5,15 @@ A command line written for vLLM can be pasted: `hotstart vllm serve ...`.
 
 import argparse
 import sys
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
+from hotstart.cli.banner import banner
 from hotstart.cli.flags import Commands, add_engine_flags, add_flags, engine_config, given_options
 from hotstart.cli.settings import prepare
 from hotstart.config.options import options_of
 from hotstart.config.server import API_KEY_VARIABLE, Keys, ServerConfig
-from hotstart.engine.memory import as_size
 
 if TYPE_CHECKING:
     from hotstart.server.service import Service
@@ -52,24 +53,12 @@ def _run(arguments: argparse.Namespace) -> None:
     config = engine_config(arguments)
     if not arguments.no_progress:
         print(arguments.settings.explain(), file=sys.stderr)
-    with show_startup(not arguments.no_progress) as on_phase:
-        serve(config, server, keys, on_phase, _show_ready)
+    with ExitStack() as progress:
+        on_phase = progress.enter_context(show_startup(not arguments.no_progress))
 
+        def on_ready(service: "Service", url: str) -> None:
+            progress.close()  # bars that are drawn anew ten times a second would cost the requests their time
+            for name, value in banner(service, url).items():
+                print(f"{name:<12} {value}", flush=True)
 
-def _show_ready(service: "Service", url: str) -> None:
-    """What one wants to know once: what runs, where, how much it takes, and what it cost to get there."""
-    limits, plan, startup = service.ready.limits, service.ready.memory_plan, service.client.startup.phases
-    late = service.client.stats.late
-    watched = [f"{kind} {count}" for kind, count in late.items() if count is not None]
-    rows = {
-        "model": ", ".join(service.model_names),
-        "device": service.ready.device,
-        "sequences": f"{limits.max_num_seqs} at a time, of {limits.max_model_len} tokens at most",
-        "cache": f"{limits.num_pages} pages of {limits.page_size} tokens, {limits.num_slots} state slots",
-        "memory": f"{as_size(plan['total_bytes'])} ({plan['total_source']}); see {url}/plan",
-        "start-up": f"{sum(phase.seconds for phase in startup):.1f} s",
-        "late events": ", ".join(watched) or "none can happen here",
-        "ready at": f"{url}/v1" + ("" if service.keys.digests else "  (no API key is asked for)"),
-    }
-    for name, value in rows.items():
-        print(f"{name:<12} {value}", flush=True)
+        serve(config, server, keys, on_phase, on_ready)

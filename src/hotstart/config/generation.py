@@ -10,6 +10,8 @@ from hotstart.request import SamplingParams
 
 __all__ = ["read_sampling_defaults"]
 
+NAMES = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
 
 def read_sampling_defaults(
     folder: Path, source: str = "auto", overrides: Mapping[str, Any] | None = None
@@ -20,8 +22,10 @@ def read_sampling_defaults(
         if not (folder / "generation_config.json").is_file():
             raise ConfigError(f"--generation-config: {source} has no generation_config.json; or say auto or vllm")
     advice = {} if source == "vllm" else read_optional_json(folder / "generation_config.json")
+    unknown = set(overrides or {}) - {*NAMES, "do_sample"}
+    if unknown:
+        raise ConfigError(f"--override-generation-config: {min(unknown)} is none of {', '.join(NAMES)}")
     advice |= overrides or {}
     if advice.get("do_sample") is False:
         return SamplingParams(temperature=0.0)
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    return SamplingParams(**{name: advice[name] for name in names if advice.get(name) is not None})
+    return SamplingParams(**{name: advice[name] for name in NAMES if advice.get(name) is not None})

@@ -18,7 +18,7 @@ from hotstart.server.client import EngineClient
 from hotstart.server.errors import ApiError, api_error_of, bad_request
 from hotstart.server.exchange import Exchange
 from hotstart.server.metrics import Metrics
-from hotstart.server.report import samples
+from hotstart.server.report import late_counts, samples
 from hotstart.server.submission import Submission
 from hotstart.text.chat import ChatTemplate, read_chat_template
 from hotstart.text.tokenizer import Tokenizer
@@ -164,6 +164,10 @@ class Service:
             return self.client.submit(prompts)
         except HotstartError as error:
             raise api_error_of(error) from None
+
+    def late_counts(self) -> dict[str, int | None]:
+        """By kind, of both processes; None where nothing could ever be such an event."""
+        return late_counts(self.client, self.imports.names)
 
     def make_metrics(self) -> Metrics:
         return Metrics(self.model_names[0], lambda: samples(self.client, self.imports.names))
