@@ -28,6 +28,7 @@ ORDER = [
     "layers",
     "models",
     "engine",
+    "bench",
     "server",
     "cli",
 ]

@@ -1,5 +1,6 @@
 """Every size of step runs at start-up, largest first; some are captured; and a few requests are tried."""
 
+from collections import deque
 from collections.abc import Callable
 
 from hotstart.engine.device import Device
@@ -17,7 +18,7 @@ from hotstart.engine.rehearsal import (
     trial_requests,
     worst_plans,
 )
-from hotstart.engine.runner import Runner
+from hotstart.engine.runner import Flight, Runner
 from hotstart.engine.sizing import Peaks
 from hotstart.errors import StartupError
 
@@ -49,15 +50,25 @@ def run_rungs(
             peaks[size] = max(peaks[size], peak.num_bytes)
         if enough(peaks, size):
             break
+    flights: deque[Flight] = deque(maxlen=device.flights)
     rest = [rung for rung in inputs.rungs if rung < inputs.rung(size)]
     for done, rung in enumerate(reversed(rest)):
         running.progress(len(inputs.rungs) - len(rest) + done, len(inputs.rungs))
-        for plan in [mixed_plan(rung, inputs.limits)] if inputs.decode_rungs else rung_plans(rung, inputs.limits):
-            kinds.launch(plan).wait()
-    for plan in _plans_of_answers(inputs):
-        kinds.launch(plan).wait()
+        plans = [mixed_plan(rung, inputs.limits)] if inputs.decode_rungs else rung_plans(rung, inputs.limits)
+        _launch_all(kinds, plans, flights)
+    _launch_all(kinds, _plans_of_answers(inputs), flights)
+    while flights:
+        flights.popleft().wait()
     running.progress(len(inputs.rungs), len(inputs.rungs))
     return peaks
+
+
+def _launch_all(runner: Runner, plans: list[StepPlan], flights: deque[Flight]) -> None:
+    """As serving does: the host makes a step while the device runs the one before."""
+    for plan in plans:
+        flights.append(runner.launch(plan))
+        if len(flights) == flights.maxlen:
+            flights.popleft().wait()
 
 
 def _plans_of_answers(inputs: InputBuilder) -> list[StepPlan]:

@@ -1,0 +1,50 @@
+"""What stands beside every figure: where it was taken, with what, by which command."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hotstart.engine.device import Device
+from hotstart.engine.kernels import command_line
+
+__all__ = ["facts", "process_seconds"]
+
+PACKAGES = ("hotstart", "torch", "triton", "flash-linear-attention", "flashinfer-python")
+
+
+def facts(device: Device) -> dict[str, Any]:
+    return {
+        "command": command_line(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "device": _device(device),
+        "cuda": torch.version.cuda,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+    }
+
+
+def process_seconds() -> float:
+    """Since this process began: imports, and whatever came before them."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    began = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began
+
+
+def _device(device: Device) -> str:
+    if device.kind == "cuda":
+        return torch.cuda.get_device_name(device.torch_device)
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

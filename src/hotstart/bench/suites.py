@@ -1,0 +1,159 @@
+"""What `hotstart bench` measures.  A suite takes a sealed engine's client, and gives raw samples with their medians.
+
+Times include the host's part: from the moment a request is there until its last token is.
+"""
+
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from hotstart.bench.client import Client, state
+
+__all__ = ["SUITES", "Suite"]
+
+Suite = Callable[[Client], dict[str, Any]]
+NUM_LATER = 20
+NUM_LENGTHS = 50
+NEIGHBOUR = """
+import sys, torch
+held = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
+torch.cuda.synchronize()
+print(len(held), flush=True)
+sys.stdin.read()
+"""
+
+
+def startup(client: Client) -> dict[str, Any]:
+    """Nothing but the start itself."""
+    phases = client.engine.startup.phases
+    return {"phases_s": {phase.name: phase.seconds for phase in phases}, "ready_s": sum(p.seconds for p in phases)}
+
+
+def first_request(client: Client) -> dict[str, Any]:
+    """The first request of the process, and twenty more of its length."""
+    prompt, answer = min(1024, client.longest // 2), min(32, client.longest // 4)
+    runs = [client.one(prompt, answer) for _ in range(1 + NUM_LATER)]
+    times = [1e3 * run.last_s for run in runs]
+    later = statistics.median(times[1:])
+    return {
+        "prompt": prompt,
+        "answer": answer,
+        "times_ms": times,
+        "first_ms": times[0],
+        "later_ms": later,
+        "ratio": times[0] / later,
+        "errors": [error for run in runs for error in run.errors],
+        **state(client.engine),
+    }
+
+
+def latency(client: Client) -> dict[str, Any]:
+    """Time to the first token by length of the prompt, and milliseconds a token of one answer alone."""
+    lengths = [n for n in (64, 256, 1024, 4096, 8192, 32768) if client.fits(n, 1)]
+    prompts = {str(n): [1e3 * client.one(n, 1).last_s for _ in range(7)] for n in lengths}
+    long = min(256, client.longest - 65)
+    gaps = [1e3 * (client.one(64, 1 + long).last_s - client.one(64, 1).last_s) / long for _ in range(3)]
+    return {
+        "ttft_samples_ms": prompts,
+        "ttft_ms": {name: statistics.median(times) for name, times in prompts.items()},
+        "token_samples_ms": gaps,
+        "token_ms": statistics.median(gaps),
+    }
+
+
+def throughput(client: Client) -> dict[str, Any]:
+    """Crowds that come at once: 512 tokens in, 128 out."""
+    found = {}
+    prompt, answer = min(512, client.longest // 2), min(128, client.longest // 4)
+    for count in (64, 256):
+        rates, errors = [], []
+        for _ in range(3):
+            for _ in range(count):
+                client.add(prompt, answer)
+            run = client.drain()
+            rates.append(run.num_tokens / run.last_s)
+            errors += run.errors
+        found[f"{count}x{prompt}/{answer}"] = {
+            "samples_per_s": rates,
+            "output_tokens_per_s": statistics.median(rates),
+            "errors": errors,
+        }
+    return found
+
+
+def burst(client: Client) -> dict[str, Any]:
+    """1024 requests at once, 8 tokens in and 8 out, twice."""
+    seconds, errors = [], []
+    for _ in range(2):
+        for _ in range(1024):
+            client.add(8, 8)
+        run = client.drain()
+        seconds.append(run.last_s)
+        errors += run.errors
+    return {"seconds": seconds, "failed": len(errors), "errors": errors[:3], **state(client.engine)}
+
+
+def lengths(client: Client) -> dict[str, Any]:
+    """Lengths that no request had before: the first of each against the second."""
+    dice = random.Random(3)
+    unseen = [n for n in range(1, min(client.longest - 4, 4096)) if n not in client.lengths]
+    pairs = []
+    for length in dice.sample(unseen, min(NUM_LENGTHS, len(unseen))):
+        first, second = (1e3 * client.one(length, 4).last_s for _ in range(2))
+        pairs.append((length, first, second))
+    ratios = sorted(first / second for _, first, second in pairs)
+    return {
+        "samples_ms": pairs,
+        "median": statistics.median(ratios),
+        "p95": ratios[int(0.95 * (len(ratios) - 1))],
+        **state(client.engine),
+    }
+
+
+def traffic(client: Client, num_requests: int = 10_000) -> dict[str, Any]:
+    """Random requests of all lengths in waves, with every way to sample; some are aborted."""
+    dice, errors = random.Random(2), []
+    for first in range(0, num_requests, 100):
+        for i in range(first, min(first + 100, num_requests)):
+            client.add(
+                int(2 ** dice.uniform(0, min(11, (client.longest // 2).bit_length() - 1))),
+                dice.choice((1, 4, 40)) if client.longest > 100 else 1,
+                temperature=dice.choice((0.0, 0.0, 0.8)),
+                top_k=dice.choice((0, 40)),
+                top_p=dice.choice((1.0, 0.9)),
+                logprobs=dice.choice((None, None, None, 5)),
+                prompt_logprobs=dice.choice((None,) * 19 + (1,)),
+                seed=i,
+            )
+        for _ in range(20):
+            if client.engine.has_work:
+                errors += [str(event.error) for event in client.engine.step() if event.error is not None]
+        client.abort_last()
+    errors += client.drain().errors
+    return {"requests": num_requests, "failed": len(errors), "errors": errors[:3], **state(client.engine)}
+
+
+def neighbour(client: Client) -> dict[str, Any]:
+    """Another process takes 2 GiB of the card, then the burst comes again."""
+    command = [sys.executable, "-c", NEIGHBOUR]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin is not None and other.stdout is not None
+        taken = int(other.stdout.readline() or 0)
+        found = burst(client)
+        other.stdin.close()
+    return {"taken_bytes": taken, **found}
+
+
+SUITES: dict[str, Suite] = {
+    "startup": startup,
+    "first-request": first_request,
+    "latency": latency,
+    "throughput": throughput,
+    "lengths": lengths,
+    "traffic": traffic,
+    "burst": burst,
+    "neighbour": neighbour,
+}

@@ -1,0 +1,29 @@
+"""`hotstart bench`: every suite runs on any model, and what it writes holds the raw samples."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hotstart.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["--max-model-len", "128", "--max-num-seqs", "8", "--max-num-batched-tokens", "64", "--dtype", "float32"]
+
+
+def test_all_suites_in_one_process(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    what = "startup,first-request,latency,lengths,traffic"
+    model = str(ROOT / "checkpoints" / "tiny-qwen3.5")
+    assert main(["bench", what, model, *SMALL, "--requests", "30", "--output", str(out), "--quiet"]) == 0
+    found = json.loads(out.read_text())
+    assert found["num_late"] == 0 and found["reserved_growth_bytes"] == 0 and found["traffic"]["failed"] == 0
+    assert len(found["first-request"]["times_ms"]) == 21 and len(found["lengths"]["samples_ms"]) == 50
+    assert list(found["latency"]["ttft_ms"]) == ["64"] and found["startup"]["ready_s"] > 0
+    assert found["plan"]["num_slots"] == 8
+    assert str(tmp_path) not in out.read_text()
+
+
+def test_an_unknown_suite_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "speed", "qwen3.5-4b"]) == 2
+    assert "'speed' is nothing that can be measured" in capsys.readouterr().err
