@@ -5,7 +5,7 @@ import dataclasses
 import torch
 from sampling_cases import HISTORY, make_rows
 
-from hotstart.kernels.sampling import sample_torch, token_logprobs, uniform
+from hotstart.kernels.sampling import ALL_TOKENS, sample_torch, token_logprobs, uniform
 
 
 def test_draws_follow_the_exact_distribution():
@@ -92,6 +92,18 @@ def test_looking_at_few_candidates_changes_nothing():
     for wider in (170, 10**6):
         many = dataclasses.replace(few, candidates=wider)
         assert torch.equal(sample_torch(logits, few, HISTORY), sample_torch(logits, many, HISTORY))
+
+
+def test_top_p_of_a_large_vocabulary():
+    """Peaked rows keep few tokens, flat rows most of them, and both get what a full sort gives them."""
+    r = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 6000, generator=r) * torch.tensor([4.0, 0.1]).repeat(20)[:, None]
+    for peaked, top_k in ((True, 0), (False, 0), (False, 3000)):
+        some = logits[0::2] if peaked else logits
+        rows = make_rows([{"seed": i, "top_p": 0.9, "top_k": top_k * (i % 2)} for i in range(len(some))])
+        assert rows.candidates == ALL_TOKENS
+        sorted_rows = dataclasses.replace(rows, candidates=10**6)
+        assert torch.equal(sample_torch(some, rows), sample_torch(some, sorted_rows))
 
 
 def test_extreme_logits_give_kept_tokens():

@@ -15,6 +15,7 @@ from hotstart.kernels.edits import Edits, Masks, edit_torch, mask_torch
 __all__ = ["SamplingRows", "TokenLogprobs", "candidates", "sample_torch", "token_logprobs", "uniform"]
 
 ALL_TOKENS = 1 << 30  # more than any vocabulary
+FEW = 1024  # tokens that hold nearly always what top-p keeps
 
 _GAMMA = -0x61C8864680B583EB  # 0x9E3779B97F4A7C15 as a signed integer
 _MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
@@ -85,7 +86,7 @@ def sample_torch(logits: Tensor, rows: SamplingRows, history: Tensor) -> Tensor:
     if rows.any_min_p:
         probs = probs * (probs >= rows.min_p[:, None] * probs.amax(-1, keepdim=True))
     if rows.candidates:
-        probs = probs * _kept(probs, rows)
+        probs = probs * _kept(probs, rows.top_k, rows.top_p, rows.candidates)
     total = probs.cumsum(-1, dtype=torch.float64)
     target = uniform(rows.seed, rows.position)[:, None] * total[:, -1:]
     # Rows that hold NaN find no place; their token must be one all the same, or it would fault as an index.
@@ -98,23 +99,54 @@ def candidates(top_k: int, top_p: float) -> int:
     return top_k or (ALL_TOKENS if top_p < 1.0 else 0)
 
 
-def _kept(probs: Tensor, rows: SamplingRows) -> Tensor:
-    """Which tokens top-k, then top-p, leave [R, vocab] bool; among equals the lower id comes first."""
+# Which tokens top-k, then top-p, leave [R, vocab] bool; among equals the lower id comes first.  How many tokens top-p
+# must look at is data, so this is an operator of its own, and a CPU may look before it sorts a whole vocabulary.
+_library = torch.library.Library("hotstart", "FRAGMENT")
+_library.define("kept(Tensor probs, Tensor top_k, Tensor top_p, int candidates) -> Tensor")
+_kept = torch.ops.hotstart.kept  # (probs [R, vocab], top_k [R], top_p [R], candidates)
+
+
+def _kept_cpu(probs: Tensor, top_k: Tensor, top_p: Tensor, candidates: int) -> Tensor:
+    if candidates == ALL_TOKENS:
+        kept, enough = _kept_among(FEW, probs, top_k, top_p)
+        if enough.all():
+            return kept
+    return _kept_device(probs, top_k, top_p, candidates)
+
+
+def _kept_device(probs: Tensor, top_k: Tensor, top_p: Tensor, candidates: int) -> Tensor:
+    return _kept_among(candidates, probs, top_k, top_p)[0]
+
+
+def _kept_meta(probs: Tensor, top_k: Tensor, top_p: Tensor, candidates: int) -> Tensor:
+    return torch.empty_like(probs, dtype=torch.bool)
+
+
+_library.impl("kept", _kept_cpu, "CPU")
+_library.impl("kept", _kept_device, "CUDA")
+_library.impl("kept", _kept_meta, "Meta")
+
+
+def _kept_among(count: int, probs: Tensor, top_k: Tensor, top_p: Tensor) -> tuple[Tensor, Tensor]:
+    """Those kept among the `count` likeliest tokens [R, vocab], and for which rows no other could be kept [R]."""
     vocab = probs.shape[-1]
     # Bits of a positive float are ordered as it is; with the id below them no two keys are equal.
     ids = torch.arange(vocab - 1, -1, -1, device=probs.device)
     keys = torch.add(ids, probs.view(torch.int32), alpha=1 << 32)
     # In few sizes, so that few shapes ever run.
-    count = max(32, 1 << (rows.candidates - 1).bit_length())
+    count = max(32, 1 << (count - 1).bit_length())
     keys = keys.topk(count).values if 4 * count <= vocab else keys.sort(descending=True).values
     order = vocab - 1 - (keys & 0xFFFFFFFF)
-    place = torch.arange(order.shape[-1], device=probs.device)
-    in_top_k = place < torch.where(rows.top_k > 0, rows.top_k, ALL_TOKENS)[:, None]
+    count = order.shape[-1]
+    place = torch.arange(count, device=probs.device)
+    in_top_k = place < torch.where(top_k > 0, top_k, ALL_TOKENS)[:, None]
     ranked = (probs.gather(-1, order) * in_top_k).double()
-    before = ranked.cumsum(-1) - ranked
-    kept = in_top_k & (before < rows.top_p[:, None].double() * ranked.sum(-1, keepdim=True))
-    uncut = (rows.top_k <= 0) & (rows.top_p >= 1.0)
-    return uncut[:, None].expand_as(probs).scatter(-1, order, kept | uncut[:, None])
+    through = ranked.cumsum(-1)
+    mass = torch.where(top_k > 0, through[:, -1], probs.sum(-1, dtype=torch.float64)) * top_p
+    kept = in_top_k & (through - ranked < mass[:, None])
+    uncut = (top_k <= 0) & (top_p >= 1.0)
+    enough = uncut | torch.where(top_k > 0, top_k <= count, through[:, -1] >= mass)
+    return uncut[:, None].expand_as(probs).scatter(-1, order, kept | uncut[:, None]), enough
 
 
 def token_logprobs(logits: Tensor, token_ids: Tensor, top_n: int) -> TokenLogprobs:
