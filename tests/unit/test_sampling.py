@@ -5,6 +5,7 @@ import dataclasses
 import torch
 from sampling_cases import HISTORY, make_rows
 
+from hotstart.engine.meter import StepMeter
 from hotstart.kernels.sampling import ALL_TOKENS, sample_torch, token_logprobs, uniform
 
 
@@ -112,3 +113,15 @@ def test_extreme_logits_give_kept_tokens():
     for setting in ({}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 0.01}, {"temperature": 100.0, "top_k": 50}):
         tokens = torch.cat([sample_torch(logits, make_rows([setting | {"seed": i}]), HISTORY) for i in range(20)])
         assert tokens.eq(7).all(), setting
+
+
+def test_the_meter_sees_what_a_sort_of_the_vocabulary_takes():
+    """Start-up measures the dearest way to sample; it is inside an operator of our own."""
+    logits = torch.zeros(4, 8192)
+    peaks = []
+    for top_k in (5, 0, 1 << 30):
+        rows = make_rows([{"top_p": 0.9, "top_k": top_k}] * 4)
+        with torch.inference_mode(), StepMeter() as meter:
+            sample_torch(logits, rows)
+        peaks.append(meter.peak_bytes)
+    assert peaks[0] < peaks[1] <= peaks[2]

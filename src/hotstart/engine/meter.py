@@ -64,9 +64,9 @@ class StepMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
         kind = _kinds.get(id(func))
         if kind is None:
             kind = _kinds[id(func)] = _kind(func)
-        if kind is _Kind.COMPOSITE:
+        if kind in _ENTERED:
             with self:
-                return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **(kwargs or {}))
+                return func._op_dk(_ENTERED[kind], *args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         if kind is _Kind.ALLOCATES:
             for tensor in result if isinstance(result, (tuple, list)) else (result,):
@@ -77,14 +77,18 @@ class StepMeter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's 
 
 class _Kind(Enum):
     COMPOSITE = auto()  # arrives whole under inference mode; its parts are what allocates
+    OURS = auto()  # as are the parts of our own operators, which are written in PyTorch
     ALLOCATES = auto()
     REUSES = auto()  # a view, or in place
 
 
+_ENTERED = {_Kind.COMPOSITE: DispatchKey.CompositeImplicitAutograd, _Kind.OURS: DispatchKey.CPU}
 _kinds: dict[int, _Kind] = {}  # by the operator's id: operators live as long as torch
 
 
 def _kind(func: Any) -> _Kind:
+    if func.namespace == "hotstart":
+        return _Kind.OURS
     if _has_kernel(func.name(), DispatchKey.CompositeImplicitAutograd):
         return _Kind.COMPOSITE
     return _Kind.REUSES if any(value.alias_info for value in func._schema.returns) else _Kind.ALLOCATES

@@ -21,21 +21,23 @@ __all__ = [
 _GREEDY = Sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0, position=1)
 _CUT = Sampling(temperature=0.8, top_k=5, top_p=0.9, seed=7, position=1, logprobs=MAX_LOGPROBS)
 _EVERYTHING = _CUT._replace(min_p=0.01, banned_ids=(0,), bias=((0, 1.0),), allowed=b"\x01")
-_WIDE = _EVERYTHING._replace(top_k=0)  # the whole vocabulary is put in order
+_WIDE = _EVERYTHING._replace(top_k=0)  # top-p looks at as many tokens as it needs to
+_SORTED = _EVERYTHING._replace(top_k=1 << 30)  # the whole vocabulary is put in order, whatever its probabilities are
 _UNCUT = _WIDE._replace(top_p=1.0)
 
 
 def worst_plans(rung: int, limits: StepLimits, *, thorough: bool = False) -> list[StepPlan]:
     """No step of up to `rung` tokens takes more memory than one of these: many answers, one prompt, many prompts.
 
-    `thorough`: where logits take much, many answers come in every way to sample.
+    `thorough`: where logits take much, many answers come in every way to sample.  Elsewhere the dearest way will do.
     """
     shapes = (
         _answers_and_a_prompt(rung, limits),
         _prompts(rung, 1, limits),
         _prompts(rung, limits.max_num_seqs, limits),
     )
-    plans = [_plan(shape, _EVERYTHING, limits, all_logprobs=True) for shape in dict.fromkeys(shapes)]
+    way = _EVERYTHING if thorough else _SORTED
+    plans = [_plan(shape, way, limits, all_logprobs=True) for shape in dict.fromkeys(shapes)]
     return plans + [_plan(shapes[0], _WIDE, limits, all_logprobs=True)] * thorough
 
 
