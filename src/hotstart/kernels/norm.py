@@ -1,7 +1,4 @@
-"""RMS norms in fp32, plain and with the residual added.
-
-    rms_norm        y = x / rms(x) * (1 + w)
-    add_rms_norm    r = x + r;  y = r / rms(r) * (1 + w)
+"""RMS norm in fp32 of a residual that is added to first: r = x + r;  y = r / rms(r) * (1 + w)
 
 rms(x) = sqrt(mean(x^2) + eps).  Source: Zhang & Sennrich 2019, arXiv:1910.07467; the 1 + w form is Qwen3-Next's.
 """
@@ -18,8 +15,6 @@ from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
 __all__ = [
     "add_rms_norm",
     "add_rms_norm_torch",
-    "rms_norm",
-    "rms_norm_torch",
     "row_length",
     "scalar",
 ]
@@ -39,28 +34,11 @@ def scalar(value: float) -> Tensor:
     return torch.tensor(value)
 
 
-def rms_norm_torch(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x: [..., D], weight: [D] -> [..., D]."""
-    D, wide = x.shape[-1], x.float()
-    scale = torch.add(scalar(D**0.5), weight.float(), alpha=D**0.5)
-    return (wide / row_length(wide, eps * D)).mul_(scale).to(x.dtype)
-
-
 def add_rms_norm_torch(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The norm of x + residual, which replaces `residual`; both are rounded to their dtype before the norm."""
-    residual.add_(x)
-    return rms_norm_torch(residual, weight, eps)
-
-
-@kernel
-def _rms_norm_kernel(x_ptr, weight_ptr, y_ptr, eps: tl.float32, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    i_t = tl.program_id(0).to(tl.int64)
-    o_d = tl.arange(0, BLOCK_D)
-    m_d = o_d < D
-    b_x = tl.load(x_ptr + i_t * D + o_d, mask=m_d, other=0).to(tl.float32)
-    b_w = tl.load(weight_ptr + o_d, mask=m_d, other=0).to(tl.float32)
-    b_y = b_x * tl.rsqrt(tl.sum(b_x * b_x, axis=0) / D + eps) * (1 + b_w)
-    tl.store(y_ptr + i_t * D + o_d, b_y.to(y_ptr.dtype.element_ty), mask=m_d)
+    D, wide = x.shape[-1], residual.add_(x).float()
+    scale = torch.add(scalar(D**0.5), weight.float(), alpha=D**0.5)
+    return (wide / row_length(wide, eps * D)).mul_(scale).to(x.dtype)
 
 
 @kernel
@@ -81,22 +59,12 @@ def _add_rms_norm_kernel(
     tl.store(y_ptr + i_t * D + o_d, b_y.to(y_ptr.dtype.element_ty), mask=m_d)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x: [T, D], weight: [D] -> [T, D]."""
-    T, D = x.shape
-    y = x.new_empty(T, D)  # empty_like on meta tensors imports all of sympy: a second of the start
-    _launch_rms_norm((T,), x, weight, y, eps, D=D, BLOCK_D=triton.next_power_of_2(D), num_warps=_num_warps(D))
-    return y
-
-
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The norm of x + residual, which replaces `residual`.  x, residual: [T, D], weight: [D] -> [T, D]."""
     T, D = x.shape
     assert residual.shape == x.shape, (residual.shape, x.shape)
     y = x.new_empty(T, D)  # empty_like on meta tensors imports all of sympy: a second of the start
-    _launch_add_rms_norm(
-        (T,), x, residual, weight, y, eps, D=D, BLOCK_D=triton.next_power_of_2(D), num_warps=_num_warps(D)
-    )
+    _launch((T,), x, residual, weight, y, eps, D=D, BLOCK_D=triton.next_power_of_2(D), num_warps=_num_warps(D))
     return y
 
 
@@ -105,16 +73,10 @@ def _num_warps(D: int) -> int:
     return int(min(16, max(1, triton.next_power_of_2(D) // 512)))
 
 
-def _warm_rms_norm(space: LaunchSpace) -> None:
-    for dtype in space.activation_dtypes:
-        rms_norm(space.tokens(space.hidden_size, dtype), space.weight(space.hidden_size, dtype=dtype), space.eps)
-
-
-def _warm_add_rms_norm(space: LaunchSpace) -> None:
+def _warmup(space: LaunchSpace) -> None:
     for dtype in space.activation_dtypes:
         x, residual = (space.tokens(space.hidden_size, dtype) for _ in range(2))
         add_rms_norm(x, residual, space.weight(space.hidden_size, dtype=dtype), space.eps)
 
 
-_launch_rms_norm = Launcher(_rms_norm_kernel, warmup=_warm_rms_norm)
-_launch_add_rms_norm = Launcher(_add_rms_norm_kernel, warmup=_warm_add_rms_norm, in_place=True)
+_launch = Launcher(_add_rms_norm_kernel, warmup=_warmup, in_place=True)

@@ -176,8 +176,6 @@ class Ops:
     name: str
     # (x [T, K], weight [N, K]) -> x @ weight^T [T, N]
     linear: Callable[[Tensor, Tensor], Tensor]
-    # (x [T, D], weight [D], eps) -> [T, D]
-    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     # (x [T, D], residual [T, D], weight [D], eps) -> [T, D]; residual becomes x + residual in place
     add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     # (x [T, 2 I]: gate | up) -> silu(gate) * up [T, I]

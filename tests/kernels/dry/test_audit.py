@@ -95,7 +95,7 @@ def test_check_says_what_is_proved(model, capsys):
 
 
 def test_check_fails_without_one_warm_up(model, capsys, monkeypatch):
-    monkeypatch.setattr(norm._launch_add_rms_norm, "warmup", lambda space: None)
+    monkeypatch.setattr(norm._launch, "warmup", lambda space: None)
     assert main(["check", model, "--gpu", "rtx4090", "--steps", "10", "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert not report["passed"]

@@ -213,13 +213,14 @@ def test_our_kernels_and_the_hooks_agree_on_keys(space):
 
 def _wrong_dtype(monkeypatch):
     def warm(space):
-        norm._warm_rms_norm(replace(space, activation_dtypes=(torch.float32,)))
+        warmup(replace(space, activation_dtypes=(torch.float32,)))
 
-    monkeypatch.setattr(norm._launch_rms_norm, "warmup", warm)
+    warmup = norm._warmup
+    monkeypatch.setattr(norm._launch, "warmup", warm)
 
 
 def _nothing(monkeypatch):
-    monkeypatch.setattr(norm._launch_rms_norm, "warmup", lambda space: None)
+    monkeypatch.setattr(norm._launch, "warmup", lambda space: None)
 
 
 @pytest.mark.parametrize(
@@ -227,13 +228,13 @@ def _nothing(monkeypatch):
     [(_wrong_dtype, "x_ptr is *bf16, was *fp32"), (_nothing, "this kernel was never warmed")],
 )
 def test_a_broken_warm_up_is_seen_at_the_first_launch(break_it, cause, space, monkeypatch):
-    monkeypatch.setattr(norm._launch_rms_norm, "known", set())
-    monkeypatch.setattr(norm._launch_rms_norm, "_bound", {})
+    monkeypatch.setattr(norm._launch, "known", set())
+    monkeypatch.setattr(norm._launch, "_bound", {})
     break_it(monkeypatch)
     warm_up(space)
     x, weight = (torch.zeros(*shape, dtype=torch.bfloat16) for shape in ((4, 320), (320,)))
     with seal("error"), pytest.raises(LateEventError) as error:
-        norm.rms_norm(x, weight, space.eps)
+        norm.add_rms_norm(x, torch.zeros_like(x), weight, space.eps)
     assert cause in str(error.value)
 
 
