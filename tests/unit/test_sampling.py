@@ -104,7 +104,7 @@ def test_top_p_of_a_large_vocabulary():
         rows = make_rows([{"seed": i, "top_p": 0.9, "top_k": top_k * (i % 2)} for i in range(len(some))])
         assert rows.candidates == ALL_TOKENS
         sorted_rows = dataclasses.replace(rows, candidates=10**6)
-        assert torch.equal(sample_torch(some, rows), sample_torch(some, sorted_rows))
+        assert torch.equal(sample_torch(some, rows, HISTORY), sample_torch(some, sorted_rows, HISTORY))
 
 
 def test_extreme_logits_give_kept_tokens():
@@ -122,6 +122,6 @@ def test_the_meter_sees_what_a_sort_of_the_vocabulary_takes():
     for top_k in (5, 0, 1 << 30):
         rows = make_rows([{"top_p": 0.9, "top_k": top_k}] * 4)
         with torch.inference_mode(), StepMeter() as meter:
-            sample_torch(logits, rows)
+            sample_torch(logits, rows, HISTORY)
         peaks.append(meter.peak_bytes)
     assert peaks[0] < peaks[1] <= peaks[2]
