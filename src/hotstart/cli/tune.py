@@ -39,7 +39,7 @@ def _run(arguments: argparse.Namespace) -> None:
     configs = [read_model_config(name) if Path(name).is_dir() else published_config(name) for name in names]
     with show_tuning() as on_tuning:
         report = tune_models(configs, time_limit_s=arguments.time_limit, on_tuning=on_tuning)
-        compared = compare_backends(configs, on_tuning=on_tuning)
+        compared = compare_backends(configs, arguments.time_limit - report.seconds, on_tuning=on_tuning)
     for line in (*report.choices, *compared.lines):
         print(line)
     if arguments.export is not None:

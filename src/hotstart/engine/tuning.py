@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
@@ -26,6 +27,8 @@ from hotstart.kernels.tile_tables import Entry, Table, read_table, write_table
 
 __all__ = ["Comparison", "compare_backends", "export", "tune_models"]
 
+# What a library may take to compile and tune itself for one family of heads: flash-linear-attention 48 s on 16 cores.
+_LIBRARY_S = 60.0
 # Prompts whose mixers are timed: sequences that fill the GPU, and one that does not.
 _SHAPES = ((8192,), (1024,) * 8, (256,) * 32, (512,), (64,))
 
@@ -44,15 +47,22 @@ class Comparison:
     lines: tuple[str, ...]
 
 
-def compare_backends(configs: Sequence[ModelConfig], on_tuning: tune.OnTuning) -> Comparison:
+def compare_backends(configs: Sequence[ModelConfig], time_limit_s: float, on_tuning: tune.OnTuning) -> Comparison:
     """Installed libraries against our prefill, conv to gated norm; one that does not run here is told and left out."""
+    end = time.perf_counter() + time_limit_s
     target, installed = current_target(), installed_packages()
     entries, lines = [], []
     spaces = _spaces(configs)
     for done, (family, (space, dims)) in enumerate(spaces.items()):
         ours: dict[str, float] = {}
         for name in installed:
-            on_tuning(f"{name} against ours", done, len(spaces), 0.0)
+            left = end - time.perf_counter()
+            if left < _LIBRARY_S:
+                lines.append(
+                    f"{name} was not measured for {family}: it can take {_LIBRARY_S:.0f} s, {left:.0f} are left"
+                )
+                continue
+            on_tuning(f"{name} against ours", done, len(spaces), left)
             try:
                 choice = choose_prefill(name, target, dims, space.activation_dtypes[0], installed, Table(""))
                 prove_prefill(choice, replace(space, gdn_prefill=name))

@@ -2,16 +2,17 @@
 
     a table shipped with the package -> this machine's cache -> timed now -> the safe default
 
-Timing calls the real op with each candidate, through its Launchers, on scratch memory of bounded size and for a bounded
-time.  The winner is the fastest over all declared shapes; candidates within the tolerance of it tie, and the first in
-declared order wins, so that noise does not choose.  Winners go to the disk: the next start times nothing.
+First the candidates of all kernels are compiled, in parallel.  Timing then calls the real op with each, through its
+Launchers, on scratch memory of bounded size and for a bounded time; who is far behind after a glance is not timed
+further.  The winner is the fastest over all declared shapes; candidates within the tolerance of it tie, and the first
+in declared order wins, so that noise does not choose.  Winners go to the disk: the next start times nothing.
 """
 
 import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -41,7 +42,9 @@ TIME_LIMIT_S = 60.0
 INPUT_BYTES = 256 << 20  # of a trial's tensors
 # Beside them: what the op itself takes, and the buffer with which Triton's benchmark empties the caches.
 SCRATCH_BYTES = INPUT_BYTES + (128 << 20) + (256 << 20)
-TOLERANCE = 0.02
+TOLERANCE = 0.03
+COMPILE_SHARE = 0.5  # of the time: what is not compiled by then is no candidate
+GLANCE_LIMIT = 1.3  # times the fastest, in a short run of the first shape
 _META = torch.device("meta")
 
 
@@ -88,42 +91,56 @@ def resolve(
     `command` is written beside the measurements.  Raises WarmupError if no candidate of a kernel runs.
     """
     target = current_target()
-    tuner = _Tuner(target, command, time_limit_s, on_tuning)
     tables: tuple[tuple[Origin, Table], ...] = (("shipped", shipped(target)), ("cached", read_cached(target)))
-    choices = []
+    cases = []
     for tunable in TUNABLES:
         families = {family: asking for asking in spaces for family in tunable.families(asking)}
-        for family, space in families.items():
-            choice = None if mode == "force" else _stored(tunable, family, target, tables)
-            if choice is None and mode != "off":
-                choice = tuner.choose(tunable, family, space)
-            choice = choice or _default(tunable, family, "; tuning is off")
-            tunable.use(family, choice.tiles)
-            choices.append(choice)
-            log.info("tiles", kernel=tunable.name, tiles=_in_words(choice.tiles), origin=choice.origin + choice.note)
+        cases += [
+            _Case(tunable, family, space, tunable.candidates(target, family)) for family, space in families.items()
+        ]
+    known = {case: None if mode == "force" else _stored(case, target, tables) for case in cases}
+    tuner = _Tuner(target, command, time_limit_s, on_tuning)
+    if mode != "off":
+        tuner.compile([case for case in cases if known[case] is None and len(case.candidates) > 1])
+    choices = []
+    for case in cases:
+        choice = known[case] or (case.default("; tuning is off") if mode == "off" else tuner.choose(case))
+        case.tunable.use(case.family, choice.tiles)
+        choices.append(choice)
+        origin = choice.origin + choice.note
+        log.info("tiles", kernel=case.tunable.name, tiles=_in_words(choice.tiles), origin=origin)
     keep(target, tuple(c.entry for c in choices if c.origin == "tuned" and c.entry is not None))
     return TileReport(target, tuple(choices), tuner.seconds, tuner.scratch_bytes)
 
 
-def _stored(
-    tunable: Tunable[Any, Any], family: Any, target: Target, tables: tuple[tuple[Origin, Table], ...]
-) -> Choice | None:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Case:
+    """What one family of shapes of one kernel can choose from."""
+
+    tunable: Tunable[Any, Any]
+    family: Any
+    space: LaunchSpace
+    candidates: tuple[Any, ...]
+
+    def default(self, why: str) -> Choice:
+        return Choice(self.tunable.name, self.family, self.candidates[0], "default", why)
+
+    def trial(self, device: torch.device, lengths: tuple[int, ...]) -> Trial:
+        return self.tunable.trial(self.space.on(device), self.family, lengths)
+
+
+def _stored(case: _Case, target: Target, tables: tuple[tuple[Origin, Table], ...]) -> Choice | None:
     """Only tiles that are still among the candidates: what a file says beyond them was never compiled for this GPU."""
-    candidates = tunable.candidates(target, family)
     for origin, table in tables:
-        entry = table.find(tunable.name, dataclasses.asdict(family))
-        tiles = next((t for t in candidates if entry and dataclasses.asdict(t) == entry.tiles), None)
-        current = entry is not None and entry.source == tunable.source
+        entry = table.find(case.tunable.name, dataclasses.asdict(case.family))
+        tiles = next((t for t in case.candidates if entry and dataclasses.asdict(t) == entry.tiles), None)
+        current = entry is not None and entry.source == case.tunable.source
         if entry is None or tiles is None or (origin == "cached" and not current):
             continue
         note = f", measured {entry.date} with Triton {entry.versions.get('triton', '?')}"
         note += "" if current else ", on an earlier source of the kernel"
-        return Choice(tunable.name, family, tiles, origin, note, entry)
+        return Choice(case.tunable.name, case.family, tiles, origin, note, entry)
     return None
-
-
-def _default(tunable: Tunable[Any, Any], family: Any, why: str) -> Choice:
-    return Choice(tunable.name, family, tunable.default(family), "default", why)
 
 
 def keep(target: Target, entries: tuple[Entry, ...]) -> None:
@@ -137,7 +154,7 @@ def keep(target: Target, entries: tuple[Entry, ...]) -> None:
 
 
 class _Tuner:
-    """Times candidates until its time is up."""
+    """Compiles and times candidates until its time is up."""
 
     def __init__(self, target: Target, command: str, time_limit_s: float, on_tuning: OnTuning) -> None:
         self.seconds = 0.0
@@ -149,96 +166,30 @@ class _Tuner:
         self._workers = max(1, (os.cpu_count() or 2) - 1)
         self._device = driver.active.get_active_torch_device()
         self._on_gpu = self._device.type == "cuda"  # a stub's tensors are on the CPU
-
-    def choose(self, tunable: Tunable[Any, Any], family: Any, space: LaunchSpace) -> Choice:
-        self._space = space
-        candidates = tunable.candidates(self._target, family)
-        if len(candidates) == 1:
-            return _default(tunable, family, "; there is no other")
-        if self._seconds_left <= 0:
-            return _default(tunable, family, f"; the {self._time_limit_s:.0f} s of tuning were over")
-        free = torch.cuda.mem_get_info()[0] if self._on_gpu else SCRATCH_BYTES
-        if free < SCRATCH_BYTES:
-            return _default(tunable, family, f"; {free >> 20} MiB are free, tuning takes {SCRATCH_BYTES >> 20} MiB")
-        start, before = time.perf_counter(), torch.cuda.memory_allocated() if self._on_gpu else 0
-        if self._on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        choice = self._fastest(tunable, family, candidates)
-        if self._on_gpu:
-            self.scratch_bytes = max(self.scratch_bytes, torch.cuda.max_memory_allocated() - before)
-            torch.cuda.empty_cache()
-        self.seconds += time.perf_counter() - start
-        return choice
+        self._refused: dict[tuple[_Case, Any], str] = {}  # what was compiled, and why it cannot be launched, or ""
 
     @property
     def _seconds_left(self) -> float:
         return self._time_limit_s - self.seconds
 
-    def _fastest(self, tunable: Tunable[Any, Any], family: Any, candidates: tuple[Any, ...]) -> Choice:
-        end = time.perf_counter() + self._seconds_left
-        shapes = {shape_name(lengths): lengths for lengths in self._fitting(tunable, family)}
-        times: dict[Any, dict[str, float]] = {}
-        refused: dict[Any, str] = {}
-        for first in range(0, len(candidates), self._workers):
-            group = candidates[first : first + self._workers]
-            lengths = next(iter(shapes.values()))
-            refused |= self._refused_by_the_compiler(tunable, family, group, lengths)
-            for tiles, label, us in self._timed(tunable, family, [t for t in group if t not in refused], shapes, end):
-                if isinstance(us, str):
-                    refused[tiles] = us
-                else:
-                    times.setdefault(tiles, {})[label] = us
-            left = end - time.perf_counter()
-            self._on_tuning(tunable.name, len(refused) + len(times), len(candidates), max(left, 0.0))
-            if left <= 0:
+    def compile(self, cases: Sequence[_Case]) -> None:
+        """All candidates of all cases, the defaults first, as far as the time for it goes."""
+        start, total = time.perf_counter(), sum(len(case.candidates) for case in cases)
+        places = range(max((len(case.candidates) for case in cases), default=0))
+        queue = [(case, case.candidates[i]) for i in places for case in cases if i < len(case.candidates)]
+        trials = {case: case.trial(_META, self._fitting(case, case.tunable.shapes[0])) for case in cases}
+        step = 2 * self._workers
+        for first in range(0, total, step):
+            if first and self.seconds > COMPILE_SHARE * self._time_limit_s:
                 break
-        if len(refused) == len(candidates):
-            raise WarmupError(f"{tunable.name}: none of {len(candidates)} tiles runs on {self._target.gpu}: {refused}")
-        complete = {tiles: us for tiles, us in times.items() if len(us) == len(shapes) and tiles not in refused}
-        if candidates[0] not in complete and candidates[0] not in refused:
-            return _default(tunable, family, f"; {self._time_limit_s:.0f} s were too short to time it")
-        return self._choice(tunable, family, complete, candidates)
-
-    def _choice(
-        self, tunable: Tunable[Any, Any], family: Any, times: dict[Any, dict[str, float]], candidates: Sequence[Any]
-    ) -> Choice:
-        scores = {tiles: math.prod(us.values()) ** (1 / len(us)) for tiles, us in times.items()}
-        limit = min(scores.values()) * (1 + TOLERANCE)
-        winner = next(tiles for tiles in candidates if scores.get(tiles, math.inf) <= limit)
-        entry = Entry(
-            kernel=tunable.name,
-            family=dataclasses.asdict(family),
-            tiles=dataclasses.asdict(winner),
-            us=times[winner],
-            default_us=times.get(candidates[0], times[winner]),
-            date=date.today().isoformat(),
-            command=self._command or "hotstart",
-            versions=self._target.versions,
-            source=tunable.source,
-        )
-        note = f", {entry.gain:.2f} times as fast as the default; {len(times)} of {len(candidates)} candidates timed"
-        return Choice(tunable.name, family, winner, "tuned", note, entry)
-
-    def _fitting(self, tunable: Tunable[Any, Any], family: Any) -> Iterator[tuple[int, ...]]:
-        """The declared shapes, made smaller until their tensors keep within the bound."""
-        for lengths in tunable.shapes:
-            while (size := _num_bytes(tunable.trial(self._space.on(_META), family, lengths))) > INPUT_BYTES:
-                assert sum(lengths) > 2, f"{tunable.name}: one prompt of {lengths} needs {size} bytes"
-                lengths = lengths[: len(lengths) // 2] if len(lengths) > 1 else (lengths[0] // 2,)
-            self.scratch_bytes = max(self.scratch_bytes, size)
-            yield lengths
-
-    def _refused_by_the_compiler(
-        self, tunable: Tunable[Any, Any], family: Any, group: Sequence[Any], lengths: tuple[int, ...]
-    ) -> dict[Any, str]:
-        """Compile a group in parallel on meta tensors: those over a limit of the GPU are never launched."""
-        trial = tunable.trial(self._space.on(_META), family, lengths)
-        records: dict[Any, Recording] = {}
-        with ThreadPoolExecutor(self._workers) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
-            for tiles in group:
-                with recording() as records[tiles], tunable.using(family, tiles):
-                    trial.call()
-        return {tiles: why for tiles, record in records.items() if (why := self._refusal(record))}
+            records: dict[tuple[_Case, Any], Recording] = {}
+            with ThreadPoolExecutor(self._workers) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
+                for case, tiles in queue[first : first + step]:
+                    with recording() as records[case, tiles], case.tunable.using(case.family, tiles):
+                        trials[case].call()
+            self._refused |= {key: self._refusal(record) for key, record in records.items()}
+            self.seconds = time.perf_counter() - start
+            self._on_tuning("kernels, compiling", len(self._refused), total, max(self._seconds_left, 0.0))
 
     def _refusal(self, record: Recording) -> str:
         for key, binary in record.binaries.items():
@@ -250,28 +201,89 @@ class _Tuner:
                 return f"{key.kernel} needs {shared} bytes of shared memory, the GPU has {self._target.shared_bytes}"
         return ""
 
-    def _timed(
-        self,
-        tunable: Tunable[Any, Any],
-        family: Any,
-        group: Sequence[Any],
-        shapes: dict[str, tuple[int, ...]],
-        end: float,
-    ) -> Iterator[tuple[Any, str, float | str]]:
-        """Tiles, shape, and microseconds or why there are none."""
-        space = self._space.on(self._device)
-        for label, lengths in shapes.items():
-            trial = tunable.trial(space, family, lengths)
-            for tiles in group:
-                if time.perf_counter() > end:
-                    return
-                try:
-                    with tunable.using(family, tiles):
-                        ms = triton.testing.do_bench(trial.call, warmup=5, rep=25, return_mode="median")
-                except TritonError as error:  # a limit that only the launch knows: registers
-                    yield tiles, label, str(error)
-                else:
-                    yield tiles, label, round(ms * 1000, 2)
+    def choose(self, case: _Case) -> Choice:
+        if len(case.candidates) == 1:
+            return case.default("; there is no other")
+        refused = {tiles: why for (its, tiles), why in self._refused.items() if its is case and why}
+        if len(refused) == len(case.candidates):
+            name = case.tunable.name
+            raise WarmupError(f"{name}: none of {len(refused)} tiles runs on {self._target.gpu}: {refused}")
+        if self._seconds_left <= 0:
+            return case.default(f"; the {self._time_limit_s:.0f} s of tuning were over")
+        free = torch.cuda.mem_get_info()[0] if self._on_gpu else SCRATCH_BYTES
+        if free < SCRATCH_BYTES:
+            return case.default(f"; {free >> 20} MiB are free, tuning takes {SCRATCH_BYTES >> 20} MiB")
+        start, before = time.perf_counter(), torch.cuda.memory_allocated() if self._on_gpu else 0
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        choice = self._fastest(case, start + self._seconds_left)
+        if self._on_gpu:
+            self.scratch_bytes = max(self.scratch_bytes, torch.cuda.max_memory_allocated() - before)
+            torch.cuda.empty_cache()
+        self.seconds += time.perf_counter() - start
+        return choice
+
+    def _fastest(self, case: _Case, end: float) -> Choice:
+        times: dict[Any, dict[str, float]] = {}
+        running = [tiles for tiles in case.candidates if self._refused.get((case, tiles)) == ""]
+        for lengths in case.tunable.shapes:
+            lengths = self._fitting(case, lengths)
+            trial = case.trial(self._device, lengths)
+            if not times:
+                glances = {t: us for t in running if (us := self._time(case, t, trial, end, glance=True)) is not None}
+                limit = GLANCE_LIMIT * min(glances.values(), default=0.0)
+                running = [t for t, us in glances.items() if us <= limit or t == case.candidates[0]]
+            for tiles in running:
+                us = self._time(case, tiles, trial, end)
+                if us is not None:
+                    times.setdefault(tiles, {})[shape_name(lengths)] = us
+        left = max(end - time.perf_counter(), 0.0)
+        self._on_tuning(case.tunable.name, len(times), len(case.candidates), left)
+        default = case.candidates[0]
+        complete = {tiles: us for tiles, us in times.items() if len(us) == len(case.tunable.shapes)}
+        if default not in complete and self._refused.get((case, default), "") == "":
+            return case.default(f"; {self._time_limit_s:.0f} s were too short to time it")
+        return self._choice(case, complete)
+
+    def _time(self, case: _Case, tiles: Any, trial: Trial, end: float, *, glance: bool = False) -> float | None:
+        """Microseconds; None once the time is up, or for what only the launch refuses: too many registers."""
+        key = case, tiles
+        if self._refused.get(key) or time.perf_counter() > end:
+            return None
+        warmup, rep = (1, 3) if glance else (3, 12)
+        try:
+            with case.tunable.using(case.family, tiles):
+                ms = triton.testing.do_bench(trial.call, warmup=warmup, rep=rep, return_mode="median")
+        except TritonError as error:
+            self._refused[key] = str(error)
+            return None
+        return round(float(ms) * 1000, 2)
+
+    def _choice(self, case: _Case, times: dict[Any, dict[str, float]]) -> Choice:
+        scores = {tiles: math.prod(us.values()) ** (1 / len(us)) for tiles, us in times.items()}
+        limit = min(scores.values()) * (1 + TOLERANCE)
+        winner = next(tiles for tiles in case.candidates if scores.get(tiles, math.inf) <= limit)
+        entry = Entry(
+            kernel=case.tunable.name,
+            family=dataclasses.asdict(case.family),
+            tiles=dataclasses.asdict(winner),
+            us=times[winner],
+            default_us=times.get(case.candidates[0], times[winner]),
+            date=date.today().isoformat(),
+            command=self._command or "hotstart",
+            versions=self._target.versions,
+            source=case.tunable.source,
+        )
+        note = f", {entry.gain:.2f} times as fast as the default; {len(times)} of {len(case.candidates)} timed in full"
+        return Choice(case.tunable.name, case.family, winner, "tuned", note, entry)
+
+    def _fitting(self, case: _Case, lengths: tuple[int, ...]) -> tuple[int, ...]:
+        """The declared shape, made smaller until its tensors keep within the bound."""
+        while (size := _num_bytes(case.trial(_META, lengths))) > INPUT_BYTES:
+            assert sum(lengths) > 2, f"{case.tunable.name}: one prompt of {lengths} needs {size} bytes"
+            lengths = lengths[: len(lengths) // 2] if len(lengths) > 1 else (lengths[0] // 2,)
+        self.scratch_bytes = max(self.scratch_bytes, size)
+        return lengths
 
 
 def shape_name(lengths: tuple[int, ...]) -> str:

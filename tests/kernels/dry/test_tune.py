@@ -181,15 +181,28 @@ def test_time_is_bounded_and_what_was_timed_competes(product, times, space, smal
     seen[SMALL] = 50.0
     monkeypatch.setattr(tune.time, "perf_counter", lambda: float(next(ticks)))
     monkeypatch.setattr(tune.os, "cpu_count", lambda: 2)
-    report = tune.resolve(space, time_limit_s=35.0, on_tuning=lambda *event: progress.append(event))
-    assert seen["seen"] == [DEFAULT, DEFAULT]  # two shapes of the first candidate, then the time was up
+    report = tune.resolve(space, time_limit_s=85.0, on_tuning=lambda *event: progress.append(event))
+    # A glance at what fits; the first shape without the third, which is far behind; half of the second.
+    assert seen["seen"] == [DEFAULT, SMALL, Tiles(32, 8), DEFAULT, SMALL, DEFAULT]
     assert (report.choices[0].tiles, report.choices[0].origin) == (DEFAULT, "tuned")
-    assert "1 of 4 candidates timed" in report.choices[0].note
-    assert progress == [("product", 1, 4, 5.0), ("product", 1, 4, 0.0)]
+    assert "1 of 4 timed in full" in report.choices[0].note
+    assert progress == [("kernels, compiling", 2, 4, 75.0), ("kernels, compiling", 4, 4, 65.0), ("product", 2, 4, 0.0)]
     seen["seen"].clear()
-    report = tune.resolve(space, mode="force", time_limit_s=5.0)
+    progress.clear()
+    report = tune.resolve(space, mode="force", time_limit_s=15.0, on_tuning=lambda *event: progress.append(event))
+    assert progress[:1] == [("kernels, compiling", 2, 4, 5.0)] and "compiling" not in progress[1][0]
     assert (report.choices[0].origin, seen["seen"]) == ("default", [])
     assert "too short" in report.choices[0].note
+
+
+def test_all_kernels_compile_before_one_is_timed(product, times, space, small_gpu, monkeypatch):
+    """And once, however many models ask for the same shapes."""
+    log = times()["seen"]
+    refusal = tune._Tuner._refusal
+    monkeypatch.setattr(tune._Tuner, "_refusal", lambda self, record: log.append("compiled") or refusal(self, record))
+    product.families = lambda space: (FAMILY, replace(FAMILY, dtype="other"))
+    tune.resolve(space, space)
+    assert log[:8] == ["compiled"] * 8 and "compiled" not in log[8:] and len(log) > 8
 
 
 def test_trials_shrink_until_their_memory_keeps_within_the_bound(product, times, space, small_gpu, monkeypatch):
@@ -294,7 +307,7 @@ def test_the_command_times_and_exports_a_table(product, times, small_gpu, tmp_pa
     seen = times()
     seen[SMALL] = 50.0
     assert main([*command, str(path)]) == 0
-    assert seen["seen"].count(SMALL) == 2  # shapes
+    assert seen["seen"].count(SMALL) == 3  # a glance, and two shapes
     (entry,) = tile_tables.read_table(path).entries
     assert (entry.tiles, entry.us["1x256"]) == (asdict(SMALL), 50.0)
     assert "product: block=16 warps=4 for width=320 dtype=fp32: tuned, 2.00 times" in capsys.readouterr().out
@@ -311,9 +324,11 @@ def test_installed_libraries_are_compared_and_the_next_start_knows(monkeypatch):
     monkeypatch.setattr(tuning, "_times", lambda space, name: {"1x8192": 50.0 if name == "fla" else 100.0})
     configs = [published_config("qwen3.5-2b"), published_config("qwen3.5-0.8b")]  # the same heads
     with dry.gpu("a100"):
-        compared = tuning.compare_backends(configs, on_tuning=lambda *event: None)
+        compared = tuning.compare_backends(configs, 600.0, on_tuning=lambda *event: None)
         assert [(e.family["backend"], e.gain) for e in compared.entries] == [("fla", 2.0)]
         assert any("flashinfer has no kernel for sm_80" in line for line in compared.lines)
+        late = tuning.compare_backends(configs, 30.0, on_tuning=lambda *event: None)
+        assert late.entries == () and "was not measured for" in late.lines[0]
         dims, table = gdn_dims(configs[0]), tile_tables.read_cached(current_target())
         choice = choose_prefill("auto", current_target(), dims, torch.bfloat16, installed, table)
     assert choice.name == "fla" and "2.00 times as fast as ours on NVIDIA A100" in choice.reason
