@@ -10,13 +10,14 @@ from torch import Tensor
 LENGTHS = [1, 2, 3, 63, 64, 65, 200]
 DECODE_STEPS = 64
 FLOAT32_LIMIT = 2e-4  # largest difference of any logit, where logits spread by 2.5
-BFLOAT16_LIMIT = 1.3  # of transformers' own error
+BFLOAT16_LIMIT = 1.3  # of transformers' own rms error
+BFLOAT16_SAMPLES = 5  # of all lengths: 1990 positions
 BFLOAT16_MEDIAN_LIMIT = 1.1  # the same at the median position, where no expert flips
 by_family = pytest.mark.parametrize("family", [family.name for family in FAMILIES])
 
 
-def prompts() -> list[list[int]]:
-    random = torch.Generator().manual_seed(7)
+def prompts(seed: int = 7) -> list[list[int]]:
+    random = torch.Generator().manual_seed(seed)
     return [torch.randint(VOCAB, (length,), generator=random).tolist() for length in LENGTHS]
 
 
@@ -50,17 +51,18 @@ def test_float32_logits_match_transformers(family, checkpoint):
         assert torch.equal(a[length - 1 :].argmax(-1), b[length - 1 :].argmax(-1))
 
 
-def test_bfloat16_is_no_further_from_float32_than_transformers(checkpoint):
-    """One rounding can send a token to another expert, so the total is taken over all families, the median for each."""
-    ours, theirs = [], []  # squared error of each position
-    for family in FAMILIES:
-        folder, tokens = checkpoint(family.name), prompts()
-        exact = torch.cat(reference(folder, torch.float32, tokens))
-        mine = torch.cat(Stepper(load_model(folder, torch.bfloat16), tokens).step(LENGTHS))
-        ours.append((mine - exact).square().mean(-1))
-        theirs.append((torch.cat(reference(folder, torch.bfloat16, tokens)) - exact).square().mean(-1))
-        assert ours[-1].median().sqrt() < BFLOAT16_MEDIAN_LIMIT * theirs[-1].median().sqrt(), family.name
-    assert torch.cat(ours).mean().sqrt() < BFLOAT16_LIMIT * torch.cat(theirs).mean().sqrt()
+@by_family
+def test_bfloat16_is_no_further_from_float32_than_transformers(family, checkpoint):
+    """One rounding can send a token to another expert: it takes a few thousand positions to tell two engines apart."""
+    folder, samples = checkpoint(family), [prompts(seed) for seed in range(BFLOAT16_SAMPLES)]
+    tokens = [prompt for sample in samples for prompt in sample]
+    exact = torch.cat(reference(folder, torch.float32, tokens))
+    theirs = (torch.cat(reference(folder, torch.bfloat16, tokens)) - exact).square().mean(-1)
+    model = load_model(folder, torch.bfloat16)
+    mine = torch.cat([part for sample in samples for part in Stepper(model, sample).step(LENGTHS)])
+    ours = (mine - exact).square().mean(-1)
+    assert ours.mean().sqrt() < BFLOAT16_LIMIT * theirs.mean().sqrt()
+    assert ours.median().sqrt() < BFLOAT16_MEDIAN_LIMIT * theirs.median().sqrt()
 
 
 @by_family
