@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import hotstart
-from hotstart.cli import audit, bench, check, generate, plan, serve, tune, vllm
+from hotstart.cli import audit, bench, chat, check, generate, plan, serve, tune, vllm
 from hotstart.cli.parser import EXIT_MISTAKE, Parser
 from hotstart.errors import EngineDead, HotstartError, StepError
 
@@ -38,6 +38,7 @@ def make_parser() -> Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     serve.add_command(commands)
     generate.add_command(commands)
+    chat.add_command(commands)
     plan.add_command(commands)
     check.add_command(commands)
     audit.add_command(commands)
