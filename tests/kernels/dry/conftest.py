@@ -9,6 +9,7 @@ from steps import Row, make_step, moved
 
 from hotstart.cache.step import StepInputs
 from hotstart.kernels import dry, gdn_external
+from hotstart.kernels.backends import ops_for
 from hotstart.kernels.launch import LAUNCHERS, LaunchSpace
 from hotstart.kernels.ops import AttentionDims, GdnDims, MoeDims
 
@@ -60,4 +61,5 @@ def space() -> LaunchSpace:
 @pytest.fixture
 def own_kernels() -> set[str]:
     """Names of all kernels but those that stand around a library's prefill."""
+    ops_for("triton")  # imports them all
     return {launcher.kernel.name for launcher in LAUNCHERS if launcher.warmup is not gdn_external.warmup}
