@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 import hotstart
-from hotstart.cli import audit, bench, chat, check, generate, plan, serve, tune, vllm
+from hotstart.cli import audit, bench, chat, check, doctor, generate, plan, serve, tune, vllm
 from hotstart.cli.parser import EXIT_MISTAKE, Parser
 from hotstart.errors import EngineDead, HotstartError, StepError
 
@@ -44,6 +44,7 @@ def make_parser() -> Parser:
     audit.add_command(commands)
     tune.add_command(commands)
     bench.add_command(commands)
+    doctor.add_command(commands)
     return parser
 
 

@@ -19,7 +19,7 @@ from hotstart.kernels.backends import Backend
 from hotstart.kernels.gdn import CPU_CHUNK_LENGTH
 from hotstart.kernels.watch import MemoryWatch
 
-__all__ = ["Arena", "CpuDevice", "Device", "Fetched", "Landing", "Peak", "Staging"]
+__all__ = ["Arena", "CpuDevice", "Device", "Fetched", "Landing", "Peak", "Staging", "machine_memory"]
 
 CPU_MEMORY_SHARE = 0.5  # of the machine's memory, where the user names no size
 ONE_THREAD = 200_000_000  # multiplications: two milliseconds of one core
@@ -176,7 +176,7 @@ class CpuDevice:
     def _limit(self, wish: int | None) -> tuple[int, str]:
         if wish is not None:
             return wish, "--cpu-memory"
-        machine, available = _machine_memory()
+        machine, available = machine_memory()
         share = int(machine * CPU_MEMORY_SHARE)
         reachable = available + self.used_bytes()
         if reachable < share:
@@ -238,7 +238,7 @@ class CpuDevice:
         peak.num_bytes = meter.peak_bytes
 
 
-def _machine_memory() -> tuple[int, int]:
+def machine_memory() -> tuple[int, int]:
     """Bytes of the machine, or of the container if that is less; and how many of them are free."""
     page = os.sysconf("SC_PAGE_SIZE")
     total = os.sysconf("SC_PHYS_PAGES") * page
