@@ -37,6 +37,7 @@ check: dev  ## format, lint, types, the rules of the package, and that the docum
 	$(RUN) -m mypy
 	$(RUN) -m pytest -q tests/unit/test_architecture.py
 	$(RUN) -m bench.figures --check
+	$(RUN) tools/cli_docs.py --check
 
 check-gpus: install  ## compile every published size for every GPU we name, without one
 	$(RUN) tools/check_gpus.py

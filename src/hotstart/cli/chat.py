@@ -9,12 +9,14 @@ import sys
 from collections.abc import Generator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hotstart.cli.flags import Commands, add_engine_flags, engine_options
 from hotstart.cli.settings import prepare
-from hotstart.cli.talk import Engine, Message, Piece, Server, Talker
 from hotstart.errors import EngineDead, RequestError
+
+if TYPE_CHECKING:
+    from hotstart.cli.talk import Message, Piece, Talker
 
 __all__ = ["add_command"]
 
@@ -24,7 +26,7 @@ HELP = "/reset forgets the conversation, /exit (or Ctrl-D) leaves, Ctrl-C stops 
 
 def add_command(commands: Commands) -> None:
     parser = commands.add_parser("chat", help="talk to a model in the terminal", description=__doc__, prepare=prepare)
-    add_engine_flags(parser)
+    add_engine_flags(parser, "folder of a checkpoint, its name on the hub, or the URL of a server")
     group = parser.add_argument_group("conversation")
     group.add_argument("--system", metavar="TEXT", help="what the model is told before the conversation")
     group.add_argument("--no-thinking", action="store_true", help="ask for answers without reasoning")
@@ -41,6 +43,8 @@ def add_command(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from hotstart.cli.talk import Engine, Server  # here, so that `--help` takes no time
+
     target = arguments.model or DEFAULT_URL
     names = ("max_tokens", "temperature", "top_p", "top_k")
     wishes = {name: getattr(arguments, name) for name in names if name in arguments}
@@ -65,11 +69,11 @@ def _run(arguments: argparse.Namespace) -> None:
 
 @dataclass(slots=True)
 class _Conversation:
-    talker: Talker
-    system: list[Message]
-    turns: list[Message] = field(default_factory=list)
+    talker: "Talker"
+    system: "list[Message]"
+    turns: "list[Message]" = field(default_factory=list)
 
-    def answer(self, text: str) -> Generator[Piece, None, None]:
+    def answer(self, text: str) -> "Generator[Piece, None, None]":
         """The pieces as they come.  A turn without answer is forgotten; one that was stopped keeps what it has."""
         question = {"role": "user", "content": text}
         said = ""

@@ -7,14 +7,17 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from hotstart.cli.findings import Finding, State, examine
 from hotstart.cli.flags import Commands
+
+if TYPE_CHECKING:
+    from hotstart.cli.findings import Finding
 
 __all__ = ["add_command"]
 
 EXIT_MISSING = 1
-MARKS: dict[State, tuple[str, str]] = {"ok": ("ok", "green"), "note": ("--", "yellow"), "missing": ("!!", "red")}
+MARKS = {"ok": ("ok", "green"), "note": ("--", "yellow"), "missing": ("!!", "red")}
 
 
 def add_command(commands: Commands) -> None:
@@ -24,6 +27,8 @@ def add_command(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from hotstart.cli.findings import examine  # here, so that `--help` takes no time
+
     findings = list(examine())
     missing = [found.name for found in findings if found.state == "missing"]
     if arguments.json:
@@ -34,7 +39,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return EXIT_MISSING if missing else 0
 
 
-def _show(findings: list[Finding]) -> None:
+def _show(findings: "list[Finding]") -> None:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True, file=sys.stdout)

@@ -25,13 +25,11 @@ __all__ = [
 Commands = Any  # argparse names no public type for what add_subparsers returns
 
 
-def add_engine_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "model",
-        nargs="?",
-        metavar="MODEL",
-        help="folder of a checkpoint in Hugging Face's layout, or its name on the hub, such as Qwen/Qwen3.5-4B",
-    )
+MODEL = "folder of a checkpoint in Hugging Face's layout, or its name on the hub, such as Qwen/Qwen3.5-4B"
+
+
+def add_engine_flags(parser: argparse.ArgumentParser, about_model: str = MODEL) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=about_model)
     parser.add_argument(
         "--config",
         type=Path,
@@ -59,7 +57,8 @@ def add_flags(group: Any, found: Iterable[Option]) -> None:
                 option.flag, dest=option.name, action=switch, default=argparse.SUPPRESS, help=option.help
             )
             continue
-        default = "" if option.default is None else f" (default: {option.default})"
+        words = " ".join(option.default) if isinstance(option.default, tuple) else option.default
+        default = "" if words in (None, "") else f" (default: {words})"
         group.add_argument(
             option.flag,
             dest=option.name,

@@ -16,6 +16,9 @@ EXIT_ENGINE_FAILED, EXIT_INTERRUPTED = 1, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     words = vllm.strip_command(sys.argv[1:] if argv is None else argv)
+    if not words:
+        make_parser().print_help()
+        return 0
     try:
         arguments = make_parser().parse_args(words)
         code: int | None = arguments.run(arguments)

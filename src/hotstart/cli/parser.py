@@ -11,6 +11,7 @@ from typing import Any, Literal, NoReturn
 __all__ = ["EXIT_MISTAKE", "Flag", "Parser", "near"]
 
 EXIT_MISTAKE = 2
+MANY = 10
 
 Takes = Literal["switch", "value", "values", "maybe"]
 
@@ -51,6 +52,14 @@ class Parser(argparse.ArgumentParser):
         """By the name of their command."""
         kinds = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
         return dict(kinds[0].choices) if kinds else {}
+
+    def format_help(self) -> str:
+        """Of many flags, usage names none: they are listed below it."""
+        if len(self.flags) > MANY and self.usage is None:
+            words = [action for action in self._actions if not action.option_strings]
+            shown = [f"[{word.metavar}]" if word.nargs == "?" else str(word.metavar) for word in words]
+            self.usage = " ".join([self.prog, *shown, "[flags]"])
+        return super().format_help()
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]  # argparse overloads it
         """Knows them all: what it does not know is a mistake."""

@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from hotstart.cli import vllm
 from hotstart.cli.parser import Flag, Parser, Takes
 from hotstart.cli.words import Given, read_words
@@ -127,6 +125,8 @@ def _variable(name: str) -> str:
 
 
 def _from_file(path: Path, flags: Mapping[str, Flag]) -> list[Given]:
+    import yaml  # here, so that `--help` takes no time
+
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
