@@ -24,15 +24,6 @@ class Histogram:
         self.count += 1
         self.sum += value
 
-    def quantile(self, share: float) -> float | None:
-        """The edge of the bucket that holds it, as dashboards find it; None while nothing was observed."""
-        if not self.count:
-            return None
-        wanted = share * self.count
-        below = list(accumulate(self._counts))
-        place = next(i for i, number in enumerate(below) if number >= wanted)
-        return self._edges[min(place, len(self._edges) - 1)]
-
     def family(self, labels: Mapping[str, str]) -> HistogramMetricFamily:
         found = HistogramMetricFamily(self.name, self._about, labels=tuple(labels))
         edges = [*map(floatToGoString, self._edges), "+Inf"]
