@@ -4,6 +4,7 @@ import http.client
 import json
 import re
 import socket
+import time
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -71,6 +72,18 @@ def test_a_wrong_field_is_named(server: Server, path: str, fields: dict[str, Any
     assert (status, error["type"]) == (400, "invalid_request_error"), answer
     assert (error["param"] or "").startswith(param), answer
     assert len(json.dumps(answer)) < 600
+
+
+def test_a_refusal_takes_less_than_a_tenth_of_a_second(server: Server) -> None:
+    """The best of some tries: other processes may have the machine for a moment."""
+    for path, fields, _ in REFUSED:
+        body = json.dumps(({"messages": USER} if path == CHAT else {"prompt": "Add: 1"}) | fields).encode()
+        times = []
+        while not times or (min(times) > 0.1 and len(times) < 9):
+            began = time.monotonic()
+            assert server.ask(path, body)[0] == 400
+            times.append(time.monotonic() - began)
+        assert min(times) <= 0.1, (path, list(fields), times)
 
 
 @pytest.mark.parametrize(
