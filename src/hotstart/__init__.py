@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hotstart.engine.llm import LLM
     from hotstart.engine.outputs import CompletionOutput, Logprob, RequestOutput
     from hotstart.errors import HotstartError
-    from hotstart.request import SamplingParams
+    from hotstart.request import SamplingParams, StructuredOutputsParams
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Logprob",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "__version__",
 ]
 
@@ -35,6 +36,7 @@ _HOMES = {
     "Logprob": "hotstart.engine.outputs",
     "RequestOutput": "hotstart.engine.outputs",
     "SamplingParams": "hotstart.request",
+    "StructuredOutputsParams": "hotstart.request",
 }
 
 

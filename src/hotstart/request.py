@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from hotstart.errors import HotstartError, InvalidSamplingParams
 
-__all__ = ["FinishReason", "PositionLogprobs", "Request", "SamplingParams", "TokenEvent"]
+__all__ = ["FinishReason", "PositionLogprobs", "Request", "SamplingParams", "StructuredOutputsParams", "TokenEvent"]
 
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
@@ -18,6 +18,7 @@ MAX_BAD_WORDS = 128
 MAX_BAD_WORD_TOKENS = 1024  # of all of them together
 MAX_ALLOWED_TOKEN_IDS = 2**18
 MAX_CHOICES = 128
+MAX_GRAMMAR_CHARACTERS = 2**18
 SEED_STEP = 0x9E3779B97F4A7C15  # the golden ratio's bits: seeds of choices lie far apart
 
 
@@ -26,6 +27,41 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     ABORT = "abort"
     ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StructuredOutputsParams:
+    """What an answer must be, as one of these: JSON that a schema describes, or any object; text of a regular
+    expression; one of several texts; text of a grammar (Lark's or GBNF's notation).  Names are vLLM's.
+
+    With `after`, the answer is free until it has said that, and does not end before.  Raises InvalidSamplingParams;
+    whether a schema, an expression or a grammar can be followed is known when it is compiled.
+    """
+
+    json: str | dict[str, Any] | None = field(default=None, hash=False)
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
+    grammar: str | None = None
+    json_object: bool = False
+    after: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.choice is not None:
+            object.__setattr__(self, "choice", tuple(self.choice))
+        kinds = ("json", "regex", "choice", "grammar")
+        given = [name for name in kinds if getattr(self, name) is not None]
+        if len(given) + self.json_object != 1:
+            names = ", ".join(given + ["json_object"] * self.json_object) or "none"
+            raise InvalidSamplingParams(
+                f"structured_outputs names {names}; it must be exactly one of {', '.join(kinds)}, json_object"
+            )
+        for name in ("regex", "grammar", "after"):
+            if not isinstance(getattr(self, name), str | None) or getattr(self, name) == "":
+                raise InvalidSamplingParams(f"structured_outputs.{name} must be a text that is not empty")
+        if self.choice is not None and not (self.choice and all(isinstance(c, str) and c for c in self.choice)):
+            raise InvalidSamplingParams("structured_outputs.choice must hold texts that are not empty")
+        if not isinstance(self.json, str | dict | None):
+            raise InvalidSamplingParams("structured_outputs.json must be a JSON schema, as an object or as text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +77,8 @@ class SamplingParams:
     `presence_penalty` are subtracted; `logit_bias` is added; tokens that would complete one of `bad_words` are banned;
     of all others `allowed_token_ids` alone are left; then temperature, `min_p` (against the likeliest token), `top_k`,
     `top_p`.  A ban gives way where nothing else is left.  `bad_word_ids` are `bad_words` as tokens, which whoever has
-    the tokenizer fills in.  Raises InvalidSamplingParams.
+    the tokenizer fills in.  What `structured_outputs` rules out is ruled out first of all: log-probabilities are of
+    what it leaves.  Raises InvalidSamplingParams.
     """
 
     n: int = 1
@@ -56,6 +93,7 @@ class SamplingParams:
     bad_words: tuple[str, ...] = ()
     bad_word_ids: tuple[tuple[int, ...], ...] = ()
     allowed_token_ids: tuple[int, ...] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -171,6 +209,8 @@ class SamplingParams:
             if not self.allowed_token_ids:
                 raise InvalidSamplingParams("allowed_token_ids is empty; name at least one, or leave it away")
             _check_count("allowed_token_ids", len(self.allowed_token_ids), MAX_ALLOWED_TOKEN_IDS)
+            if self.structured_outputs is not None:
+                raise InvalidSamplingParams("allowed_token_ids and structured_outputs exclude each other; give one")
             for token_id in self.allowed_token_ids:
                 _check_int("allowed_token_ids", token_id, 0, 2**31 - 1)
 

@@ -35,6 +35,9 @@ class EditRows:
         self._penalties: list[float] = []
         self._ids: list[int] = []
         self._values: list[float] = []
+        self._grammar = [
+            (row, masks.add(span.sequence_id)) for row, (span, wish) in enumerate(wishes) if wish.is_guided
+        ]
         self._allowed: list[tuple[int, int]] = []  # row, row of the masks
         for row, (span, wish) in enumerate(wishes):
             if wish.allowed is not None:
@@ -43,9 +46,11 @@ class EditRows:
                 self._add(row, span, wish)
         sizes = len(self._table) * _TABLE, len(self._penalties), len(self._ids), len(self._values), len(self._allowed)
         self._places = [strip.take(size) for size in sizes]
+        self._grammar_at = strip.take(len(self._grammar))
 
     def write(self, words: np.ndarray) -> None:
         """words: int32."""
+        words[self._grammar_at] = [row for row, _ in self._grammar]
         if not self._table:
             return
         table, penalties, ids, values, allowed = (words[place] for place in self._places)
@@ -64,9 +69,12 @@ class EditRows:
             penalties=penalties.view(torch.float32).view(-1, _PENALTIES),
             ids=ids,
             values=values.view(torch.float32),
-            allowed=self._allowed_rows(allowed) if self._allowed else None,
+            allowed=self._rows(self._allowed, allowed),
             host=tuple(self._table),
         )
+
+    def grammar(self, words: Tensor) -> Masks | None:
+        return self._rows(self._grammar, words[self._grammar_at])
 
     def _add(self, row: int, span: Span, wish: Sampling) -> None:
         slot, prompt, *penalties = span.penalties or (0, 0, 1.0, 0.0, 0.0)
@@ -77,6 +85,8 @@ class EditRows:
         self._ids += (*(token_id for token_id, _ in wish.bias), *wish.banned_ids)
         self._values += (*(value for _, value in wish.bias), *(0.0 for _ in wish.banned_ids))
 
-    def _allowed_rows(self, rows: Tensor) -> Masks:
-        bits = self._masks.rows(self._allowed[0][1], len(self._allowed))
-        return Masks(rows, bits, tuple(row for row, _ in self._allowed))
+    def _rows(self, masked: list[tuple[int, int]], rows: Tensor) -> Masks | None:
+        """Their masks were added one after the other."""
+        if not masked:
+            return None
+        return Masks(rows, self._masks.rows(masked[0][1], len(masked)), tuple(row for row, _ in masked))

@@ -6,6 +6,7 @@ from typing import Any
 
 from hotstart import log
 from hotstart.engine.device import Device
+from hotstart.engine.guides import Guides
 from hotstart.engine.limits import SchedulerLimits
 from hotstart.engine.memory import MemoryPlan
 from hotstart.engine.phases import StartupReport
@@ -17,6 +18,8 @@ from hotstart.kernels.watch import LateEvent, Watch
 from hotstart.request import FinishReason, Request, TokenEvent
 
 __all__ = ["Engine", "Growth", "Use"]
+
+COMPILE_WAIT_S = 0.02  # for a grammar, while there is nothing else to do
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class Engine:
         device: Device,
         vocab_size: int,
         memory_plan: MemoryPlan,
+        guides: Guides,
     ) -> None:
         self.memory_plan = memory_plan
         self.vocab_size = vocab_size
@@ -69,6 +73,7 @@ class Engine:
         self.warm_kernels: list[dict[str, Any]] = []  # what start-up compiled, by kernel; none where nothing is
         self._scheduler = scheduler
         self._runner = runner
+        self._guides = guides
         self._watch = watch
         self.device = device
         self._flights: deque[Flight | _FailedFlight] = deque()
@@ -87,7 +92,7 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self._death is None and self._scheduler.has_work
+        return self._death is None and bool(self._scheduler.has_work or self._guides.request_ids)
 
     @property
     def limits(self) -> SchedulerLimits:
@@ -99,12 +104,17 @@ class Engine:
         return Use(pages.num_used, pages.num_cached, slots.num_used, slots.num_cached, self._scheduler.num_preemptions)
 
     @property
+    def can_guide(self) -> bool:
+        """Whether requests may have structured outputs."""
+        return self._guides.can_guide
+
+    @property
     def num_running(self) -> int:
         return self._scheduler.num_running
 
     @property
     def num_waiting(self) -> int:
-        return self._scheduler.num_waiting
+        return self._scheduler.num_waiting + len(self._guides.request_ids)
 
     @property
     def late_events(self) -> tuple[LateEvent, ...]:
@@ -125,12 +135,19 @@ class Engine:
         """Raises a RequestError that says what is wrong with it; then nothing has changed."""
         self.check_alive()
         self._check_ids(request)
-        if request.id in self._scheduler:
+        if request.id in self._scheduler or request.id in self._guides.request_ids:
             raise RequestError(f"request id {request.id!r} is in use; choose another")
-        self._scheduler.add(request)
+        wish = request.params.structured_outputs
+        if wish is None:
+            self._scheduler.add(request)
+        else:
+            self.limits.check_prompt(len(request.prompt_token_ids))
+            self._guides.prepare(request, wish)
 
     def abort(self, request_id: str) -> list[TokenEvent]:
         """End a request now: its final event.  An unknown or finished id is ignored."""
+        if self._guides.drop(request_id):
+            return [TokenEvent(request_id, finish_reason=FinishReason.ABORT)]
         return self._scheduler.abort(request_id)
 
     def step(self) -> list[TokenEvent]:
@@ -139,10 +156,11 @@ class Engine:
         If it lost the device, every request ends with EngineDead, and so does every later call.
         """
         self.check_alive()
+        events = self._join() if self._guides.request_ids else []
         while len(self._flights) < self.device.flights and (plan := self._scheduler.plan()) is not None:
             self._flights.append(self._launch(plan))
         if not self._flights:
-            return []
+            return events
         flight = self._flights.popleft()
         self.num_steps += 1
         self.num_step_tokens += flight.plan.num_tokens
@@ -150,8 +168,8 @@ class Engine:
             result = flight.wait()
             self._watch.check()
         except (RuntimeError, MemoryError, StepError) as error:
-            return self._fail(flight.plan, error) if self.device.alive() else self._die(error)
-        return self._scheduler.apply(flight.plan, result)
+            return events + self._follow(self._fail(flight.plan, error) if self.device.alive() else self._die(error))
+        return events + self._follow(self._scheduler.apply(flight.plan, result))
 
     def close(self) -> list[TokenEvent]:
         """Stop for good.  Requests that are still running or waiting end with the events returned."""
@@ -159,6 +177,7 @@ class Engine:
             return []
         self._closed = True
         self._watch.close()
+        self._guides.close()
         if self._death is not None:
             return []
         return self._answer_all(EngineDead("the engine was closed while the request was in it"))
@@ -166,6 +185,34 @@ class Engine:
     def check(self) -> None:
         """Assert that no page and no slot is lost; for tests and idle moments."""
         self._scheduler.check()
+
+    def _join(self) -> list[TokenEvent]:
+        """Requests whose grammar is compiled join the queue; one whose grammar cannot be ends."""
+        idle = not self._flights and not self._scheduler.has_work
+        refused: list[tuple[Request, RequestError]] = []
+        for request, guide in self._guides.ready(COMPILE_WAIT_S if idle else 0.0):
+            if isinstance(guide, RequestError):
+                refused.append((request, guide))
+                continue
+            try:
+                self._guides.bind(request.id, self._scheduler.add(request), guide)
+            except RequestError as error:
+                refused.append((request, error))
+        return [TokenEvent(one.id, finish_reason=FinishReason.ERROR, error=error) for one, error in refused]
+
+    def _follow(self, events: list[TokenEvent]) -> list[TokenEvent]:
+        """Show the grammars what came.  A request whose grammar cannot go on ends."""
+        broken = self._guides.follow(events)
+        if not broken:
+            return events
+        for request_id in broken:
+            self.abort(request_id)
+        return [
+            event._replace(finish_reason=FinishReason.ERROR, error=broken[event.request_id])
+            if event.request_id in broken
+            else event
+            for event in events
+        ]
 
     def _launch(self, plan: StepPlan) -> Flight | _FailedFlight:
         try:
@@ -194,7 +241,7 @@ class Engine:
     def _answer_all(self, error: EngineDead) -> list[TokenEvent]:
         return [
             TokenEvent(request_id, finish_reason=FinishReason.ERROR, error=error)
-            for request_id in self._scheduler.request_ids
+            for request_id in (*self._scheduler.request_ids, *self._guides.request_ids)
         ]
 
     @property

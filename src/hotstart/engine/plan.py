@@ -30,6 +30,7 @@ class Sampling(NamedTuple):
     min_p: float = 0.0
     bias: tuple[tuple[int, float], ...] = ()  # token id, what is added
     allowed: bytes | None = None  # bits of the only tokens that may come, as far as the last of them
+    is_guided: bool = False  # by the grammar of its sequence
 
 
 class Penalties(NamedTuple):

@@ -6,7 +6,7 @@ long as they ever get, while the cache is one page and one slot.  What they comp
 
 from hotstart.engine.limits import StepLimits
 from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Penalties, Sampling, Span, StepPlan
-from hotstart.request import MAX_LOGPROBS, Request, SamplingParams
+from hotstart.request import MAX_LOGPROBS, Request, SamplingParams, StructuredOutputsParams
 
 __all__ = [
     "answer_plan",
@@ -113,12 +113,12 @@ def _span(sequence_id: int, length: int, start: int, sampling: Sampling, logprob
     )
 
 
-def trial_requests(max_model_len: int, chunk_length: int) -> list[Request]:
+def trial_requests(max_model_len: int, chunk_length: int, *, guided: bool) -> list[Request]:
     """Small requests that take every branch between `add` and the last event: they run on the real caches."""
     longest = max_model_len - 1
     if not longest:
         return []
-    params = (
+    params: tuple[SamplingParams, ...] = (
         SamplingParams(temperature=0.0, max_tokens=3),
         SamplingParams(temperature=0.0, max_tokens=3, logprobs=MAX_LOGPROBS, prompt_logprobs=MAX_LOGPROBS),
         SamplingParams(temperature=0.8, max_tokens=3, top_k=5, top_p=0.9, seed=7, logprobs=0),
@@ -128,8 +128,14 @@ def trial_requests(max_model_len: int, chunk_length: int) -> list[Request]:
             max_tokens=4, repetition_penalty=1.1, logit_bias={0: 1.0}, bad_word_ids=((0, 0),), allowed_token_ids=(0,)
         ),
     )
-    lengths = (1, chunk_length + 3, 2, 3, 2, 3)
+    if guided:
+        shapes = (
+            StructuredOutputsParams(json={"type": "object", "properties": {"a": {"type": "string"}}}, after="a"),
+            StructuredOutputsParams(regex="[a-z]+"),
+        )
+        params += tuple(SamplingParams(max_tokens=4, structured_outputs=shape, logprobs=1) for shape in shapes)
+    lengths = (1, chunk_length + 3, 2, 3, 2, 3, 1, 2)
     return [
         Request(f"trial-{i}", (0,) * min(length, longest), one, arrival_time=0.0)
-        for i, (length, one) in enumerate(zip(lengths, params, strict=True))
+        for i, (length, one) in enumerate(zip(lengths, params, strict=False))
     ]

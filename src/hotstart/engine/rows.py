@@ -119,7 +119,7 @@ class RowList:
                 all_greedy=all(wish.temperature == 0.0 for wish in wishes),
                 candidates=max((candidates(w.top_k, w.top_p) for w in wishes if w.temperature), default=0),
                 any_min_p=any(wish.min_p > 0.0 for wish in wishes),
-                grammar=None,
+                grammar=self._edits[number].grammar(words),
                 edits=self._edits[number].read(words),
             )
             slabs.append(slab)

@@ -106,7 +106,7 @@ def capture(
 
 def try_requests(engine: Engine, device: Device) -> None:
     """Small requests, all at once, through everything that a request meets; one of them is aborted."""
-    requests = trial_requests(engine.memory_plan.max_model_len, device.chunk_length)
+    requests = trial_requests(engine.memory_plan.max_model_len, device.chunk_length, guided=engine.can_guide)
     for request in requests:
         engine.add(request)
     events = engine.step() if requests else []

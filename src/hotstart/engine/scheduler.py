@@ -59,8 +59,8 @@ class Scheduler:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._live
 
-    def add(self, request: Request) -> None:
-        """Raises InvalidPrompt, PromptTooLong or QueueFull; then nothing has changed."""
+    def add(self, request: Request) -> int:
+        """The id of its sequence.  Raises InvalidPrompt, PromptTooLong or QueueFull; then nothing has changed."""
         limits = self.limits
         assert request.id not in self, f"request id {request.id!r} is in use"
         limits.check_prompt(len(request.prompt_token_ids))
@@ -85,6 +85,7 @@ class Scheduler:
             keys=self._holdings.keys_of(request),
         )
         self._live[request.id] = self._waiting[sequence.id] = sequence
+        return sequence.id
 
     def abort(self, request_id: str) -> list[TokenEvent]:
         """End a request now; its final event is returned.  An unknown or finished id is ignored."""

@@ -45,6 +45,7 @@ class Sequence:
     banned_ids: tuple[int, ...] = field(init=False)
     bias: tuple[tuple[int, float], ...] = field(init=False)
     allowed: bytes | None = field(init=False)
+    is_guided: bool = field(init=False)
     waits: bool = field(init=False)  # what may come next depends on the token before it
 
     def __post_init__(self) -> None:
@@ -52,7 +53,8 @@ class Sequence:
         self.banned_ids = tuple(sorted(self.end_ids))
         self.bias = tuple(sorted((params.logit_bias or {}).items()))
         self.allowed = None if params.allowed_token_ids is None else token_bits(params.allowed_token_ids)
-        self.waits = any(len(word) > 1 for word in params.bad_word_ids)
+        self.is_guided = params.structured_outputs is not None
+        self.waits = self.is_guided or any(len(word) > 1 for word in params.bad_word_ids)
 
     @property
     def num_prompt(self) -> int:
@@ -111,6 +113,7 @@ class Sequence:
             params.min_p,
             self.bias,
             self.allowed,
+            self.is_guided,
         )
 
     def _ends_of_bad_words(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ Everything that can compile, tune, load or take memory does so before the caches
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -21,6 +22,7 @@ from hotstart.engine.device import CpuDevice, Device
 from hotstart.engine.engine import Engine
 from hotstart.engine.foretell import foretell_peaks
 from hotstart.engine.graphs import DecodeGraphs
+from hotstart.engine.guides import Guides
 from hotstart.engine.inputs import InputBuilder
 from hotstart.engine.kernels import KernelChoice, choose_kernels, warm_up_kernels
 from hotstart.engine.memory import Measured, Wishes, as_size, fits, solve, step_sizes
@@ -36,6 +38,7 @@ from hotstart.kernels.watch import Watch
 from hotstart.models import build_model, resolve_dtype, resolve_state_dtype
 from hotstart.models.qwen3_5 import Qwen35
 from hotstart.models.weights import fill_random, load_weights
+from hotstart.text.grammar import Grammars
 
 __all__ = ["start"]
 
@@ -53,11 +56,14 @@ def start(config: EngineConfig, on_phase: OnPhase = ignore_phases) -> Engine:
 
 
 def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog) -> Engine:
-    known = Known.before_loading(config, device)
     with phases.phase("read config") as running:
         model_config = read_model_config(config.model)
         wishes = read_wishes(config, model_config, device)
         running.detail = f"{model_config.architecture}, {model_config.num_hidden_layers} layers"
+    with phases.phase("prepare grammars") as running:
+        guides = Guides(_grammars(config, model_config))
+        running.detail = "" if guides.can_guide else "none: there is no tokenizer.json"
+    known = Known.before_loading(config, device)
     with phases.phase("choose kernels") as running:
         limits = step_limits(config, model_config, wishes, device)
         kernels = choose_kernels(config, model_config, limits, device)
@@ -90,7 +96,7 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
         return fits(wishes, measured(peaks), size)
 
     with phases.phase("run rungs") as running:
-        inputs = InputBuilder(limits, device)
+        inputs = InputBuilder(limits, device, guides.fill)
         sampler = Sampler(model.logits, model.ops, limits, device)
         num_weights = sum(p.numel() for p in model.parameters())
         make_runner = partial(Runner, model, num_weights, inputs, sampler, device.step_scope)
@@ -129,6 +135,7 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
         device=device,
         vocab_size=model_config.vocab_size,
         memory_plan=plan,
+        guides=guides,
     )
     with phases.phase("trial requests"):
         device.hold(plan.measured.step_peak(plan.max_num_batched_tokens))
@@ -159,6 +166,13 @@ def _device(config: EngineConfig) -> Device:
             flag="--unsafe-skip-warmup",
         )
     return device
+
+
+def _grammars(config: EngineConfig, model_config: ModelConfig) -> Grammars | None:
+    folder = Path(config.tokenizer or config.model)
+    if not (folder / "tokenizer.json").is_file():
+        return None
+    return Grammars(folder, model_config.vocab_size, model_config.eos_token_ids)
 
 
 def _minimal_cache(layout: CacheLayout, device: Device) -> CacheTensors:

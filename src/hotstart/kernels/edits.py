@@ -99,7 +99,8 @@ def edit_torch(logits: Tensor, edits: Edits, history: Tensor) -> Tensor:
             line.index_put_((answer,), -frequency.expand(len(answer)), accumulate=True)
         ids = edits.ids[bias:end].long()
         line[ids[: ban - bias]] += edits.values[bias:ban]
-        line[ids[ban - bias :]] = BANNED
+        bans = ids[ban - bias :]
+        line[bans] = line[bans].clamp(max=BANNED)
     if edits.allowed is not None:
         mask_torch(x, edits.allowed)
     return x
@@ -196,7 +197,7 @@ def _edit_kernel(
         o_ban = start + tl.arange(0, BLOCK)
         m_ban = o_ban < end
         b_id = tl.load(ids_ptr + o_ban, mask=m_ban, other=0)
-        tl.store(p_x + b_id, tl.zeros([BLOCK], tl.float32) + banned, mask=m_ban)
+        tl.atomic_min(p_x + b_id, tl.zeros([BLOCK], tl.float32) + banned, mask=m_ban)
 
 
 @triton.jit

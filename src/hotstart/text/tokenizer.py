@@ -11,7 +11,7 @@ from tokenizers import decoders
 from hotstart.config.files import read_optional_json, read_text
 from hotstart.errors import CheckpointError, InvalidPrompt, UnsupportedModel
 
-__all__ = ["Tokenizer"]
+__all__ = ["Tokenizer", "special_tokens_of"]
 
 
 def _byte_of_char() -> dict[str, int]:
@@ -46,7 +46,7 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._bytes: dict[int, bytes] = {}
-        self.special_tokens = _special_tokens(read_optional_json(folder / "tokenizer_config.json"))
+        self.special_tokens = special_tokens_of(read_optional_json(folder / "tokenizer_config.json"))
         self.eos_token_id: int | None = self._tokenizer.token_to_id(self.special_tokens.get("eos_token", ""))
 
     def __len__(self) -> int:
@@ -89,7 +89,7 @@ class Tokenizer:
         return known
 
 
-def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
+def special_tokens_of(config: dict[str, Any]) -> dict[str, str]:
     """`eos_token` and its kin as text; a chat template may use them by name."""
     names = [name for name in config if name.endswith("_token")]
     values = {name: config[name] for name in names}

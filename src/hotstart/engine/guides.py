@@ -1,0 +1,138 @@
+"""Guides: the grammars of requests while they run.
+
+A grammar is compiled beside the steps, and its request joins the queue when that is done.  From then on a guide follows
+the tokens of its request, and says before each step which may come next: that is computed while the step's forward pass
+runs, into a buffer that was there before.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Self
+
+import numpy as np
+from llguidance import LLExecutor, LLMatcher
+from numpy.typing import NDArray
+
+from hotstart.errors import InvalidSamplingParams, StepError
+from hotstart.request import Request, StructuredOutputsParams, TokenEvent
+from hotstart.text.grammar import GrammarError, Grammars
+
+__all__ = ["Guides"]
+
+MAX_THREADS = 8
+
+
+class _Guide:
+    def __init__(self, matcher: LLMatcher, after: str | None) -> None:
+        self.matcher = matcher
+        self._after = None if after is None else after.encode()
+        self._said = b""  # of an answer that is still free, as much as could become `after`
+
+    @classmethod
+    def of(cls, grammars: Grammars, wish: StructuredOutputsParams) -> Self:
+        return cls(grammars.matcher(wish), wish.after)
+
+    @property
+    def is_free(self) -> bool:
+        return self._after is not None
+
+    def take(self, token_id: int, token: bytes) -> None:
+        if self._after is None:
+            self.matcher.consume_token(token_id)
+            return
+        self._said = (self._said + token)[-len(self._after) - len(token) :]
+        if self._after in self._said:
+            self._after = None
+
+
+class Guides:
+    """`grammars` is None where there is no tokenizer, and then no request can have one."""
+
+    def __init__(self, grammars: Grammars | None) -> None:
+        self._grammars = grammars
+        self._compiling: dict[str, tuple[Request, Future[_Guide]]] = {}
+        self._by_request: dict[str, tuple[int, _Guide]] = {}
+        self._by_sequence: dict[int, _Guide] = {}
+        self._compiler = ThreadPoolExecutor(1, "compile grammars")
+        self._filler = ThreadPoolExecutor(1, "fill masks")
+        self._masks = LLExecutor(max(1, min((os.cpu_count() or 1) // 2, MAX_THREADS)))
+
+    @property
+    def can_guide(self) -> bool:
+        return self._grammars is not None
+
+    @property
+    def request_ids(self) -> tuple[str, ...]:
+        """Those whose grammar is being compiled."""
+        return tuple(self._compiling)
+
+    def prepare(self, request: Request, wish: StructuredOutputsParams) -> None:
+        """Raises InvalidSamplingParams where no request can have a grammar."""
+        if self._grammars is None:
+            raise InvalidSamplingParams("structured_outputs need the model's tokenizer.json, which is not there")
+        self._compiling[request.id] = request, self._compiler.submit(_Guide.of, self._grammars, wish)
+
+    def ready(self, timeout_s: float) -> Iterator[tuple[Request, _Guide | InvalidSamplingParams]]:
+        """Requests whose grammar is compiled, or cannot be; waits for the first of them if none is."""
+        if timeout_s:
+            wait([made for _, made in self._compiling.values()], timeout_s, FIRST_COMPLETED)
+        for request, made in tuple(self._compiling.values()):
+            if made.done():
+                del self._compiling[request.id]
+                error = made.exception()
+                if isinstance(error, GrammarError):
+                    yield request, InvalidSamplingParams(str(error))
+                else:
+                    yield request, made.result()
+
+    def bind(self, request_id: str, sequence_id: int, guide: _Guide) -> None:
+        self._by_request[request_id] = sequence_id, guide
+        self._by_sequence[sequence_id] = guide
+
+    def drop(self, request_id: str) -> bool:
+        """Whether its grammar was still being compiled, and nobody else knew of it."""
+        sequence_id, _ = self._by_request.pop(request_id, (None, None))
+        if sequence_id is not None:
+            del self._by_sequence[sequence_id]
+        return self._compiling.pop(request_id, None) is not None
+
+    def follow(self, events: Sequence[TokenEvent]) -> dict[str, StepError]:
+        """Take the tokens of a step.  The answer: requests whose grammar could not go on."""
+        broken = {}
+        for event in events:
+            if event.request_id not in self._by_request:
+                continue
+            _, guide = self._by_request[event.request_id]
+            assert self._grammars is not None, "a guide without grammars"
+            for token_id in event.token_ids:
+                guide.take(token_id, self._grammars.tokenizer.decode_bytes([token_id]) if guide.is_free else b"")
+            if event.finish_reason is not None:
+                self.drop(event.request_id)
+            elif guide.matcher.is_error():
+                broken[event.request_id] = StepError(
+                    f"the grammar cannot go on: {guide.matcher.get_error()}; ask for something simpler"
+                )
+        return broken
+
+    def fill(self, rows: list[tuple[int, int]], masks: NDArray[np.int32]) -> "Future[None]":
+        """Write the masks of (sequence, row): see masks.FillMasks."""
+        guides = [(self._by_sequence[sequence_id], row) for sequence_id, row in rows]
+        return self._filler.submit(self._fill, guides, masks)
+
+    def _fill(self, guides: list[tuple[_Guide, int]], masks: NDArray[np.int32]) -> None:
+        count, width = masks.shape
+        assert self._grammars is not None, "a guide without grammars"
+        for guide, row in guides:
+            if guide.is_free:
+                masks[row] = -1
+                bits = masks[row].view(np.uint8)
+                for token_id in self._grammars.end_ids:
+                    bits[token_id // 8] &= 0xFF ^ 1 << token_id % 8
+        bound = [(guide.matcher, row) for guide, row in guides if not guide.is_free]
+        if bound:
+            self._masks.unsafe_compute_mask_ptr(bound, masks.ctypes.data, 4 * width, count)
+
+    def close(self) -> None:
+        self._compiler.shutdown(wait=False, cancel_futures=True)
+        self._filler.shutdown(wait=False, cancel_futures=True)
