@@ -21,6 +21,7 @@ from hotstart.errors import (
 
 PHASES = [
     "read config",
+    "prepare grammars",
     "choose kernels",
     "build model",
     "load weights",

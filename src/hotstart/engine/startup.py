@@ -1,6 +1,6 @@
 """Start-up: one function, from the user's wishes to a sealed engine.
 
-    read config -> choose kernels -> build on meta -> load weights -> warm up kernels
+    read config -> prepare grammars -> choose kernels -> build on meta -> load weights -> warm up kernels
       -> run every rung on a minimal cache -> plan memory -> allocate caches -> trial requests on the real path -> seal
 
 Everything that can compile, tune, load or take memory does so before the caches are sized.

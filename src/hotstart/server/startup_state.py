@@ -12,6 +12,7 @@ PHASES = (
     "download",
     "load libraries",
     "read config",
+    "prepare grammars",
     "choose kernels",
     "build model",
     "load weights",
