@@ -357,9 +357,11 @@ def warm_up(space: LaunchSpace, *, workers: int | None = None) -> WarmupReport:
     ):
         for warmup in warmups:
             _call(warmup, space.on(torch.device("meta")), planned)
-        compiled = {key: _finish(key, binary) for key, binary in planned.binaries.items()}
+        compiled = {key: _finish(key, binary, "compile") for key, binary in planned.binaries.items()}
     compile_s = time.perf_counter() - start
     device = active.get_active_torch_device()
+    if device.type == "cuda":
+        _load(compiled, device, workers)
     with recording() as launched:
         for warmup in warmups:
             _call(warmup, space.on(device), launched)
@@ -386,12 +388,20 @@ def _call(warmup: Callable[[LaunchSpace], None], space: LaunchSpace, record: Rec
         raise WarmupError(f"warm-up failed at {where} on {space.device}: {type(cause).__name__}: {cause}") from cause
 
 
-def _finish(key: LaunchKey, binary: Any) -> Any:
-    """Wait for a compile."""
+def _load(binaries: dict[LaunchKey, Any], device: torch.device, workers: int) -> None:
+    """Side by side: up to Triton 3.6 each loads a launcher that the C compiler makes for it."""
+    with ThreadPoolExecutor(workers, initializer=torch.cuda.set_device, initargs=(device,)) as pool:
+        loads = {key: pool.submit(getattr, binary, "run") for key, binary in binaries.items()}
+    for key, load in loads.items():
+        _finish(key, load, "load")
+
+
+def _finish(key: LaunchKey, work: Any, verb: str) -> Any:
+    """Wait for a compile or a load."""
     try:
-        return binary.result() if hasattr(binary, "result") else binary
+        return work.result() if hasattr(work, "result") else work
     except Exception as cause:
-        raise WarmupError(f"cannot compile {key}: {type(cause).__name__}: {cause}") from cause
+        raise WarmupError(f"cannot {verb} {key}: {type(cause).__name__}: {cause}") from cause
 
 
 def seal(mode: str = "warn", memory: tuple[MemoryWatch, ...] = ()) -> Watch:
