@@ -103,7 +103,7 @@ def _span(sequence_id: int, length: int, start: int, sampling: Sampling, logprob
         start=start,
         length=length,
         token_ids=(IN_FLIGHT if length == 1 and sequence_id % 3 == 0 else 0,) * length,
-        pages=(0,) * limits.max_pages,
+        pages=(0,) * -(-(start + length) // limits.page_size),
         read_slot=0 if start else NO_SLOT,
         write_slot=0,
         sampling=sampling._replace(position=start + length),

@@ -14,7 +14,7 @@ import functools
 import inspect
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,6 +49,7 @@ __all__ = [
     "Watch",
     "kernel",
     "launches_overlap",
+    "load",
     "recording",
     "seal",
     "warm_up",
@@ -361,7 +362,8 @@ def warm_up(space: LaunchSpace, *, workers: int | None = None) -> WarmupReport:
     compile_s = time.perf_counter() - start
     device = active.get_active_torch_device()
     if device.type == "cuda":
-        _load(compiled, device, workers)
+        for key, loaded in zip(compiled, load([*compiled.values()], device, workers), strict=True):
+            _finish(key, loaded, "load")
     with recording() as launched:
         for warmup in warmups:
             _call(warmup, space.on(device), launched)
@@ -388,12 +390,10 @@ def _call(warmup: Callable[[LaunchSpace], None], space: LaunchSpace, record: Rec
         raise WarmupError(f"warm-up failed at {where} on {space.device}: {type(cause).__name__}: {cause}") from cause
 
 
-def _load(binaries: dict[LaunchKey, Any], device: torch.device, workers: int) -> None:
-    """Side by side: up to Triton 3.6 each loads a launcher that the C compiler makes for it."""
+def load(binaries: Sequence[Any], device: torch.device, workers: int) -> list[Future[Any]]:
+    """Side by side: up to Triton 3.6 each loads a launcher that the C compiler makes for it.  All are done."""
     with ThreadPoolExecutor(workers, initializer=torch.cuda.set_device, initargs=(device,)) as pool:
-        loads = {key: pool.submit(getattr, binary, "run") for key, binary in binaries.items()}
-    for key, load in loads.items():
-        _finish(key, load, "load")
+        return [pool.submit(getattr, binary, "run") for binary in binaries]
 
 
 def _finish(key: LaunchKey, work: Any, verb: str) -> Any:

@@ -26,7 +26,7 @@ from triton.runtime import driver
 
 from hotstart import log
 from hotstart.errors import WarmupError
-from hotstart.kernels.launch import Recording, recording
+from hotstart.kernels.launch import Recording, load, recording
 from hotstart.kernels.space import LaunchSpace
 from hotstart.kernels.target import Target, current_target
 from hotstart.kernels.tile_tables import Entry, Table, cached_path, read_cached, shipped, write_table
@@ -188,13 +188,18 @@ class _Tuner:
                     with recording() as records[case, tiles], case.tunable.using(case.family, tiles):
                         trials[case].call()
             self._refused |= {key: self._refusal(record) for key, record in records.items()}
+            if self._on_gpu:  # a load that fails fails again when it is timed, which says so
+                fitting = [record for key, record in records.items() if not self._refused[key]]
+                load(
+                    [_finished(b) for record in fitting for b in record.binaries.values()], self._device, self._workers
+                )
             self.seconds = time.perf_counter() - start
             self._on_tuning("kernels, compiling", len(self._refused), total, max(self._seconds_left, 0.0))
 
     def _refusal(self, record: Recording) -> str:
         for key, binary in record.binaries.items():
             try:
-                shared = (binary.result() if hasattr(binary, "result") else binary).metadata.shared
+                shared = _finished(binary).metadata.shared
             except (TritonError, RuntimeError) as error:
                 return f"{key.kernel} does not compile: {error}"
             if shared > self._target.shared_bytes:
@@ -284,6 +289,11 @@ class _Tuner:
             lengths = lengths[: len(lengths) // 2] if len(lengths) > 1 else (lengths[0] // 2,)
         self.scratch_bytes = max(self.scratch_bytes, size)
         return lengths
+
+
+def _finished(binary: Any) -> Any:
+    """Wait for a compile."""
+    return binary.result() if hasattr(binary, "result") else binary
 
 
 def shape_name(lengths: tuple[int, ...]) -> str:
