@@ -1,4 +1,4 @@
-"""Write the figures of bench/results into docs/PERFORMANCE.md, or check that the document tells them truly.
+"""Write the figures of bench/results into docs/PERFORMANCE.md and the READMEs, or check that they tell them truly.
 
 python -m bench.figures [--check]
 """
@@ -7,6 +7,7 @@ import argparse
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,55 @@ def gpu_engine_tight(record: dict[str, Any]) -> list[str]:
     return [*lines, "", f"{record['gpu']}; {record['date']}; `{record['command']}`"]
 
 
+# What the READMEs show: a label in each language, and the figure.
+SHOWN: list[tuple[str, str, Callable[[dict[str, Any]], str]]] = [
+    (
+        "Qwen3.5-4B's shape on an H200: first request over the median of the next 20",
+        "H200 上 Qwen3.5-4B 的形状：首个请求与其后 20 个请求中位数之比",
+        lambda found: f"{found['gpu_engine']['first']['ratio']:.3f}",
+    ),
+    (
+        "the same, with nearly all of the card in use",
+        "同上，显存几乎用尽时",
+        lambda found: f"{found['gpu_engine_tight']['first']['ratio']:.3f}",
+    ),
+    (
+        "late compiles, tunings, loads; growth of memory; over all of that measurement",
+        "整个测量期间封闭之后的编译、调优、加载次数；显存增长",
+        lambda found: (
+            f"{len(found['gpu_engine']['late_events'])}; {found['gpu_engine']['reserved_growth_bytes']} bytes"
+        ),
+    ),
+    (
+        "start to ready, imports not counted",
+        "从启动到就绪（不计导入）",
+        lambda found: f"{found['gpu_engine']['ready_s']:.1f} s",
+    ),
+    (
+        "time to first token, 1024 tokens of prompt",
+        "首个 token 的时间（提示 1024 个 token）",
+        lambda found: f"{found['gpu_engine']['ttft']['1024_ms']:.1f} ms",
+    ),
+    (
+        "a token, one sequence at a time",
+        "单序列时每个 token",
+        lambda found: f"{found['gpu_engine']['decode']['batch_1_ms']:.2f} ms",
+    ),
+    (
+        "the shipped checkpoint on 2 cores of a CPU: first request over later ones",
+        "随附的检查点在 2 核 CPU 上：首个请求与后续请求之比",
+        lambda found: f"{found['first_request_cpu']['ratio']:.2f}",
+    ),
+]
+LANGUAGES = {"README.md": 0, "README.zh-CN.md": 1}
+
+
+def shown(language: int) -> list[str]:
+    names = ("gpu_engine", "gpu_engine_tight", "first_request_cpu")
+    found = {name: json.loads((RESULTS / f"{name}.json").read_text())["rows"][0] for name in names}
+    return ["| | |", "|---|---:|", *(f"| {row[language]} | {row[2](found)} |" for row in SHOWN)]
+
+
 def _target(met: bool) -> str:
     return "met:" if met else "**missed:**"
 
@@ -106,14 +156,20 @@ SECTIONS = {
 }
 
 
-def rendered(document: str) -> str:
+def rendered(path: Path) -> str:
     """The document with each section between its markers written anew."""
-    for name, render in SECTIONS.items():
+    document = path.read_text()
+    if path.name in LANGUAGES:
+        sections = {"figures": shown(LANGUAGES[path.name])}
+    else:
+        sections = {
+            name: render(json.loads((RESULTS / f"{name}.json").read_text())) for name, render in SECTIONS.items()
+        }
+    for name, lines in sections.items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, _, rest = document.partition(begin)
         _, _, after = rest.partition(end)
-        assert rest and after, f"{DOCUMENT.name} has no {begin} ... {end}"
-        lines = render(json.loads((RESULTS / f"{name}.json").read_text()))
+        assert rest and after, f"{path.name} has no {begin} ... {end}"
         document = "\n".join([before + begin, *lines, end]) + after
     return document
 
@@ -121,12 +177,13 @@ def rendered(document: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing, fail if the document differs")
-    document = DOCUMENT.read_text()
-    wanted = rendered(document)
-    if not parser.parse_args().check:
-        DOCUMENT.write_text(wanted)
-    elif wanted != document:
-        sys.exit(f"{DOCUMENT.relative_to(ROOT)} differs from bench/results; run: python -m bench.figures")
+    is_check = parser.parse_args().check
+    for path in (DOCUMENT, *(ROOT / name for name in LANGUAGES)):
+        wanted = rendered(path)
+        if not is_check:
+            path.write_text(wanted)
+        elif wanted != path.read_text():
+            sys.exit(f"{path.relative_to(ROOT)} differs from bench/results; run: python -m bench.figures")
 
 
 if __name__ == "__main__":
