@@ -21,7 +21,7 @@ help:  ## show this list
 install: $(VENV)/.core  ## a virtual environment with hotstart and the CPU build of PyTorch
 dev: $(VENV)/.dev  ## the same, with what the tests need
 
-demo: install  ## the shipped checkpoint on this machine, then the warm-up for a GPU that is not here, in three acts
+demo: $(VENV)/.demo  ## the shipped checkpoint behind the real server, then the warm-up for a GPU that is not here, in three acts
 	$(RUN) examples/demo.py $(ARGS)
 	$(RUN) examples/three_acts.py
 
@@ -74,6 +74,10 @@ $(VENV)/.torch: constraints.txt tools/install_torch.py | $(VENV)/bin/python
 $(VENV)/.core: pyproject.toml $(VENV)/.torch
 	@echo "hotstart and the libraries it needs (Triton is the largest, about 190 MB)"
 	$(PIP) install --quiet --constraint $(VENV)/constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.demo: pyproject.toml $(VENV)/.core
+	$(PIP) install --quiet --constraint $(VENV)/constraints.txt --editable '.[demo]'
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml $(VENV)/.core

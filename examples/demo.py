@@ -1,30 +1,36 @@
-"""Show on the shipped checkpoint that the first request costs no more than a later one.
+"""Show on the shipped checkpoint that the first request costs no more than a later one, through the real server.
 
     python examples/demo.py [--seed N] [--requests N] [--break-the-seal]
 
-Starts the engine, answers a mixed batch of prompts whose lengths are drawn at random, scores the answers, compares the
-first request with steady ones, and reads the seal's counters.  Exits with 1 if something happened after the seal;
-`--break-the-seal` takes memory on purpose, to show that it is seen.
+Starts `hotstart serve`, waits until it is ready, asks it with the `openai` client: one request, a mixed batch of
+prompts whose lengths are drawn at random, twenty more like the first one.  Scores the answers, compares the first with
+the later ones, and reads the seal's counters.  Exits with 1 if something happened after the seal; `--break-the-seal`
+takes memory in the engine on purpose, to show that it is seen.
 """
 
 import argparse
+import asyncio
+import http.client
 import json
 import random
 import statistics
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import torch
+import openai
 from rich.console import Console
 from rich.table import Table
-from tasks import Example, chat_text, draw, is_held_out, make_example, score
-
-from hotstart import LLM, HotstartError, SamplingParams
+from served import NotStarted, Served, serve
+from tasks import Example, draw, is_held_out, make_example, score
 
 CHECKPOINT = Path(__file__).parents[1] / "checkpoints" / "tiny-qwen3.5"
+BROKEN = Path(__file__).parent / "break_the_seal"
+MODEL = "tiny-qwen3.5"
+FLAGS = ("--served-model-name", MODEL, "--dtype", "float32", "--max-model-len", "512", "--strict")
 STEADY_REQUESTS = 20
-GREEDY = SamplingParams(temperature=0.0, max_tokens=80)
+GREEDY: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_tokens": 80}
 
 console = Console(highlight=False)
 
@@ -38,27 +44,40 @@ def main(argv: list[str] | None = None) -> int:
     seed = arguments.seed if arguments.seed is not None else random.SystemRandom().randrange(10**6)
     rng = random.Random(seed)
 
-    heading(f"Start on {CHECKPOINT.name}: all that can compile, load or take memory does so now")
-    try:
-        llm = LLM(CHECKPOINT, dtype="float32", max_model_len=512, jit_monitor_mode="error", seed=seed)
-    except HotstartError as error:
-        console.print(f"the engine did not start: {error}", style="red")
-        return 1
-    with llm:
-        console.print(f"sealed after {llm.startup.seconds:.1f} s\n\n{llm.memory_plan.explain()}", soft_wrap=True)
-        first = timed(llm, sorting(rng))
-        late = [llm.engine.device.arena.allocate("demo", (2**20,), torch.uint8)] if arguments.break_the_seal else []
+    heading(f"hotstart serve {CHECKPOINT.name}: all that can compile, load or take memory does so now")
+    with serve(CHECKPOINT, *FLAGS, first_on_path=BROKEN if arguments.break_the_seal else None) as server:
+        try:
+            server.wait_ready(console)
+        except NotStarted as error:
+            console.print(f"the server did not start: {error}", style="red")
+            return 1
+        show_start(server)
+        first = timed(server, sorting(rng))
         heading(f"A mixed batch: {arguments.requests} prompts at once, lengths drawn with --seed {seed}")
-        show_batch(llm, draw(arguments.requests, seed))
-        del late
+        show_batch(server, draw(arguments.requests, seed))
         heading("The first request beside steady ones")
-        show_times(first, [timed(llm, sorting(rng)) for _ in range(STEADY_REQUESTS)])
+        show_times(first, [timed(server, sorting(rng)) for _ in range(STEADY_REQUESTS)])
         heading("Since the seal")
-        return show_seal(llm)
+        return show_seal(server)
 
 
 def heading(text: str) -> None:
     console.print(f"\n[bold]{text}[/bold]")
+
+
+def show_start(server: Served) -> None:
+    plan = server.ask("/plan")[1]
+    seconds = sum(phase["seconds"] for phase in plan["startup"])
+    slowest = sorted(plan["startup"], key=lambda phase: -phase["seconds"])[:3]
+    most = ", ".join(f"{phase['name']} {phase['seconds']:.1f} s" for phase in slowest)
+    console.print(f"ready and sealed after {seconds:.1f} s ({most}), at {server.url}\n", soft_wrap=True)
+    table = Table("memory", "", "bytes", "", box=None, pad_edge=False)
+    table.columns[2].justify = "right"
+    for line in plan["memory_plan"]["lines"]:
+        table.add_row(line["name"], line["origin"], f"{line['num_bytes']:,}", line["detail"])
+    table.add_section()
+    table.add_row("total", "", f"{plan['memory_plan']['total_bytes']:,}", plan["memory_plan"]["total_source"])
+    console.print(table)
 
 
 def sorting(rng: random.Random) -> Example:
@@ -66,34 +85,54 @@ def sorting(rng: random.Random) -> Example:
     return next(e for e in iter(lambda: make_example("sort", 12, rng), None) if is_held_out(e))
 
 
-def timed(llm: LLM, example: Example) -> tuple[float, float]:
-    """Milliseconds to the first text, and to the last."""
+def timed(server: Served, example: Example) -> tuple[float, float]:
+    """Milliseconds to the first event, and to the last, over a bare connection: a client has first times of its own."""
+    body = {"messages": [{"role": "user", "content": example.prompt}], "stream": True, **GREEDY}
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     start = time.perf_counter()
-    times = [time.perf_counter() - start for _ in llm.stream(chat_text(example.prompt), GREEDY)]
-    return 1000 * times[0], 1000 * times[-1]
+    connection.request("POST", "/v1/chat/completions", json.dumps(body))
+    answer = connection.getresponse()
+    answer.readline()
+    first = time.perf_counter() - start
+    assert answer.read().endswith(b"data: [DONE]\n\n"), "a stream broke off"
+    connection.close()
+    return 1000 * first, 1000 * (time.perf_counter() - start)
 
 
-def show_batch(llm: LLM, examples: list[Example]) -> None:
-    results = llm.generate([chat_text(example.prompt) for example in examples], GREEDY)
+async def ask_all(server: Served, examples: list[Example]) -> list[Any]:
+    """A completion each, or the error that it ended with."""
+    async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        asked = [
+            client.chat.completions.create(messages=[{"role": "user", "content": example.prompt}], **GREEDY)
+            for example in examples
+        ]
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+
+def show_batch(server: Served, examples: list[Example]) -> None:
+    results = asyncio.run(ask_all(server, examples))
     table = Table("task", "tokens in", "out", "prompt", "answer", "", box=None, pad_edge=False)
+    answers = []
     for example, result in zip(examples, results, strict=True):
-        answer = result.outputs[0]
-        verdict = "[green]right[/green]" if answer.text == example.answer else f"[red]not {example.answer}[/red]"
-        table.add_row(
-            example.task,
-            str(len(result.prompt_token_ids)),
-            str(len(answer.token_ids)),
-            shortened(example.prompt.partition(": ")[2]),
-            shortened(answer.text),
-            "[red]failed[/red]" if result.error else verdict,
-        )
+        prompt = shortened(example.prompt.partition(": ")[2])
+        if isinstance(result, openai.APIStatusError):
+            answers.append("")
+            table.add_row(example.task, "", "", prompt, "", "[red]failed[/red]")
+            continue
+        if isinstance(result, BaseException):
+            raise result
+        answer = result.choices[0].message.content
+        answers.append(answer)
+        verdict = "[green]right[/green]" if answer == example.answer else f"[red]not {example.answer}[/red]"
+        counts = (str(result.usage.prompt_tokens), str(result.usage.completion_tokens))
+        table.add_row(example.task, *counts, prompt, shortened(answer), verdict)
     console.print(table)
-    shares = score(examples, [result.outputs[0].text for result in results])
+    shares = score(examples, answers)
     console.print("right: " + ", ".join(f"{task} {share:.0%}" for task, share in shares.items()))
     recorded = json.loads((CHECKPOINT / "score.json").read_text())
     known = [f"{name} {value['exact']['all']:.1%} of {value['prompts']}" for name, value in recorded.items()]
     console.print(f"on record: {', '.join(known)}")
-    for error in {str(result.error) for result in results if result.error}:
+    for error in {str(result) for result in results if isinstance(result, BaseException)}:
         console.print(error, style="red", soft_wrap=True)
 
 
@@ -109,17 +148,18 @@ def show_times(first: tuple[float, float], steady: list[tuple[float, float]]) ->
     console.print(table)
 
 
-def show_seal(llm: LLM) -> int:
-    counts, growth = llm.engine.late_counts, llm.engine.growth
+def show_seal(server: Served) -> int:
+    plan = server.ask("/plan")[1]
+    counts, growth = plan["late_counts"], plan["growth"]
     table = Table("what", "late events", box=None, pad_edge=False)
     for kind, count in counts.items():
         table.add_row(kind, "n/a" if count is None else f"[{'red' if count else 'green'}]{count}[/]")
     console.print(table)
     console.print("n/a: nothing on this device can be such an event, so a zero would prove nothing")
-    resident = "" if growth.resident_bytes is None else f", the process by {growth.resident_bytes:,}"
-    console.print(f"the engine's memory grew by {growth.arena_bytes:,} bytes (allowed: 0){resident}")
-    for event in llm.late_events:
-        console.print(str(event), style="red", soft_wrap=True)
+    resident = f", its process by {growth['resident_bytes']:,}" if growth["resident_bytes"] is not None else ""
+    console.print(f"the engine's memory grew by {growth['arena_bytes']:,} bytes (allowed: 0){resident}")
+    for event in plan["late_events"]:
+        console.print(f"late {event['kind']}: {event['key']}: {event['cause']}", style="red", soft_wrap=True)
     return 1 if any(counts.values()) else 0
 
 
