@@ -65,6 +65,7 @@ class Generation:
     def __init__(self, service: Service, request_id: str, wishes: Sequence[Wish], n: int) -> None:
         """`wishes` holds n for each prompt.  Raises an ApiError if the engine cannot take all of them."""
         self._metrics = service.metrics
+        self._tell = log.info if service.is_open else log.debug  # start-up asks, too
         self._looks_up = service.ready.limits.enable_prefix_caching
         self._n = n
         self._request_id = request_id
@@ -154,7 +155,7 @@ class Generation:
             if not choice.builder.finished:
                 self._end(choice, now, "error" if self._error else "abort")
         self._metrics.ended_request(max(choice.builder.num_tokens for choice in self.choices))
-        log.info(
+        self._tell(
             "request",
             id=self._request_id,
             finish=",".join(dict.fromkeys(reasons)),
