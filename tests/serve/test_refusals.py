@@ -54,7 +54,6 @@ REFUSED: list[tuple[str, dict[str, Any], str | None]] = [
     *(
         (TEXT, {name: value}, name)
         for name, value in {
-            "response_format": {"type": "json_object"},
             "best_of": 2,
             "suffix": "x",
         }.items()

@@ -14,7 +14,7 @@ import numpy as np
 from llguidance import LLExecutor, LLMatcher
 from numpy.typing import NDArray
 
-from hotstart.errors import InvalidSamplingParams, StepError
+from hotstart.errors import InvalidSamplingParams
 from hotstart.request import Request, StructuredOutputsParams, TokenEvent
 from hotstart.text.grammar import GrammarError, Grammars
 
@@ -97,7 +97,7 @@ class Guides:
             del self._by_sequence[sequence_id]
         return self._compiling.pop(request_id, None) is not None
 
-    def follow(self, events: Sequence[TokenEvent]) -> dict[str, StepError]:
+    def follow(self, events: Sequence[TokenEvent]) -> dict[str, InvalidSamplingParams]:
         """Take the tokens of a step.  The answer: requests whose grammar could not go on."""
         broken = {}
         for event in events:
@@ -110,8 +110,8 @@ class Guides:
             if event.finish_reason is not None:
                 self.drop(event.request_id)
             elif guide.matcher.is_error():
-                broken[event.request_id] = StepError(
-                    f"the grammar cannot go on: {guide.matcher.get_error()}; ask for something simpler"
+                broken[event.request_id] = InvalidSamplingParams(
+                    f"structured_outputs became too complex to follow ({guide.matcher.stop_reason()}); simplify them"
                 )
         return broken
 

@@ -14,6 +14,7 @@ from hotstart.server.generation import Generation, Wish
 from hotstart.server.sampling import params_of
 from hotstart.server.schemas import ChatRequest, TemplateOptions, Tool, Turn
 from hotstart.server.service import Service
+from hotstart.server.structured import check_tools, shape_of_chat
 
 __all__ = ["chat", "render"]
 
@@ -29,6 +30,7 @@ async def chat(service: Service, exchange: Exchange, request: ChatRequest, reque
         request,
         max_tokens=max_tokens,
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        shape=await shape_of_chat(service, request, text),
     )
     n = params.n
     service.metrics.asked(n, max_tokens)
@@ -120,10 +122,7 @@ def _check(request: ChatRequest) -> None:
         raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs")
     if request.continue_final_message:
         raise _unsupported("continue_final_message")
-    if request.tool_choice not in (None, "none", "auto"):
-        raise _unsupported("tool_choice", " other than none and auto")
-    if request.tool_choice == "auto" and not request.tools:
-        raise bad_request("tool_choice is auto, but there are no tools", "tool_choice")
+    check_tools(request)
 
 
 def _unsupported(name: str, which: str = "") -> ApiError:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from msgspec import UNSET, UnsetType
 
-from hotstart.request import PositionLogprobs, SamplingParams
+from hotstart.request import PositionLogprobs, SamplingParams, StructuredOutputsParams
 from hotstart.server.answers import Completion, TextChoice, TextLogprobs, Usage
 from hotstart.server.errors import bad_request
 from hotstart.server.exchange import Exchange
@@ -13,6 +13,7 @@ from hotstart.server.generation import Choice, Generation, Wish
 from hotstart.server.sampling import params_of
 from hotstart.server.schemas import MAX_PROMPTS, CompletionRequest
 from hotstart.server.service import Service
+from hotstart.server.structured import shape_of
 
 __all__ = ["complete"]
 
@@ -30,7 +31,7 @@ async def complete(service: Service, exchange: Exchange, request: CompletionRequ
     prompts = await service.prepare(exchange, lambda: [_encode(service, prompt, request) for prompt in given])
     for prompt in prompts:
         service.check_prompt(prompt.ids, request.max_tokens, "prompt")
-    params = _params(service, request)
+    params = _params(service, request, await shape_of(service, request))
     n = params.n
     wishes: list[Wish] = [(prompt.ids, each) for prompt in prompts for each in params.choices()]
     service.metrics.asked(n, request.max_tokens)
@@ -77,7 +78,7 @@ def _encode(service: Service, prompt: str | list[int], request: CompletionReques
     return _Prompt(tuple(prompt), None)
 
 
-def _params(service: Service, request: CompletionRequest) -> SamplingParams:
+def _params(service: Service, request: CompletionRequest, shape: StructuredOutputsParams | None) -> SamplingParams:
     return params_of(
         service,
         request,
@@ -85,6 +86,7 @@ def _params(service: Service, request: CompletionRequest) -> SamplingParams:
         max_tokens=16 if request.max_tokens is None else max(request.max_tokens, 1),
         logprobs=request.logprobs,
         prompt_logprobs=request.logprobs if request.echo else None,
+        shape=shape,
     )
 
 

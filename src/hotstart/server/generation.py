@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +16,7 @@ from hotstart.server.service import Service
 
 __all__ = ["Choice", "Generation", "Wish"]
 
+LEAST_LOGPROB = -9999.0
 Wish = tuple[tuple[int, ...], SamplingParams]  # a prompt, and how one answer to it is sampled
 
 
@@ -56,7 +58,16 @@ class Choice:
     def take_logprobs(self) -> list[PositionLogprobs]:
         new = self.builder.logprobs[self._num_logprobs_taken :]
         self._num_logprobs_taken += len(new)
-        return new
+        return [_finite(position) for position in new]
+
+
+def _finite(position: PositionLogprobs) -> PositionLogprobs:
+    """JSON has no number for what a grammar has ruled out."""
+    lowest = min((position.logprob, *position.top_logprobs))
+    if lowest >= LEAST_LOGPROB:
+        return position
+    top = tuple(max(logprob, LEAST_LOGPROB) for logprob in position.top_logprobs)
+    return replace(position, logprob=max(position.logprob, LEAST_LOGPROB), top_logprobs=top)
 
 
 class Generation:

@@ -4,20 +4,15 @@ from dataclasses import replace
 from typing import Any
 
 from hotstart.errors import InvalidPrompt, InvalidSamplingParams
-from hotstart.request import SamplingParams
-from hotstart.server.errors import ApiError, api_error_of, bad_request
-from hotstart.server.schemas import ResponseFormat, SamplingFields
+from hotstart.request import SamplingParams, StructuredOutputsParams
+from hotstart.server.errors import api_error_of, bad_request
+from hotstart.server.schemas import SamplingFields
 from hotstart.server.service import Service
 from hotstart.text.bad_words import bad_word_ids
 from hotstart.text.tokenizer import Tokenizer
 
 __all__ = ["params_of"]
 
-# Values that change nothing, of fields that the engine does not have.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "response_format": (None, ResponseFormat("text")),
-    "structured_outputs": (None, {}),
-}
 COPIED = (
     "n",
     "temperature",
@@ -45,9 +40,9 @@ def params_of(
     max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
+    shape: StructuredOutputsParams | None,
 ) -> SamplingParams:
     """Raises an ApiError that names the field."""
-    refuse_unsupported(fields, NEUTRAL)
     wishes: dict[str, Any] = {name: getattr(fields, name) for name in COPIED}
     tokenizer = service.text.tokenizer
     if fields.bad_words:
@@ -66,6 +61,7 @@ def params_of(
             max_tokens=max_tokens,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            structured_outputs=shape,
         )
         params.check_vocabulary(service.ready.vocab_size)
     except InvalidSamplingParams as error:
@@ -78,13 +74,3 @@ def _bad_word_ids(words: list[str], tokenizer: Tokenizer) -> tuple[tuple[int, ..
         return bad_word_ids(words, tokenizer)
     except InvalidPrompt as error:
         raise bad_request(str(error), "bad_words") from None
-
-
-def refuse_unsupported(fields: SamplingFields, neutral: dict[str, tuple[Any, ...]]) -> None:
-    for name, harmless in neutral.items():
-        if getattr(fields, name) not in harmless:
-            raise _unsupported(name)
-
-
-def _unsupported(name: str) -> ApiError:
-    return bad_request(f"{name} is not implemented in this version; leave it away", name, "unsupported_parameter")

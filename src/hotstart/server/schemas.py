@@ -21,6 +21,7 @@ __all__ = [
     "ChatRequest",
     "CompletionRequest",
     "DetokenizeRequest",
+    "NamedTool",
     "SamplingFields",
     "StreamOptions",
     "TextPart",
@@ -46,9 +47,26 @@ class StreamOptions(Struct):
     continuous_usage_stats: bool | None = None
 
 
+class JsonSchema(Struct):
+    name: str | None = None
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None  # it is followed in any case
+
+
 class ResponseFormat(Struct):
     type: Literal["text", "json_object", "json_schema"]
-    json_schema: dict[str, Any] | None = None
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(Struct, forbid_unknown_fields=True):
+    """Exactly one of these."""
+
+    json: str | dict[str, Any] | None = None
+    regex: Text | None = None
+    choice: Annotated[list[Text], Meta(min_length=1)] | None = None
+    grammar: Text | None = None
+    json_object: bool | None = None
 
 
 class SamplingFields(Struct, kw_only=True):
@@ -76,9 +94,14 @@ class SamplingFields(Struct, kw_only=True):
     logit_bias: Annotated[dict[Int32, Bias], Meta(max_length=MAX_LOGIT_BIAS)] | None = None
     bad_words: Annotated[list[Text], Meta(max_length=MAX_BAD_WORDS)] | None = None
     allowed_token_ids: Annotated[list[Int32], Meta(min_length=1, max_length=MAX_ALLOWED_TOKEN_IDS)] | None = None
-    # Known, and not there yet: any value but the one that changes nothing is refused by name.
     response_format: ResponseFormat | None = None
-    structured_outputs: dict[str, Any] | None = None
+    structured_outputs: StructuredOutputs | None = None
+    # Names of old: refused, so that nobody takes a free answer for a guided one.
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    guided_json_object: Any = None
     # Taken and left alone: they ask for nothing that this server could do.
     user: str | None = None
     metadata: dict[str, Any] | None = None

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from hotstart.config.engine import EngineConfig
 from hotstart.config.generation import read_sampling_defaults
+from hotstart.config.model import read_model_config
 from hotstart.config.server import Keys, ServerConfig
 from hotstart.engine.imports import ImportWatch
 from hotstart.engine.messages import Ready
@@ -21,6 +22,7 @@ from hotstart.server.metrics import Metrics
 from hotstart.server.report import late_counts, samples
 from hotstart.server.submission import Submission
 from hotstart.text.chat import ChatTemplate, read_chat_template
+from hotstart.text.grammar import Grammars
 from hotstart.text.tokenizer import Tokenizer
 
 __all__ = ["LONG_BODY_BYTES", "Edge", "Service"]
@@ -37,6 +39,7 @@ class Edge:
     template: ChatTemplate | None
     template_error: str
     defaults: SamplingParams
+    grammars: Grammars
 
     @classmethod
     def read(cls, config: EngineConfig, server: ServerConfig) -> "Edge":
@@ -53,7 +56,9 @@ class Edge:
         defaults = read_sampling_defaults(
             Path(config.model), server.generation_config, server.override_generation_config
         )
-        return cls(tokenizer, template, error, defaults)
+        model = read_model_config(config.model)
+        grammars = Grammars(folder, model.vocab_size, model.eos_token_ids)
+        return cls(tokenizer, template, error, defaults, grammars)
 
 
 class Service:

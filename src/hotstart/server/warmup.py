@@ -21,6 +21,10 @@ TIMEOUT_S = 120.0
 SUPPORTING = ("/health", "/ready", "/version", "/v1/models", "/plan", "/metrics", "/openapi.json", "/")
 
 
+_SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "integer"}}, "required": ["a"]}
+_FORMAT = {"type": "json_schema", "json_schema": {"name": "warm", "schema": _SCHEMA}}
+
+
 class _Ask(NamedTuple):
     name: str
     method: str
@@ -63,6 +67,7 @@ def _asks(service: Service) -> list[_Ask]:
         _Ask("a request that is refused", "POST", completions, {"prompt": 0}, 400),
         _Ask("completion, scored", "POST", completions, {**text, "logprobs": 2, "echo": True}),
         _Ask("completion, streamed", "POST", completions, {**text, **everything, **usage}),
+        _Ask("completion of a grammar", "POST", completions, {**text, "structured_outputs": {"regex": "[a-z]+"}}),
         _Ask("/tokenize", "POST", "/tokenize", {"prompt": "Warm"}),
         # So long that it is prepared in a thread beside the loop.
         _Ask("a long body", "POST", "/tokenize", {"prompt": "Warm", "padding": "x" * 2 * LONG_BODY_BYTES}),
@@ -75,6 +80,10 @@ def _asks(service: Service) -> list[_Ask]:
         asks += [
             _Ask("chat", "POST", conversations, {**chat, **everything, **logprobs}),
             _Ask("chat, streamed", "POST", conversations, {**chat, **usage}),
+            _Ask("chat of a JSON schema", "POST", conversations, {**chat, "response_format": _FORMAT}),
+            _Ask(
+                "chat with a forced call", "POST", conversations, {**chat, "tools": [tool], "tool_choice": "required"}
+            ),
             _Ask("chat with a tool", "POST", conversations, {**chat, **usage, "tools": [tool]}),
         ]
     return asks

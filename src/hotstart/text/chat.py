@@ -43,6 +43,7 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str], name: str = "the chat template") -> None:
         self._name = name
         self._special_tokens = dict(special_tokens)
+        self.calls_by_tags = "<function=" in source  # how it writes tool calls (see tool_grammar.py)
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, ext.loopcontrols]
         )

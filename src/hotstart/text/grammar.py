@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from llguidance import LLMatcher, LLTokenizer, grammar_from
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, grammar_from
 
 from hotstart.config.files import read_json, read_optional_json, read_text
 from hotstart.errors import CheckpointError, InvalidSamplingParams
@@ -70,7 +70,7 @@ class Grammars:
             if known is not None:
                 self._cache.move_to_end(text)
                 return known.deep_copy()
-        made = LLMatcher(self.tokenizer, text, log_level=0)
+        made = LLMatcher(self.tokenizer, text, log_level=0, limits=LLParserLimits(verbose_errors=False))
         if made.is_error():
             raise GrammarError(kind, made.get_error())
         with self._lock:
