@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = ["DecodeInputs", "PrefillInputs", "StepInputs"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # by identity: what an op derives from one serves all layers of its step
 class DecodeInputs:
     """The sequences that advance by one token: tokens [0, N) of the step.
 

@@ -4,6 +4,9 @@ Heads are grouped (GQA): query head j reads key head j // (H / Hkv).  Softmax is
 for the decoding sequences (attention_decode.py), another for the prompts (attention_prefill.py).
 """
 
+import math
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,13 +38,12 @@ def paged_attention_torch(
 ) -> Tensor:
     """See `paged_attention`."""
     T, H, D = queries.shape
-    parts, first, spans = [], 0, _spans(step)
-    n = step.num_decodes
+    parts, first, n = [], 0, step.num_decodes
     # Together if padding at most doubles the work: a call for each sequence costs more than a short context.
-    if n > 1 and n * step.decode.max_context <= 2 * sum(step.decode.contexts):
-        parts.append(_attend_together(queries.narrow(0, 0, n), keys, values, step.decode))
-        first, spans = n, spans[n:]
-    for some in _gathers(spans, keys):
+    if n and n * step.decode.max_context <= 2 * sum(step.decode.contexts[:n]):
+        parts.append(_attend_together(queries[:n], keys, values, step.decode))
+        first = n
+    for some in _gathers(_spans(step, first), keys):
         for (length, _, _), k, v in zip(some, _gather(keys, some), _gather(values, some), strict=True):
             parts.append(_attend(queries.narrow(0, first, length), k, v))
             first += length
@@ -66,9 +68,10 @@ def paged_attention(
     return out
 
 
-def _spans(step: Step) -> list[Span]:
+def _spans(step: Step, first: int) -> list[Span]:
+    """All but the first few decoding sequences."""
     decode, prefill = step.decode, step.prefill
-    spans = [(1, decode.contexts[i], decode.page_table[i]) for i in range(decode.num_sequences)]
+    spans = [(1, decode.contexts[i], decode.page_table[i]) for i in range(first, decode.num_sequences)]
     for i in range(prefill.num_sequences):
         if prefill.lengths[i]:
             spans.append((prefill.lengths[i], prefill.contexts[i], prefill.page_table[i]))
@@ -77,7 +80,7 @@ def _spans(step: Step) -> list[Span]:
 
 def _gathers(spans: list[Span], keys: Tensor) -> list[list[Span]]:
     """Neighbours whose keys are gathered at once."""
-    limit = GATHER_BYTES // (keys[0, 0].numel() * keys.element_size())  # tokens
+    limit = GATHER_BYTES // (keys.shape[2] * keys.shape[3] * keys.element_size())  # tokens
     groups: list[list[Span]] = []
     tokens = 0
     for span in spans:
@@ -91,19 +94,27 @@ def _gathers(spans: list[Span], keys: Tensor) -> list[list[Span]]:
 
 def _attend_together(q: Tensor, keys: Tensor, values: Tensor, decode: DecodeStep) -> Tensor:
     """One query of each decoding sequence, contexts padded to the longest.  q: [N, H, D] -> [N, H, D]."""
-    n, page_size = q.shape[0], keys.shape[1]
-    places = torch.arange(decode.max_context, device=q.device)
+    index, mask = _places(decode, keys.shape[1], q.dtype)
+    shape = q.shape[0], -1, *keys.shape[2:]
+    k, v = (x.flatten(0, 1).index_select(0, index).view(shape).transpose(1, 2) for x in (keys, values))
+    return F.scaled_dot_product_attention(q.unsqueeze(2), k, v, attn_mask=mask, enable_gqa=True).squeeze(2)
+
+
+# The same for all layers of a step.
+@lru_cache(maxsize=1)
+def _places(decode: DecodeStep, page_size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Where the keys of each context lie, [N * longest], and what is added to scores, [N, 1, 1, longest]."""
+    n, table = decode.num_sequences, decode.page_table
     contexts = decode.context_lens[:n].unsqueeze(1)
-    seen = (places < contexts).view(n, 1, 1, -1)
+    places = torch.arange(decode.max_context, device=table.device)
+    mask = None
+    if n > 1:
+        hidden = (places >= contexts).view(n, 1, 1, -1)
+        mask = torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, -math.inf)
     # Padding repeats the sequence's own last token: whatever else lies there may not be a number.
     places = places.minimum(contexts - 1)
-    pages = decode.page_table[:n].gather(1, places // page_size)
-    index = (pages * page_size + places % page_size).flatten()
-    k, v = (
-        cache.flatten(0, 1).index_select(0, index).view(n, -1, *cache.shape[2:]).transpose(1, 2)
-        for cache in (keys, values)
-    )
-    return F.scaled_dot_product_attention(q.unsqueeze(2), k, v, attn_mask=seen, enable_gqa=True).squeeze(2)
+    pages = table[:n].gather(1, places // page_size)
+    return (pages * page_size + places % page_size).flatten(), mask
 
 
 def _gather(cache: Tensor, spans: list[Span]) -> list[Tensor]:
@@ -128,13 +139,20 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if length == 1:
         return F.scaled_dot_product_attention(q.unsqueeze(2), k, v, enable_gqa=True).squeeze(2)
     q = q.transpose(0, 1).unsqueeze(0)
+    # A slab sees all before it and, of itself, what is not above the diagonal: a part of one mask serves every slab.
+    slab = min(QUERY_SLAB, length)
+    above = torch.full((slab, slab), -math.inf, dtype=q.dtype, device=q.device).triu_(1)
+    mask = torch.cat([above.new_zeros(slab, context), above], dim=1)
     rows = []
-    for start in range(0, length, QUERY_SLAB):
-        count = min(QUERY_SLAB, length - start)
+    for start in range(0, length, slab):
+        count = min(slab, length - start)
         seen = context - length + start + count
-        mask = torch.ones(count, seen, dtype=torch.bool, device=q.device).tril_(seen - count)
         part = F.scaled_dot_product_attention(
-            q.narrow(2, start, count), k.narrow(2, 0, seen), v.narrow(2, 0, seen), attn_mask=mask, enable_gqa=True
+            q.narrow(2, start, count),
+            k.narrow(2, 0, seen),
+            v.narrow(2, 0, seen),
+            attn_mask=mask[:count, context - seen + count : context + count],
+            enable_gqa=True,
         )
         rows.append(part[0].transpose(0, 1))
     return rows[0] if len(rows) == 1 else torch.cat(rows)

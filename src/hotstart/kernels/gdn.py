@@ -163,14 +163,12 @@ def _unit_lower_inverse(a: Tensor) -> Tensor:
 
 def _columns(packed: Tensor, dims: GdnDims) -> tuple[Tensor, ...]:
     """x | z | b | a of a packed projection, as views."""
-    C, HV = dims.conv_channels, dims.num_value_heads
-    width = HV * dims.value_dim
-    return packed.split_with_sizes((C, width, HV, HV, packed.shape[1] - C - width - 2 * HV), dim=1)[:4]
+    return packed.split_with_sizes(dims.columns, dim=1)[:4]
 
 
 def _gates(b: Tensor, a: Tensor, weights: GdnWeights) -> tuple[Tensor, Tensor]:
     """g and beta, each [T, HV] float32."""
-    return F.softplus(a.float() + weights.dt_bias).mul_(weights.A_log.exp().neg_()), b.float().sigmoid()
+    return F.softplus(a.float() + weights.dt_bias).mul_(weights.rates), b.float().sigmoid()
 
 
 def _gated_norm(o: Tensor, z: Tensor, weights: GdnWeights, dims: GdnDims, out: Tensor) -> None:
@@ -178,10 +176,8 @@ def _gated_norm(o: Tensor, z: Tensor, weights: GdnWeights, dims: GdnDims, out: T
 
     The norm takes the missing factor out, but for its eps, which has to be K times as large.
     """
-    V = dims.value_dim
-    gate = F.silu(z.float()).view(o.shape)
-    o = (o / row_length(o, dims.eps * V * dims.key_dim)).mul_(weights.norm * V**0.5)
-    torch.mul(o, gate, out=out.view(o.shape))
+    o = (o / row_length(o, dims.eps * dims.value_dim * dims.key_dim)).mul_(weights.norm_of_length)
+    torch.mul(o.view(out.shape), F.silu(z.float()), out=out)
 
 
 def gdn_decode(
@@ -204,25 +200,24 @@ def gdn_decode(
     reads, writes = decode.reads[:n], decode.writes[:n]
     bring(conv, reads, writes)
     bring(state, reads, writes)
-    x, z, b, a = _columns(packed.narrow(0, 0, n), dims)
-    taps = weights.conv.T.float()
-    if n > 1:  # one row is read through the strides sooner than a copy is made
-        taps = taps.contiguous()
+    if n < packed.shape[0]:
+        packed, out = packed[:n], out[:n]
+    x, z, b, a = _columns(packed, dims)
     rows = ring_rows(writes, decode.contexts, dims.conv_width, conv.device)
-    u = causal_conv_step(x, taps, conv.view(-1, dims.conv_channels), rows)
+    u = causal_conv_step(x, weights.taps, conv.view(-1, dims.conv_channels), rows)
     qk, v = u.split_with_sizes((2 * H * K, HV * V), dim=1)
     qk = qk.view(n, 2 * H, K)
     q, k = (qk / row_length(qk, L2_EPS)).view(n, 2, H, K).unbind(1)
     g, beta = _gates(b, a, weights)
     v, g, beta = v.view(n, H, -1), _exp(g).view(n, HV, 1, 1), beta.view(n, HV, 1)
-    pieces = list(stretches(writes, max(1, SLAB_BYTES // (4 * HV * V * K))))
+    pieces = stretches(writes, max(1, SLAB_BYTES // (4 * HV * V * K)))
     if len(pieces) == 1:
-        o = _rule_step(q, k, v, g, beta, state.narrow(0, writes[0], n))
+        o = _rule_step(q, k, v, g, beta, state[writes[0] : writes[0] + n])
     else:
-        states = [state.narrow(0, writes[i], j - i) for i, j in pieces]
+        states = [state[writes[i] : writes[i] + j - i] for i, j in pieces]
         parts = [(q[i:j], k[i:j], v[i:j], g[i:j], beta[i:j]) for i, j in pieces]
         o = torch.cat([_rule_step(*part, s) for part, s in zip(parts, states, strict=True)])
-    _gated_norm(o, z, weights, dims, out.narrow(0, 0, n))
+    _gated_norm(o, z, weights, dims, out)
 
 
 def _rule_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> Tensor:
@@ -265,7 +260,7 @@ def gdn_prefill(
     rings = conv.view(-1, dims.conv_channels)
     bring(conv, prefill.reads[:n], writes)
     bring(state, prefill.reads[:n], writes)
-    taps = weights.conv.float().T.contiguous()
+    taps = weights.taps
     slab_chunks = max(1, SLAB_BYTES // (4 * L * dims.conv_channels))
     start = prefill.first_token
     for first, last in groups(lengths, L, slab_chunks):

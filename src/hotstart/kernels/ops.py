@@ -7,6 +7,8 @@ arrives as `StepInputs`' parts, which this package only reads (structurally: see
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Literal, Protocol
 
 from torch import Tensor
@@ -103,7 +105,7 @@ class Step(Protocol):
     def num_decodes(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class GdnDims:
     """Sizes of one Gated DeltaNet mixer.  A row of the packed projection is q | k | v | z | b | a | padding."""
 
@@ -135,13 +137,36 @@ class GdnDims:
         """Row length of the packed projection, padded so that every row is 16-byte aligned in every dtype."""
         return -(-(self.a_offset + self.num_value_heads) // 64) * 64
 
+    @cached_property
+    def columns(self) -> tuple[int, ...]:
+        """Widths within a row: q | k | v, then z, b, a and the padding."""
+        ends = (0, self.z_offset, self.b_offset, self.a_offset, self.a_offset + self.num_value_heads, self.packed_width)
+        return tuple(end - start for start, end in pairwise(ends))
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class GdnWeights:
+    """Of one mixer, and what the torch forms make of them when they first run."""
+
     conv: Tensor  # [C, conv_width], model dtype
     A_log: Tensor  # [HV] float32
     dt_bias: Tensor  # [HV] float32
     norm: Tensor  # [V] float32, plain (not 1 + w)
+
+    @cached_property
+    def taps(self) -> Tensor:
+        """The convolution's weights [conv_width, C], float32."""
+        return self.conv.T.float().contiguous()
+
+    @cached_property
+    def rates(self) -> Tensor:
+        """-exp(A_log) [HV]."""
+        return self.A_log.exp().neg_()
+
+    @cached_property
+    def norm_of_length(self) -> Tensor:
+        """What a row of values is multiplied by once it is divided by its length, [V]."""
+        return self.norm * self.norm.shape[0] ** 0.5
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 A read slot of -1 is the zero state.  A sequence works in its write slot alone, so slots of others are never touched.
 """
 
-from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -22,13 +23,15 @@ def bring(pool: Tensor, reads: tuple[int, ...], writes: tuple[int, ...]) -> None
             pool[write].copy_(pool[read])
 
 
-def stretches(slots: tuple[int, ...], limit: int) -> Iterator[tuple[int, int]]:
+# The same for all layers of a step.
+@lru_cache(maxsize=8)
+def stretches(slots: tuple[int, ...], limit: int) -> tuple[tuple[int, int], ...]:
     """Rows [first, last) whose slots are consecutive, at most `limit` of them: a stretch is one piece of the pool."""
-    first = 0
-    for i in range(1, len(slots) + 1):
-        if i == len(slots) or slots[i] != slots[i - 1] + 1 or i - first == limit:
-            yield first, i
-            first = i
+    ends = [i for i in range(1, len(slots)) if slots[i] != slots[i - 1] + 1]
+    parts = []
+    for first, last in pairwise((0, *ends, len(slots))):
+        parts += [(start, min(start + limit, last)) for start in range(first, last, limit)]
+    return tuple(parts)
 
 
 def take(pool: Tensor, slots: tuple[int, ...], index: Tensor) -> Tensor:

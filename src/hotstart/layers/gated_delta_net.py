@@ -42,6 +42,7 @@ class GatedDeltaNet(Layer):
         self.A_log = meta_parameter(dims.num_value_heads, dtype=torch.float32)
         self.dt_bias = meta_parameter(dims.num_value_heads, dtype=torch.float32)
         self.norm_weight = meta_parameter(dims.value_dim, dtype=torch.float32)
+        self._weights: GdnWeights | None = None
 
     def fused(self) -> list[Fused]:
         dims, weight = self.dims, self.in_proj.weight
@@ -77,9 +78,14 @@ class GatedDeltaNet(Layer):
 
     def forward(self, x: Tensor, step: StepInputs, cache: CacheTensors) -> Tensor:  # [T, D] -> [T, D]
         packed = self.in_proj(x)
-        weights = GdnWeights(self.conv_weight, self.A_log, self.dt_bias, self.norm_weight)
-        conv, state = cache.conv(self.index), cache.state(self.index)
+        weights, conv, state = self._gathered(), cache.conv(self.index), cache.state(self.index)
         out = x.new_empty(x.shape[0], self.value_width)  # rows of padding stay undefined
         self.ops.gdn_decode(packed, weights, conv, state, step.decode, self.dims, out)
         self.ops.gdn_prefill(packed, weights, conv, state, step.prefill, self.dims, out)
         return self.out_proj(out)
+
+    def _gathered(self) -> GdnWeights:
+        """One object as long as the parameters are the same: ops keep there what they make of them."""
+        if self._weights is None or self._weights.conv is not self.conv_weight:
+            self._weights = GdnWeights(self.conv_weight, self.A_log, self.dt_bias, self.norm_weight)
+        return self._weights
