@@ -33,7 +33,7 @@ def test_ops_run_on_meta_tensors():
     assert ops.paged_attention(queries, packed, keys, values, step, dims).shape == (T, 96)
 
     x, residual, weight = (torch.empty(*s, device="meta") for s in ((T, 64), (T, 64), (64,)))
-    assert ops.add_rms_norm(ops.rms_norm(x, weight, 1e-6), residual, weight, 1e-6).shape == (T, 64)
+    assert ops.add_rms_norm(x, residual, weight, 1e-6).shape == (T, 64)
     assert ops.silu_mul(x).shape == (T, 32)
     experts = torch.empty(4, 32, 64, device="meta"), torch.empty(4, 64, 16, device="meta")
     moe = MoeDims(num_experts=4, top_k=2, width=16, renormalise=True)

@@ -48,7 +48,8 @@ def paged_attention_torch(
             parts.append(_attend(queries.narrow(0, first, length), k, v))
             first += length
     attended = parts[0] if len(parts) == 1 else torch.cat(parts)
-    gated = sigmoid_mul_torch(attended, packed[:first, : 2 * H * D].view(first, H, 2 * D)[:, :, D:]).view(first, H * D)
+    gate = packed[:first, : 2 * H * D].view(first, H, 2 * D)[:, :, D:]
+    gated = sigmoid_mul_torch(attended, gate).view(first, H * D)
     return gated if first == T else torch.cat([gated, gated.new_zeros(T - first, H * D)])
 
 

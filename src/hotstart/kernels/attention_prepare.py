@@ -34,17 +34,19 @@ def attention_prepare_torch(
     """See `attention_prepare`."""
     T, n = packed.shape[0], step.num_tokens
     H, Hkv, D = dims.num_heads, dims.num_kv_heads, dims.head_dim
-    heads = packed[:n, : 2 * H * D].view(n, H, 2 * D)
-    k, v = packed[:n, 2 * H * D : (2 * H + 2 * Hkv) * D].view(n, 2, Hkv, D).unbind(1)
-    qk = torch.cat([heads[:, :, :D], k], dim=1).float()  # [n, H + Hkv, D]
+    positions, kv_index = step.positions, step.kv_index
+    if n < T:
+        packed, positions, kv_index = packed[:n], positions[:n], kv_index[:n]
+    heads, k, v, _ = packed.split_with_sizes((2 * H * D, Hkv * D, Hkv * D, packed.shape[1] - dims.packed_width), dim=1)
+    qk = torch.cat([heads.view(n, H, 2 * D)[:, :, :D], k.view(n, Hkv, D)], dim=1).float()  # [n, H + Hkv, D]
     qk = qk / row_length(qk, dims.eps * D)
-    for part, weight in ((qk[:, :H], q_norm), (qk[:, H:], k_norm)):
+    q, k = qk.split_with_sizes((H, Hkv), dim=1)
+    for part, weight in ((q, q_norm), (k, k_norm)):
         part.mul_(torch.add(scalar(D**0.5), weight.float(), alpha=D**0.5))
-    apply_rotary(qk, rope.index_select(0, step.positions[:n]))
-    qk = qk.to(packed.dtype)
-    keys.view(-1, Hkv, D).index_copy_(0, step.kv_index[:n], qk[:, H:].to(keys.dtype))
-    values.view(-1, Hkv, D).index_copy_(0, step.kv_index[:n], v.to(values.dtype))
-    queries = qk[:, :H]
+    apply_rotary(qk, rope.index_select(0, positions))
+    keys.view(-1, Hkv, D).index_copy_(0, kv_index, k.to(keys.dtype))
+    values.view(-1, Hkv, D).index_copy_(0, kv_index, v.view(n, Hkv, D).to(values.dtype))
+    queries = q.to(packed.dtype)
     return queries if n == T else torch.cat([queries, queries.new_zeros(T - n, H, D)])
 
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
 
 __all__ = [
@@ -33,6 +34,7 @@ EXTERNAL: frozenset[Prefill] = frozenset({"fla", "flashinfer"})
 class DecodeStep(Protocol):
     """What ops read of `DecodeInputs`; the fields are described there."""
 
+    def __hash__(self) -> int: ...
     @property
     def num_sequences(self) -> int: ...
     @property
@@ -166,7 +168,7 @@ class GdnWeights:
     @cached_property
     def norm_of_length(self) -> Tensor:
         """What a row of values is multiplied by once it is divided by its length, [V]."""
-        return self.norm * self.norm.shape[0] ** 0.5
+        return torch.mul(self.norm, self.norm.shape[0] ** 0.5)
 
 
 @dataclass(frozen=True, slots=True)

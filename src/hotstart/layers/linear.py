@@ -19,10 +19,9 @@ class Layer(nn.Module):
 
     if TYPE_CHECKING:
         __call__: Callable[..., Tensor]
-    else:
 
-        def __call__(self, *args):
-            return self.forward(*args)
+    def __init_subclass__(cls) -> None:
+        cls.__call__ = cls.forward  # type: ignore[method-assign]  # that is the point
 
     def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
         super().__setattr__(name, value)
