@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from hotstart.cli.banner import banner
 from hotstart.cli.flags import Commands, add_engine_flags, add_flags, engine_config, given_options
 from hotstart.cli.settings import prepare
+from hotstart.config.hub import check_names
 from hotstart.config.options import options_of
 from hotstart.config.server import API_KEY_VARIABLE, Keys, ServerConfig
 
@@ -51,6 +52,7 @@ def _run(arguments: argparse.Namespace) -> None:
     server = ServerConfig(**given_options(arguments, options_of(ServerConfig)))
     keys = Keys.read(arguments.api_key, server, arguments.insecure_no_auth)
     config = engine_config(arguments)
+    check_names(config)
     if not arguments.no_progress:
         print(arguments.settings.explain(), file=sys.stderr)
     with ExitStack() as progress:

@@ -16,7 +16,7 @@ from hotstart.config.engine import EngineConfig
 from hotstart.config.files import read_optional_json
 from hotstart.errors import CheckpointError
 
-__all__ = ["INDEX", "OnBytes", "fetch", "find_folder", "is_here"]
+__all__ = ["INDEX", "OnBytes", "check_names", "fetch", "find_folder", "is_here"]
 
 OnBytes = Callable[[int, int], None]  # bytes done, bytes known of so far
 
@@ -37,10 +37,20 @@ def is_here(config: EngineConfig) -> bool:
     return all(Path(name).is_dir() for name in (config.model, config.tokenizer) if name)
 
 
+def check_names(config: EngineConfig) -> None:
+    """Raises CheckpointError for a name that is neither a folder's nor one that the hub could have; asks nobody."""
+    model = _local_folder(config.model)
+    if model is not None:
+        _check_config(model)
+    if config.tokenizer is not None:
+        _local_folder(config.tokenizer)
+
+
 def fetch(config: EngineConfig, on_bytes: OnBytes = lambda done, total: None) -> EngineConfig:
     """The same wishes, of folders.  Raises CheckpointError with what to do about it."""
     needs_weights = config.load_format != "dummy"
     model = find_folder(config.model, config.revision, config.download_dir, needs_weights, on_bytes)
+    _check_config(model)
     tokenizer = config.tokenizer
     if tokenizer is not None:
         tokenizer = str(find_folder(tokenizer, None, config.download_dir, False, on_bytes))
@@ -51,17 +61,9 @@ def find_folder(
     name: str, revision: str | None, download_dir: str | None, needs_weights: bool, on_bytes: OnBytes
 ) -> Path:
     """A folder of that name is taken before the hub is asked."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise CheckpointError(f"{name} is a file; give the folder that holds config.json")
-    if name.startswith(("/", ".", "~")):
-        raise CheckpointError(f"there is no folder {name}; give the one that holds config.json, or a name on the hub")
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is None:
-        raise CheckpointError(
-            f"there is no folder {name}, and names on the hub have the form organisation/name, such as Qwen/Qwen3.5-4B"
-        )
+    here = _local_folder(name)
+    if here is not None:
+        return here
     folder = _download(name, revision, download_dir, TEXT_FILES, on_bytes)
     if needs_weights:
         shards = sorted(set(read_optional_json(folder / INDEX).get("weight_map", {}).values())) or [ONE_FILE]
@@ -74,6 +76,30 @@ def find_folder(
                 + ("unset HF_HUB_OFFLINE to fetch them" if _is_offline() else "only safetensors are read")
             )
     return folder
+
+
+def _local_folder(name: str) -> Path | None:
+    """None for a name that only the hub can have."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{name} is a file; give the folder that holds config.json")
+    if name.startswith(("/", ".", "~")):
+        raise CheckpointError(f"there is no folder {name}; give the one that holds config.json, or a name on the hub")
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is None:
+        raise CheckpointError(
+            f"there is no folder {name}, and names on the hub have the form organisation/name, such as Qwen/Qwen3.5-4B"
+        )
+    return None
+
+
+def _check_config(folder: Path) -> None:
+    if (folder / "config.json").is_file():
+        return
+    below = sorted(path.parent for path in folder.glob("*/config.json"))
+    hint = f"did you mean {below[0]}?" if below else "give the folder of a checkpoint"
+    raise CheckpointError(f"{folder} has no config.json; {hint}")
 
 
 def _download(
@@ -116,7 +142,8 @@ def _explained(name: str, revision: str | None) -> Iterator[None]:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"the hub has no {name}, or it is private; check its spelling, or set HF_TOKEN to a token that may read it"
+            f"there is no folder {name}, and the hub has none of that name, or it is private; check its spelling, or "
+            "set HF_TOKEN to a token that may read it"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(f"{name} has no revision {revision!r}; leave --revision away for the newest") from error

@@ -5,6 +5,7 @@ import ipaddress
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hotstart.config.options import check_options, count, option, parse_object, switch, words
@@ -60,6 +61,8 @@ class ServerConfig:
             raise ConfigError(f"--port is {self.port}, it must be at most {LARGEST_PORT}")
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             raise ConfigError("HTTPS needs both --ssl-certfile and --ssl-keyfile, one of them is missing")
+        if self.chat_template is not None and not Path(self.chat_template).is_file():
+            raise ConfigError(f"--chat-template: there is no file {self.chat_template}; name one with a Jinja template")
         if self.allow_credentials and "*" in self.allowed_origins:
             raise ConfigError("--allow-credentials and all origins together would let any page act for its visitor")
 
