@@ -33,7 +33,7 @@ ORDER = [
     "cli",
 ]
 # Files at the top that gather names of other parts: read as if they belonged to the part named here.
-TOP_LEVEL = {"__init__": "cli", "__main__": "cli", "warmup": "cache"}
+TOP_LEVEL = {"__init__": "cli", "__main__": "cli", "warmup": "cache", "vllm_plugin": "engine"}
 # Kernels are usable by programs that are not ours, so they know nothing of configurations and requests.
 KERNELS_MAY_IMPORT = {"errors", "log", "kernels"}
 FORBIDDEN_IMPORTS = {"transformers", "pickle", "marshal", "shelve", "dill"}

@@ -21,7 +21,7 @@ from hotstart.errors import ConfigError
 from hotstart.kernels.backends import Backend
 from hotstart.kernels.watch import MemoryWatch
 
-__all__ = ["CudaDevice"]
+__all__ = ["CudaDevice", "process_bytes"]
 
 SMALL_BYTES = 32 << 20  # of `hold`, for tensors of up to 1 MiB, which torch's allocator keeps apart
 _SMALL_TENSOR = 1 << 20
@@ -123,8 +123,7 @@ class CudaDevice(GpuSizes):
         return True
 
     def _process_bytes(self) -> int | None:
-        found = [used for pid, used in _nvml_processes(self._handle) if pid == os.getpid() and used]
-        return found[0] if found else None
+        return _bytes_of_this_process(self._handle)
 
     def _others_bytes(self) -> int | None:
         """None if the driver does not show this process (as in a container) or does not tell processes apart."""
@@ -132,6 +131,16 @@ class CudaDevice(GpuSizes):
         if os.getpid() not in [pid for pid, used in processes if used]:
             return None
         return sum(used or 0 for pid, used in processes if pid != os.getpid())
+
+
+def process_bytes(device_index: int) -> int | None:
+    """What the driver counts for this process on a GPU; None where it does not tell."""
+    return _bytes_of_this_process(_nvml_handle(torch.device("cuda", device_index)))
+
+
+def _bytes_of_this_process(handle: object | None) -> int | None:
+    found = [used for pid, used in _nvml_processes(handle) if pid == os.getpid() and used]
+    return found[0] if found else None
 
 
 def _pinned(num_bytes: int) -> Tensor:

@@ -96,6 +96,10 @@ class Watch:
 
     def seal(self) -> None:
         """From here on, what the watch sees is late."""
+        # Others may have taken hooks while there was nothing to see: theirs are called by ours.
+        for tap in self._taps:
+            if not tap.intact():
+                tap.install()
         self._baseline = {memory.name: memory.read() for memory in self._memory}
         self.sealed = True
 
