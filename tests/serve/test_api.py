@@ -82,6 +82,24 @@ def test_echo_scores_a_prompt_without_an_answer(server: Server) -> None:
     assert made.usage.completion_tokens == 0
 
 
+@pytest.mark.parametrize("max_tokens", [0, 5])
+def test_a_scored_prompt_is_streamed_as_it_is_given_whole(server: Server, max_tokens: int) -> None:
+    def ask(stream: bool):
+        return server.client.completions.create(
+            model=MODEL, prompt=["Sort: 31", "Add:"], max_tokens=max_tokens, echo=True, logprobs=2, stream=stream
+        )
+
+    whole = ask(False)
+    parts = [chunk.choices[0] for chunk in ask(True)]
+    for choice in whole.choices:
+        mine = [part for part in parts if part.index == choice.index]
+        assert "".join(part.text for part in mine) == choice.text and mine[-1].finish_reason == choice.finish_reason
+        for name in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
+            joined = [value for part in mine if part.logprobs for value in getattr(part.logprobs, name)]
+            wanted = getattr(choice.logprobs, name)
+            assert joined == wanted if name in ("tokens", "text_offset") else len(joined) == len(wanted), name
+
+
 def test_choices_differ_and_a_seed_repeats_them(server: Server) -> None:
     def sample() -> list[str]:
         made = server.client.completions.create(model=MODEL, prompt="Copy:", n=4, temperature=2, max_tokens=8, seed=7)

@@ -81,6 +81,7 @@ def test_a_forced_call_is_made(server: Server, choice: Any, stream: bool) -> Non
         chunks = list(made)
         calls = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or ()]
         name, arguments = calls[0].function.name, "".join(call.function.arguments or "" for call in calls)
+        assert len(calls) > 3, "arguments come piece by piece"
         assert calls[0].id and {call.index for call in calls} == {0}
         assert not any(chunk.choices[0].delta.content for chunk in chunks)
         reason = chunks[-1].choices[0].finish_reason

@@ -27,7 +27,7 @@ from hotstart.server.generation import Choice, Generation
 from hotstart.server.schemas import ChatRequest, FunctionCall
 from hotstart.server.service import Service
 from hotstart.text.thinking import Thinking
-from hotstart.text.tool_calls import Call, ToolCalls
+from hotstart.text.tool_calls import CallPiece, ToolCalls, joined
 
 __all__ = ["ChatWriter"]
 
@@ -49,8 +49,8 @@ class _Voice:
         reason = self.choice.finish_reason
         return "tool_calls" if reason == "stop" and self.num_calls else reason
 
-    def take(self) -> tuple[str, str, list[Call]]:
-        """(reasoning, content, tool calls) that are new."""
+    def take(self) -> tuple[str, str, list[CallPiece]]:
+        """(reasoning, content, pieces of tool calls) that are new."""
         builder = self.choice.builder
         if self._thinking.is_inside:
             self.num_reasoning_tokens += builder.num_tokens - self._num_tokens_seen
@@ -66,10 +66,10 @@ class _Voice:
             if self._tools is not None:
                 last_content, last_calls = self._tools.finish()
                 content, calls = content + last_content, calls + last_calls
-        self.num_calls += len(calls)
+        self.num_calls += sum(piece.name is not None for piece in calls)
         return reasoning, content, calls
 
-    def _without_calls(self, content: str) -> tuple[str, list[Call]]:
+    def _without_calls(self, content: str) -> tuple[str, list[CallPiece]]:
         return (content, []) if self._tools is None else self._tools.push(content)
 
 
@@ -128,17 +128,18 @@ class ChatWriter:
         choice = voice.choice
         deltas = [] if choice.num_pieces else [Delta(role="assistant", content="")]
         choice.num_pieces += 1
-        num_calls = voice.num_calls
         reasoning, content, calls = voice.take()
         if reasoning and self._request.include_reasoning is not False:
             deltas.append(Delta(reasoning=reasoning, reasoning_content=reasoning))
         if content:
             deltas.append(Delta(content=content))
-        for index, call in enumerate(calls, num_calls):
+        for number, name, arguments in calls:
             # Names come once and first, arguments after them, as clients put them together.
-            head = ToolCallDelta(index, _call_id(), "function", FunctionDelta(call.name, ""))
-            deltas.append(Delta(tool_calls=[head]))
-            deltas.append(Delta(tool_calls=[ToolCallDelta(index, function=FunctionDelta(arguments=call.arguments))]))
+            if name is not None:
+                head = ToolCallDelta(number, _call_id(), "function", FunctionDelta(name, ""))
+                deltas.append(Delta(tool_calls=[head]))
+            if arguments:
+                deltas.append(Delta(tool_calls=[ToolCallDelta(number, function=FunctionDelta(arguments=arguments))]))
         logprobs, ids = self._logprobs(choice), self._ids(choice)
         if (logprobs or ids) and (not deltas or deltas[-1].role is not UNSET):
             deltas.append(Delta(content=""))
@@ -155,7 +156,7 @@ class ChatWriter:
         choice = voice.choice
         reasoning, content, calls = voice.take()
         shown = reasoning if reasoning and self._request.include_reasoning is not False else None
-        made = [AnsweredCall(_call_id(), FunctionCall(call.name, call.arguments)) for call in calls]
+        made = [AnsweredCall(_call_id(), FunctionCall(call.name, call.arguments)) for call in joined(calls)]
         answer = Answer(None if calls and not content else content, reasoning=shown, reasoning_content=shown)
         if made:
             answer.tool_calls = made

@@ -53,8 +53,6 @@ def _check(request: CompletionRequest) -> None:
         raise bad_request("best_of is not implemented; leave it away", "best_of", "unsupported_parameter")
     if request.max_tokens == 0 and not request.echo:
         raise bad_request("max_tokens is 0, which needs echo; raise it to at least 1", "max_tokens")
-    if request.stream and request.echo and request.logprobs is not None:
-        raise bad_request("echo with logprobs cannot be streamed; leave stream away", "stream", "unsupported_parameter")
 
 
 def _split(given: str | list[str | int | list[int]]) -> Sequence[str | list[int]]:

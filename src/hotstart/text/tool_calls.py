@@ -7,26 +7,30 @@ A parameter is JSON if the tool's schema does not call it a string and it reads 
 What does not read as a call stays text.
 """
 
-import json
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from hotstart.text.call_reader import CallReader, Piece
 from hotstart.text.stop import StopStrings
 
-__all__ = ["Call", "ToolCalls"]
+__all__ = ["Call", "CallPiece", "ToolCalls", "joined"]
 
 BEGIN, END = "<tool_call>", "</tool_call>"
-_FUNCTION = re.compile(r"\s*<function=([^>\n]+)>(.*?)(?:</function>)?\s*\Z", re.DOTALL)
-_PARAMETER = re.compile(r"<parameter=([^>\n]+)>")
-_PARAMETER_END = "</parameter>"
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     name: str
-    arguments: str  # a JSON object
+    arguments: str  # a JSON object, unless the answer was cut off in it
+
+
+class CallPiece(NamedTuple):
+    """A part of one of the answer's calls."""
+
+    number: int  # of the call, from 0
+    name: str | None  # with the first piece of a call, and only with that
+    arguments: str  # what is new of them
 
 
 class ToolCalls:
@@ -35,53 +39,56 @@ class ToolCalls:
     def __init__(self, schemas: Mapping[str, Mapping[str, Any]]) -> None:
         self._schemas = schemas
         self._mark = StopStrings([BEGIN])
-        self._body: list[str] | None = None  # of the call that is being read
+        self._reader: CallReader | None = None  # of the call that is being read
         self._blanks = ""  # behind what was shown: before a call they belong to nobody
         self._num_calls = 0
 
-    def push(self, text: str) -> tuple[str, list[Call]]:
-        """(content, calls) that are complete now."""
+    def push(self, text: str) -> tuple[str, list[CallPiece]]:
+        """(content, pieces of calls) that are certain now."""
         content: list[str] = []
-        calls: list[Call] = []
+        pieces: list[CallPiece] = []
         while True:
             shown = self._mark.push(text)
-            if self._body is None:
+            if self._reader is None:
                 content.append(self._shown(shown))
             else:
-                self._body.append(shown)
+                self._number(self._reader.push(shown), pieces)
             if self._mark.matched is None:
-                return "".join(content), calls
+                return "".join(content), pieces
             text = self._mark.rest
-            if self._body is None:
-                self._body, self._mark = [], StopStrings([END])
+            if self._reader is None:
+                self._reader, self._mark = CallReader(self._schemas), StopStrings([END])
             else:
-                self._close(calls, content, END)
+                self._close(self._reader, pieces, content, END)
 
-    def finish(self) -> tuple[str, list[Call]]:
+    def finish(self) -> tuple[str, list[CallPiece]]:
         """At the end of the answer: a call that was not closed counts if it reads as one."""
         content: list[str] = []
-        calls: list[Call] = []
-        if self._body is None:
+        pieces: list[CallPiece] = []
+        if self._reader is None:
             content.append(self._shown(self._mark.finish()))
         else:
-            self._body.append(self._mark.finish())
-            self._close(calls, content, "")
+            self._number(self._reader.push(self._mark.finish()), pieces)
+            self._close(self._reader, pieces, content, "")
         if not self._num_calls:
             content.append(self._blanks)
         self._blanks = ""
-        return "".join(content), calls
+        return "".join(content), pieces
 
-    def _close(self, calls: list[Call], content: list[str], end: str) -> None:
-        assert self._body is not None, "a call ends that has not begun"
-        body = "".join(self._body)
-        call = self._read(body)
-        if call is None:
-            content.append(self._shown(BEGIN + body + end))
+    def _close(self, reader: CallReader, pieces: list[CallPiece], content: list[str], end: str) -> None:
+        last = reader.finish()
+        if last is None:
+            content.append(self._shown(BEGIN + reader.text + end))
         else:
-            calls.append(call)
-            self._num_calls += 1
-            self._blanks = ""
-        self._body, self._mark = None, StopStrings([BEGIN])
+            self._number(last, pieces)
+        self._reader, self._mark = None, StopStrings([BEGIN])
+
+    def _number(self, found: Iterable[Piece], pieces: list[CallPiece]) -> None:
+        for piece in found:
+            if piece.name is not None:
+                self._num_calls += 1
+                self._blanks = ""
+            pieces.append(CallPiece(self._num_calls - 1, *piece))
 
     def _shown(self, text: str) -> str:
         text = self._blanks + text
@@ -89,39 +96,12 @@ class ToolCalls:
         self._blanks = text[len(shown) :]
         return shown
 
-    def _read(self, body: str) -> Call | None:
-        match = _FUNCTION.match(body)
-        if match:
-            return self._read_tags(match[1].strip(), match[2])
-        try:
-            found = json.loads(body)
-        except (json.JSONDecodeError, RecursionError):
-            return None
-        if not isinstance(found, dict) or not isinstance(found.get("name"), str):
-            return None
-        arguments = found.get("arguments", found.get("parameters", {}))
-        text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        return Call(found["name"], text)
 
-    def _read_tags(self, name: str, text: str) -> Call:
-        marks = list(_PARAMETER.finditer(text))
-        ends = [*(mark.start() for mark in marks[1:]), len(text)][: len(marks)]
-        arguments = {}
-        for mark, end in zip(marks, ends, strict=True):
-            value = text[mark.end() : end]
-            close = value.rfind(_PARAMETER_END)
-            value = value if close < 0 else value[:close]
-            key = mark[1].strip()
-            # One newline on each side is the form's, others are the value's.
-            arguments[key] = self._value(name, key, value.removeprefix("\n").removesuffix("\n"))
-        return Call(name, json.dumps(arguments, ensure_ascii=False))
-
-    def _value(self, name: str, key: str, text: str) -> Any:
-        properties = self._schemas.get(name, {}).get("properties")
-        schema = properties.get(key) if isinstance(properties, dict) else None
-        if isinstance(schema, dict) and schema.get("type") == "string":
-            return text
-        try:
-            return json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
-            return text
+def joined(pieces: Iterable[CallPiece]) -> list[Call]:
+    """The calls that all pieces of an answer make."""
+    calls: list[Call] = []
+    for piece in pieces:
+        if piece.name is not None:
+            calls.append(Call(piece.name, ""))
+        calls[-1] = Call(calls[-1].name, calls[-1].arguments + piece.arguments)
+    return calls

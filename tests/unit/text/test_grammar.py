@@ -9,7 +9,7 @@ import pytest
 from hotstart.errors import CheckpointError, RequestError
 from hotstart.request import StructuredOutputsParams
 from hotstart.text.grammar import MAX_CACHED, GrammarError, Grammars
-from hotstart.text.tool_calls import ToolCalls
+from hotstart.text.tool_calls import ToolCalls, joined
 from hotstart.text.tool_grammar import tool_grammar
 
 CHECKPOINT = Path(__file__).parents[3] / "checkpoints" / "tiny-qwen3.5"
@@ -107,8 +107,7 @@ def test_forced_calls_are_read_back(grammars, as_tags, call, stop):
         assert not forced(wrong), wrong
     assert not forced(call.replace("3", '"3"')) and not forced(call.removesuffix("</tool_call>"))
     parser = ToolCalls(TOOLS)
-    _, calls = parser.push(call + "\n" + stop)
-    calls += parser.finish()[1]
+    calls = joined(parser.push(call + "\n" + stop)[1] + parser.finish()[1])
     assert [one.name for one in calls] == ["find", "stop"] and json.loads(calls[0].arguments)["limit"] == 3
 
 
