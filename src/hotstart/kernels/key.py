@@ -30,10 +30,14 @@ class LaunchKey:
         mine, theirs = dict(self.arguments), dict(other.arguments)
         names = dict.fromkeys([*mine, *theirs])
         return [
-            f"{name} is {mine.get(name, 'absent')}, was {theirs.get(name, 'absent')}"
+            f"{name} is {mine.get(name, _default(name))}, was {theirs.get(name, _default(name))}"
             for name in names
             if mine.get(name) != theirs.get(name)
         ]
+
+
+def _default(name: str) -> str:
+    return str(_DEFAULT_OPTIONS.get(name, "absent"))
 
 
 def explain(key: LaunchKey, known: Iterable[LaunchKey]) -> str:

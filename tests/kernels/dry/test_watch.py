@@ -12,6 +12,7 @@ from triton.runtime.autotuner import Autotuner
 
 from hotstart.errors import LateEventError
 from hotstart.kernels import norm
+from hotstart.kernels.key import LaunchKey, explain, options_in_words
 from hotstart.kernels.launch import recording, seal, warm_up
 from hotstart.warmup import MemoryWatch, watch
 
@@ -244,3 +245,8 @@ def test_invented_times_never_reach_the_disk(tuned, monkeypatch, tmp_path):
     tuned[(1,)](torch.zeros(64), 7, N=16)
     assert list(tmp_path.rglob("*.cubin"))
     assert not list(tmp_path.rglob("*.autotune.json"))
+
+
+def test_an_option_that_goes_without_saying_is_told_by_its_value():
+    few, more = (LaunchKey("k", (("N", "16"), *options_in_words({"num_warps": warps}))) for warps in (1, 4))
+    assert explain(more, [few]) == "num_warps is 4, was 1"
