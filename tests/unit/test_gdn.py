@@ -87,6 +87,7 @@ def slabs(request, monkeypatch):
     """Small models fit into one slab; large ones take slab after slab, and here small ones do, too."""
     if request.param == "small slabs":
         monkeypatch.setattr(gdn, "SLAB_BYTES", 60_000)
+        monkeypatch.setattr(gdn, "MOVED_BYTES", 0)
 
 
 STEPS = {

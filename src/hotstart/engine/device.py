@@ -22,7 +22,7 @@ from hotstart.kernels.watch import MemoryWatch
 __all__ = ["Arena", "CpuDevice", "Device", "Fetched", "Landing", "Peak", "Staging", "machine_memory"]
 
 CPU_MEMORY_SHARE = 0.5  # of the machine's memory, where the user names no size
-ONE_THREAD = 200_000_000  # multiplications: two milliseconds of one core
+ONE_THREAD = 12_000_000  # multiplications: with fewer, threads wait for each other longer than they work
 
 
 class Arena:

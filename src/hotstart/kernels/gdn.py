@@ -38,6 +38,7 @@ __all__ = [
 
 CPU_CHUNK_LENGTH = 32
 SLAB_BYTES = 1 << 20  # of conv outputs and of states that are worked on at once: they should stay in a core's cache
+MOVED_BYTES = 1 << 17  # of states that are brought together and back in the time that one more piece of work costs
 L2_EPS = 1e-6
 
 
@@ -211,12 +212,14 @@ def gdn_decode(
     g, beta = _gates(b, a, weights)
     v, g, beta = v.view(n, H, -1), _exp(g).view(n, HV, 1, 1), beta.view(n, HV, 1)
     pieces = stretches(writes, max(1, SLAB_BYTES // (4 * HV * V * K)))
-    if len(pieces) == 1:
-        o = _rule_step(q, k, v, g, beta, state[writes[0] : writes[0] + n])
+    if len(pieces) == 1 or 4 * n * HV * V * K < len(pieces) * MOVED_BYTES:
+        index = decode.write_slots[:n]
+        states = take(state, writes, index)
+        o = _rule_step(q, k, v, g, beta, states)
+        store(state, writes, index, states)
     else:
-        states = [state[writes[i] : writes[i] + j - i] for i, j in pieces]
-        parts = [(q[i:j], k[i:j], v[i:j], g[i:j], beta[i:j]) for i, j in pieces]
-        o = torch.cat([_rule_step(*part, s) for part, s in zip(parts, states, strict=True)])
+        parts = [(q[i:j], k[i:j], v[i:j], g[i:j], beta[i:j], state[writes[i] : writes[i] + j - i]) for i, j in pieces]
+        o = torch.cat([_rule_step(*part) for part in parts])
     _gated_norm(o, z, weights, dims, out)
 
 

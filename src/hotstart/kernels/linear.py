@@ -17,12 +17,12 @@ SLAB_WEIGHTS = 16 << 20  # oneDNN may bring the weights into another order first
 
 def linear_torch(x: Tensor, weight: Tensor) -> Tensor:
     """x: [T, K], weight: [N, K] -> [T, N]."""
-    T, N, K = x.shape[0], *weight.shape
-    if not _HAS_ONEDNN or x.dtype != torch.float32 or T * N * K < SMALL_PRODUCT:
+    if not _HAS_ONEDNN or x.dtype != torch.float32 or x.shape[0] * weight.numel() < SMALL_PRODUCT:
         return F.linear(x, weight)
-    if N * K <= SLAB_WEIGHTS:
+    if weight.numel() <= SLAB_WEIGHTS:
         return _onednn(x, weight)
-    y = x.new_empty(T, N)
+    N, K = weight.shape
+    y = x.new_empty(x.shape[0], N)
     rows = max(1, SLAB_WEIGHTS // K)
     for first in range(0, N, rows):
         y[:, first : first + rows] = _onednn(x, weight[first : first + rows])

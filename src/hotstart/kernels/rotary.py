@@ -55,7 +55,7 @@ def _yarn_frequencies(frequencies: Tensor, rotary_dim: int, theta: float, yarn: 
 def apply_rotary(x: Tensor, table: Tensor) -> None:
     """Rotate in place.  x: [T, H, D] float32; table: cos | sin of each token [T, rotary_dim]."""
     half = table.shape[-1] // 2
-    cos, sin = table.unsqueeze(1).split(half, dim=2)
+    cos, sin = table.unsqueeze(1).split_with_sizes((half, half), dim=2)
     first, second, _ = x.split_with_sizes((half, half, x.shape[2] - 2 * half), dim=2)
     turned = second * cos
     turned.addcmul_(first, sin)
