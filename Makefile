@@ -12,7 +12,7 @@ ARGS         ?=
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN := $(VENV)/bin/python
 
-.PHONY: help install dev demo test test-gpu check check-gpus fmt bench bench-kernels constraints clean
+.PHONY: help install dev demo test test-gpu check check-gpus fmt bench figures bench-kernels constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -48,6 +48,9 @@ fmt: dev  ## mend format and lint
 
 bench: dev  ## speed against transformers
 	$(RUN) -m bench
+
+figures: dev  ## every number and picture of the documents, from bench/results
+	$(RUN) -m bench.figures
 
 bench-kernels: dev  ## the Gated DeltaNet kernels on this GPU
 	$(RUN) -m bench.gdn_prefill $(ARGS)

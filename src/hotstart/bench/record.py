@@ -20,7 +20,7 @@ PACKAGES = ("hotstart", "torch", "triton", "flash-linear-attention", "flashinfer
 
 def facts(device: Device) -> dict[str, Any]:
     return {
-        "command": command_line(),
+        "command": f"hotstart {command_line().partition(chr(32))[2]}",
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": _device(device),
         "cuda": torch.version.cuda,

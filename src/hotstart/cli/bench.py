@@ -43,8 +43,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from hotstart.engine.startup import start
 
     wanted = arguments.what.split(",")
-    if unknown := [name for name in wanted if name not in NAMES]:
+    if unknown := [suite for suite in wanted if suite not in NAMES]:
         raise ConfigError(f"{unknown[0]!r} is nothing that can be measured; known: {', '.join(NAMES)}")
+    name = Path(arguments.model or "").name
     suites = SUITES | {"traffic": partial(traffic, num_requests=arguments.requests)}
     with _folder(arguments), show_startup(not arguments.quiet) as on_phase:
         engine = start(engine_config(arguments), on_phase)
@@ -52,14 +53,15 @@ def _run(arguments: argparse.Namespace) -> int:
     with contextlib.closing(engine):
         found: dict[str, Any] = {
             **facts(engine.device),
+            "model": name,
             "options": {name: value for name, value in engine_options(arguments).items() if name != "model"},
             "process_to_ready_s": ready,
             "startup": SUITES["startup"](Client(engine)),
             "plan": engine.memory_plan.as_dict(),
         }
         client = Client(engine)
-        for name in wanted:
-            found[name] = suites[name](client)
+        for suite in wanted:
+            found[suite] = suites[suite](client)
         found |= state(engine)
     text = json.dumps(found, indent=1)
     if arguments.output is None:

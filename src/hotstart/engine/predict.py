@@ -34,23 +34,24 @@ class Constants(NamedTuple):
     """What no shape tells."""
 
     process_bytes: tuple[int, int, int]  # context and modules: at least, expected, at most
-    graph_bytes: int  # of the driver for a captured step, a layer
+    graph_bytes: int  # of the driver and of cuBLAS for the first captured step, beside its tensors
     graph_share: float  # by which graphs may be off
     origin: str
     where: str
 
 
-# One table, and where it comes from.  A guess on another GPU has to hold for its driver and its architecture too.
+# One table.  Fitted on the shapes of 0.8B and 4B, checked on others (docs/MEMORY.md).  A guess on another GPU has to
+# hold for its driver and its architecture too.
 MEASURED = {
     "NVIDIA H200": Constants(
-        (830 * MIB, 870 * MIB, 934 * MIB),
-        110 << 10,
+        (780 * MIB, 843 * MIB, 920 * MIB),
+        74 * MIB,
         0.15,
         "measured",
         "NVIDIA H200, driver 580, torch 2.11 with CUDA 13.0, Triton 3.6; 2026-11-22",
     )
 }
-ELSEWHERE = Constants((400 * MIB, 700 * MIB, 1200 * MIB), 110 << 10, 0.5, "estimated", "never measured on this GPU")
+ELSEWHERE = Constants((400 * MIB, 700 * MIB, 1200 * MIB), 74 * MIB, 0.5, "estimated", "never measured on this GPU")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +158,12 @@ class _Predictor:
         self.constants = MEASURED.get(gpu.product, ELSEWHERE)
         self.traits = GpuTraits.of(gpu.arch, gpu.shared_bytes)
         tensors = weight_tensors(model, self.item, self.limits.max_model_len)
-        self.weights, self.buffers = sum(tensors), self._buffers()
-        rounding = _rounded([*tensors, self.buffers]) - self.weights - self.buffers
-        low, expected, high = self.constants.process_bytes
-        self.process = _Ends(low, expected, high).plus(rounding + WORKSPACE_BYTES)
+        self.weights, self.buffers = sum(tensors), sum(self._buffer_sizes())
+        self.held = Segments()
+        for num_bytes in (*tensors, *self._buffer_sizes()):
+            self.held.take(num_bytes)
+        rounding = self.held.reserved - self.weights - self.buffers
+        self.process = _Ends(*self.constants.process_bytes).plus(rounding + WORKSPACE_BYTES)
         self.graphs = self._graphs()
 
     def run(self, name: str) -> Prediction:
@@ -210,16 +213,16 @@ class _Predictor:
         card = (most, (least + most) // 2, least)[end]
         return gpu_budget(self.config, card, self.gpu.product, has_display=self.gpu.for_displays)
 
-    def _buffers(self) -> int:
+    def _buffer_sizes(self) -> tuple[int, ...]:
         """Staging, sampling, and the hidden states that graphs leave."""
         at, rungs = self.limits, self.sizes.decode_rungs(self.limits.max_num_seqs)
         token_rungs, row_rungs = self.sizes.token_rungs(at.max_num_batched_tokens), self.sizes.row_rungs(at.slab_rows)
         graphs = 0 if self.config.enforce_eager else rungs[-1] * self.model.hidden_size * self.item
-        return at.staging_bytes(token_rungs, row_rungs) + at.sampling_bytes + graphs
+        return at.staging_bytes(token_rungs, row_rungs), at.sampling_bytes, graphs
 
     def _step(self, size: int) -> _Ends:
         """The worst steps of so many tokens."""
-        expected = worst_step_bytes(self.model, self.dtype, self.limits, self.traits, self.sizes, size)
+        expected = worst_step_bytes(self.model, self.dtype, self.limits, self.traits, self.sizes, size, self.held)
         return _Ends(int(expected * 0.9), expected, int(expected * 1.1))
 
     def _graphs(self) -> _Ends:
@@ -229,9 +232,9 @@ class _Predictor:
         rungs = self.sizes.decode_rungs(self.limits.max_num_seqs)
         rows = rungs[-1]
         shapes = StepShapes(rows, rows, (), 0, 0, edits=False, logprobs=False)
-        first = step_bytes(self.model, self.dtype, self.limits, self.traits, shapes) + WORKSPACE_BYTES
-        each = max(MIB, self.constants.graph_bytes * self.model.num_hidden_layers)
-        expected, share = first + each * (len(rungs) - 1), self.constants.graph_share
+        tensors = step_bytes(self.model, self.dtype, self.limits, self.traits, shapes) + WORKSPACE_BYTES
+        expected = tensors + self.constants.graph_bytes + MIB * (len(rungs) - 1)  # as graphs.py bounds them
+        share = self.constants.graph_share
         return _Ends(int(expected * (1 - share)), expected, int(expected * (1 + share)))
 
     def _guesses(self, plan: MemoryPlan | None, worst: MemoryPlan | None) -> tuple[Guess, ...]:
@@ -293,10 +296,3 @@ def weight_tensors(model: ModelConfig, itemsize: int, num_positions: int) -> lis
         found += [] if kind == "full_attention" else single
     found += [itemsize * D, *[itemsize * V * D] * (not model.tie_word_embeddings)]
     return [*found, 4 * num_positions * model.rope.rotary_dim]
-
-
-def _rounded(tensors: list[int]) -> int:
-    segments = Segments()
-    for num_bytes in tensors:
-        segments.take(num_bytes)
-    return segments.reserved

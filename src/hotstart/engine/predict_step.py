@@ -81,19 +81,34 @@ def packed_width(config: ModelConfig) -> int:
     return ceil((2 * keys + 2 * values + 2 * config.linear_num_value_heads) / 64) * 64
 
 
-def step_bytes(config: ModelConfig, dtype: str, limits: StepLimits, traits: GpuTraits, shapes: StepShapes) -> int:
-    """What torch's allocator takes from the driver for such a step, from nothing."""
-    return _Step(config, dtype, limits, traits, shapes).run()
+def step_bytes(
+    config: ModelConfig,
+    dtype: str,
+    limits: StepLimits,
+    traits: GpuTraits,
+    shapes: StepShapes,
+    held: Segments | None = None,
+) -> int:
+    """What torch's allocator takes from the driver for such a step, beside the segments that it holds for good."""
+    held = held or Segments()
+    return _Step(config, dtype, limits, traits, shapes, held.copy()).run() - held.reserved
 
 
 def worst_step_bytes(
-    config: ModelConfig, dtype: str, limits: StepLimits, traits: GpuTraits, sizes: Sizes, num_tokens: int
+    config: ModelConfig,
+    dtype: str,
+    limits: StepLimits,
+    traits: GpuTraits,
+    sizes: Sizes,
+    num_tokens: int,
+    held: Segments | None = None,
 ) -> int:
     """What start-up would measure for steps of so many tokens; the first of them finds no workspace of cuBLAS yet."""
     rung = next(one for one in sizes.token_rungs(limits.max_num_batched_tokens) if one >= num_tokens)
     rows = sizes.row_rungs(limits.slab_rows)
     plans = worst_plans(rung, limits, thorough=True)
-    found = [step_bytes(config, dtype, limits, traits, StepShapes.of(plan, rung, limits, rows)) for plan in plans]
+    shapes = [StepShapes.of(plan, rung, limits, rows) for plan in plans]
+    found = [step_bytes(config, dtype, limits, traits, one, held) for one in shapes]
     return max(found[0] + WORKSPACE_BYTES, *found) + SMALL_BYTES
 
 
@@ -101,11 +116,17 @@ class _Step:
     """Tensors are taken and freed as the engine's step does; layers of a kind are alike, so two of each are enough."""
 
     def __init__(
-        self, config: ModelConfig, dtype: str, limits: StepLimits, traits: GpuTraits, shapes: StepShapes
+        self,
+        config: ModelConfig,
+        dtype: str,
+        limits: StepLimits,
+        traits: GpuTraits,
+        shapes: StepShapes,
+        segments: Segments,
     ) -> None:
         self.config, self.limits, self.traits, self.at = config, limits, traits, shapes
         self.item = DTYPE_BYTES[dtype]
-        self.segments = Segments()
+        self.segments = segments
         self.live = self.most = 0  # bytes of tensors
         self._sizes: dict[Place, int] = {}
 

@@ -1,0 +1,248 @@
+"""Figures of the engine on a GPU: the promise, speed, what a plan foretold, and the failure that others have."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+__all__ = ["first_requests", "foretold", "picture", "plan_check", "promise", "read", "speed", "usable_tokens"]
+
+RESULTS = Path(__file__).parent / "results"
+MIB, GIB = 2**20, 2**30
+Record = dict[str, Any]
+
+
+def read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def circumstances(run: Record) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    return f"{run['device']}, CUDA {run['cuda']}, {versions}; {run['date']}; `{run['command']}`"
+
+
+def _target(met: bool) -> str:
+    return "met:" if met else "**missed:**"
+
+
+def promise() -> list[str]:
+    cold, tight, peers = read("gpu_cold"), read("gpu_tight"), read("peers_h200")
+    vllm = peers["vllm"]
+    starts = [row["ratio"] for row in read("gpu_starts")["rows"]]
+    traffic, burst, beside, lengths = (tight[name] for name in ("traffic", "burst", "neighbour", "lengths"))
+    driver = tight["driver_growth_bytes"] / MIB
+    sealed = not tight["reserved_growth_bytes"] and driver <= 32
+    grown = f"torch {tight['reserved_growth_bytes']} bytes, driver {driver:.1f} MiB"
+    served = not burst["failed"] and not burst["num_late"]
+    median, p95 = lengths["median"], lengths["p95"]
+    ready = cold["process_to_ready_s"]
+    warm = statistics.median(read(name)["process_to_ready_s"] for name in ("gpu_warm", "gpu_warm2", "gpu_tight"))
+    rows = [
+        (
+            f"growth after ready: {traffic['requests']} random requests, then 1024 at once of 8 + 8 tokens",
+            vllm["growth"],
+            "torch 0 bytes, driver at most 32 MiB",
+            f"{_target(sealed)} {grown}",
+        ),
+        (
+            "that burst with 97.5 % of the card in use, under `--strict`",
+            vllm["tight_burst"],
+            "served, no event",
+            f"{_target(served)} {burst['failed']} failed, {burst['num_late']} events",
+        ),
+        (
+            f"the burst again after another process took {beside['taken_bytes'] / GIB:.0f} GiB",
+            "-",
+            "no request fails",
+            f"{_target(not beside['failed'])} {beside['failed']} failed",
+        ),
+        (
+            "late compiles, tunings, loads in all of this",
+            vllm["late"],
+            "0",
+            f"{_target(not tight['num_late'])} {tight['num_late']}",
+        ),
+        (
+            f"first request over the median of the next 20, {len(starts)} fresh starts of four shapes: median (worst)",
+            vllm["first_over_later"],
+            "1.05",
+            f"{_target(statistics.median(starts) <= 1.05)} {statistics.median(starts):.3f} ({max(starts):.3f})",
+        ),
+        (
+            f"first over second request of a length never seen, {len(lengths['samples_ms'])} lengths: median / p95",
+            vllm["new_length"],
+            "1.05 / 1.15",
+            f"{_target(median <= 1.05 and p95 <= 1.15)} {median:.3f} / {p95:.3f}",
+        ),
+        (
+            "start of the process to ready, cold / warm caches",
+            vllm["ready"],
+            "40 / 12 s",
+            f"{_target(ready <= 40 and warm <= 12)} {ready:.1f} / {warm:.1f} s",
+        ),
+    ]
+    lines = ["| what | vLLM 0.25.1 | must | hotstart |", "|---|---|---|---|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return [*lines, "", f"{circumstances(tight)}; vLLM: {peers['where']}"]
+
+
+def speed() -> list[str]:
+    run = read("gpu_warm")
+    one, latency = run["first-request"], run["latency"]
+    lines = ["| what | figure |", "|---|---:|"]
+    lines.append(f"| start of the process to ready, caches warm | {run['process_to_ready_s']:.1f} s |")
+    lines.append(f"| first request, {one['prompt']} in and {one['answer']} out | {one['first_ms']:.1f} ms |")
+    lines.append(f"| median of the next 20 | {one['later_ms']:.1f} ms |")
+    lines += [f"| time to first token, {name} tokens | {ms:.1f} ms |" for name, ms in latency["ttft_ms"].items()]
+    lines.append(f"| a token at batch 1 | {latency['token_ms']:.2f} ms |")
+    for name, crowd in run["throughput"].items():
+        lines.append(f"| {name}, output tokens | {crowd['output_tokens_per_s']:.0f} / s |")
+    return [*lines, "", circumstances(run)]
+
+
+def first_requests() -> list[str]:
+    record = read("first_request")
+    lines = [
+        "| prefill | warm-up | ready | first request | later ones | late compiles | late tunings | out of memory |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in record["rows"]:
+        name, chunk = row["case"].split("-")
+        who = ("ours" if name == "triton" else name) + f", chunks of {chunk}"
+        late = [_late(row, kind) for kind in ("compile", "tuning")]
+        compiles, tunings = (f"{count}, {seconds:.1f} s" if count else "0" for count, seconds in late)
+        failed = row["burst_failed"] + len(row["first_errors"])
+        lines.append(
+            f"| {who} | {'on' if row['warm'] else '**off**'} | {row['ready_s']:.1f} s | {row['first_ms'] / 1e3:.2f} s |"
+            f" {row['later_ms'] / 1e3:.2f} s | {compiles} | {tunings} | {failed} of 2069 |"
+        )
+    facts = record["rows"][0]["facts"]
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    left = record["left_bytes"] / GIB
+    return [
+        *lines,
+        "",
+        f"{facts['device']} with {left:.1f} GiB left, {versions}; {facts['date']}; `python -m bench.first_request`",
+    ]
+
+
+def _late(row: Record, kind: str) -> tuple[int, float]:
+    mine = [event for event in row["late"] if event["kind"] == kind]
+    return sum(event["count"] for event in mine), sum(event["seconds"] for event in mine)
+
+
+def plan_check() -> list[str]:
+    """Lines of the plan as start-up found them, against what was foretold for the same command."""
+    lines = ["| model | card | line | foretold, MiB | found, MiB | off by |", "|---|---|---|---:|---:|---:|"]
+    for row in read("plan_check")["rows"]:
+        size = row["options"].get("device_memory_bytes", "whole")
+        model = f"{row['model']} ({'fitted' if row['role'] == 'fit' else 'not fitted'})"
+        for line in row["lines"]:
+            mine, its = line["foretold"], line["found"]
+            off = f"{(mine - its) / MIB:+.1f} MiB, {100 * (mine / its - 1):+.1f} %" if mine != its else "0"
+            lines.append(f"| {model} | {size} | {line['name']} | {mine / MIB:.1f} | {its / MIB:.1f} | {off} |")
+        pages, slots = row["pages"], row["slots"]
+        lines.append(
+            f"| {model} | {size} | **pages, slots** | {pages['foretold']}, {slots['foretold']} |"
+            f" {pages['found']}, {slots['found']} | {100 * (pages['foretold'] / pages['found'] - 1):+.2f} % |"
+        )
+    facts = read("plan_check")["rows"][0]["facts"]
+    return [*lines, "", f"{facts['device']}; {facts['date']}; next-small: Qwen3-Next with 12 layers of 64 experts"]
+
+
+def usable_tokens() -> list[str]:
+    """Of equally long sequences, 256 at once, in the bytes that a measured plan gives to pages and slots."""
+    block, whole = read("peers_h200")["vllm"]["block"], read("gpu_warm")["plan"]
+    (small,) = (row["plan"] for row in read("first_request")["rows"] if row["case"] == "triton-64" and row["warm"])
+    page, slot, size = whole["page_bytes"], whole["slot_bytes"], whole["page_size"]
+    budgets = {
+        "32 GiB left": small["state slots"] + small["cache pages"],
+        "whole": whole["num_pages"] * page + whole["num_slots"] * slot,
+    }
+    lines = [
+        "| card | for caches | who | 256 states | what is left, in pieces | tokens of each sequence | usable tokens |",
+        "|---|---:|---|---:|---|---:|---:|",
+    ]
+    for card, budget in budgets.items():
+        for who, states, piece, tokens in (
+            ("hotstart", 256 * slot, page, size),
+            ("vLLM 0.25.1", 256 * block["state_blocks"] * block["bytes"], block["bytes"], block["tokens"]),
+        ):
+            count = (budget - states) // piece
+            each = count // 256 * tokens
+            lines.append(
+                f"| {card} | {budget / GIB:.2f} GiB | {who} | {states / GIB:.2f} GiB |"
+                f" {count} of {piece / MIB:.1f} MiB, {tokens} tokens | {each} | {256 * each} |"
+            )
+    return lines
+
+
+def foretold() -> list[str]:
+    """`hotstart plan qwen3.5-9b --gpu rtx5090`, as it answers."""
+    from hotstart.config.engine import EngineConfig
+    from hotstart.config.published import published_config
+    from hotstart.engine.predict import predict
+    from hotstart.kernels.gpus import parse_gpu
+
+    name = "qwen3.5-9b"
+    found = predict(EngineConfig(model=name), published_config(name), name, parse_gpu("rtx5090"))
+    return ["```", *found.explain().splitlines(), "```"]
+
+
+# One picture for light and dark pages: it follows the reader's system.
+_STYLE = """
+text { font: 13px system-ui, sans-serif; fill: #1f2328; }
+.small { font-size: 11px; fill: #59636e; }
+.off { fill: #d1242f; }
+.on { fill: #1a7f37; }
+.axis { stroke: #d1d9e0; }
+@media (prefers-color-scheme: dark) {
+  text { fill: #f0f6fc; }
+  .small { fill: #9198a1; }
+  .off { fill: #f85149; }
+  .on { fill: #3fb950; }
+  .axis { stroke: #3d444d; }
+}
+"""
+_LEFT, _WIDTH, _ROW = 150, 760, 58
+
+
+def picture() -> str:
+    """Seconds of the first request, without the warm-up and with it."""
+    record = read("first_request")
+    rows = [row for row in record["rows"] if "first_ms" in row]
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    longest = max(row["first_ms"] for row in rows)
+    height = 62 + _ROW * len(cases)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img">',
+        "<title>Seconds of the first request after ready, without the warm-up and with it</title>",
+        f"<style>{_STYLE}</style>",
+        '<text x="0" y="18">Seconds of the first request after ready</text>',
+        '<text x="0" y="36" class="small">Qwen3.5-4B shape, 1024 tokens in, 32 out, '
+        f"{record['left_bytes'] / GIB:.0f} GiB of an H200 left; then 2048 requests of 8 tokens</text>",
+        f'<line x1="{_LEFT}" x2="{_LEFT}" y1="48" y2="{height - 8}" class="axis"/>',
+    ]
+    for i, case in enumerate(cases):
+        top = 52 + _ROW * i
+        name, chunk = case.split("-")
+        parts.append(f'<text x="0" y="{top + 18}">{"our kernels" if name == "triton" else name}</text>')
+        parts.append(f'<text x="0" y="{top + 34}" class="small">chunks of {chunk}</text>')
+        for row in rows:
+            if row["case"] == case:
+                parts += _bar(row, top + 22 * row["warm"], longest)
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _bar(row: Record, top: int, longest: float) -> list[str]:
+    width = max(2, round(200 * row["first_ms"] / longest))
+    failed = row["burst_failed"] + len(row["first_errors"])
+    compiles, tunings = _late(row, "compile")[0], _late(row, "tuning")[0]
+    words = f"{row['first_ms'] / 1e3:.2f} s, warm-up {'on' if row['warm'] else 'off'}: "
+    words += f"{compiles} compiles, {tunings} tunings" if row["num_late"] else "nothing late"
+    words += f"; {failed} out of memory" if failed else "; none failed"
+    kind = "on" if row["warm"] else "off"
+    return [
+        f'<rect x="{_LEFT}" y="{top + 4}" width="{width}" height="16" rx="2" class="{kind}"/>',
+        f'<text x="{_LEFT + width + 8}" y="{top + 17}" class="small">{words}</text>',
+    ]
