@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +23,7 @@ class Hub(ThreadingHTTPServer):
         self.repository = name
         self.files = files
         self.is_gated = False
+        self.is_slow = False  # a file comes byte by byte
         self.fetched: list[str] = []
 
     @property
@@ -66,7 +68,11 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if with_body:
+        if with_body and path.startswith(files) and hub.is_slow:
+            for byte in body:
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.05)
+        elif with_body:
             self.wfile.write(body)
 
     def _entry(self, name: str, data: bytes) -> dict[str, object]:

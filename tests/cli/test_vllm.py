@@ -43,6 +43,7 @@ KEPT = [
     ("python -m vllm.entrypoints.openai.api_server --model m --port 9", {"model": "m", "port": "9"}),
     ("serve m --reasoning-parser qwen3 --enable-auto-tool-choice --tool-call-parser hermes", {"model": "m"}),
     ("serve m --no-enable-prefix-caching --gpu-memory-utilization 0.9", {"enable_prefix_caching": False}),
+    ("serve m -O 3 -cc.mode 0 --drop-unsupported -O2", {"model": "m"}),
     ("serve m --served-model-name a b --port 1", {"served_model_name": ["a", "b"], "port": "1"}),
     ("serve m --cudagraph-capture-sizes 1 2 4", {"cudagraph_capture_sizes": ["1", "2", "4"]}),
     ("serve --drop-unsupported m -tp 8 --quantization fp8 --enable-lora", {"model": "m"}),

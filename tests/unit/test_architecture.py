@@ -52,6 +52,7 @@ NO_TORCH = [
     "engine/outputs.py",
     "engine/phases.py",
     "engine/progress.py",
+    "engine/download.py",
     "engine/holdings.py",
     "engine/limits.py",
     "engine/pending.py",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hotstart.config.engine import EngineConfig, Option, options
-from hotstart.config.hub import fetch
+from hotstart.engine.download import download
 from hotstart.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -88,6 +88,4 @@ def engine_config(arguments: argparse.Namespace) -> EngineConfig:
 
 def local_config(arguments: argparse.Namespace, on_phase: "OnPhase") -> EngineConfig:
     """The same, of a checkpoint that is here: a name on the hub is fetched first."""
-    from hotstart.engine.phases import PhaseProgress
-
-    return fetch(engine_config(arguments), lambda done, total: on_phase(PhaseProgress("download", done, total)))
+    return download(engine_config(arguments), on_phase)

@@ -63,6 +63,8 @@ def gather(
         wants_drop = any(item.flag == "--drop-unsupported" for item in judged.kept)
         if judged.problems and (unknown or not wants_drop):
             parser.exit(2, vllm.report(judged, parser.prog))
+    theirs = [name for name in environ if name.startswith("VLLM_")] if of_vllm else []
+    notes += [f"variables of vLLM are read by nobody: {', '.join(theirs)}"] * bool(theirs)
     settings = Settings(judged.kept, judged.same, judged.problems, tuple(notes))
     # Flags first: one that takes several values would take a word that follows it.
     ordered = sorted(judged.kept, key=lambda item: bool(item.flag))

@@ -35,10 +35,10 @@ def read_words(words: Sequence[str], takes: Callable[[str], tuple[str, Takes | N
             found.append(Given("", (word,), (word,)))
             continue
         written, equals, value = word.partition("=")
-        name = re.sub(r"^-O=?(\d)$", "--optimization-level", written)
+        # --speculative-config.method is a part of --speculative-config.
+        name = re.sub(r"^-O=?\d?$", "--optimization-level", written).partition(".")[0]
         if name.startswith("--"):
-            # --speculative-config.method is a part of --speculative-config.
-            name = name.partition(".")[0].replace("_", "-")
+            name = name.replace("_", "-")
         name, kind = takes(name)
         values = [value] if equals else []
         if not equals and not re.fullmatch(r"-O\d", written):

@@ -16,11 +16,11 @@ from typing import Any, Self
 
 from hotstart.config.engine import EngineConfig
 from hotstart.config.generation import read_sampling_defaults
-from hotstart.config.hub import fetch
+from hotstart.engine.download import download
 from hotstart.engine.engine import Engine
 from hotstart.engine.memory import MemoryPlan
 from hotstart.engine.outputs import OutputBuilder, RequestOutput, output_of
-from hotstart.engine.phases import PhaseProgress, StartupReport
+from hotstart.engine.phases import StartupReport
 from hotstart.engine.progress import RequestProgress, show_requests, show_startup
 from hotstart.engine.startup import start
 from hotstart.errors import ConfigError, InvalidPrompt, RequestError
@@ -64,7 +64,7 @@ class LLM:
             **options,
         )
         with show_startup(use_tqdm) as on_phase:
-            config = fetch(config, lambda done, total: on_phase(PhaseProgress("download", done, total)))
+            config = download(config, on_phase)
         self._model_folder = Path(config.model)
         self._tokenizer_folder = Path(config.tokenizer or config.model)
         # A missing tokenizer is found out before the weights are loaded.

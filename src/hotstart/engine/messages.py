@@ -26,6 +26,7 @@ __all__ = [
     "Died",
     "Failure",
     "Late",
+    "Located",
     "Open",
     "Opened",
     "PhaseBegan",
@@ -136,12 +137,19 @@ class Stats(msgspec.Struct, frozen=True, array_like=True):
     late: dict[str, int | None] = {}
 
 
+class Located(msgspec.Struct, frozen=True, tag=True):
+    """The wishes, of folders of this machine: what was a name on the hub has been fetched."""
+
+    config: EngineConfig
+
+
 class PhaseBegan(msgspec.Struct, frozen=True, tag=True):
     """Or has come further: `done` of `total`."""
 
     name: str
     done: int = 0
     total: int = 0
+    note: str = ""
 
 
 class PhaseEnded(msgspec.Struct, frozen=True, tag=True):
@@ -182,7 +190,7 @@ class Died(msgspec.Struct, frozen=True, tag=True):
     failure: Failure
 
 
-Report = PhaseBegan | PhaseEnded | Ready | Opened | Stepped | Late | Beat | Died
+Report = Located | PhaseBegan | PhaseEnded | Ready | Opened | Stepped | Late | Beat | Died
 
 T = TypeVar("T")
 _encoder = msgspec.msgpack.Encoder()

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from hotstart import log
+from hotstart.engine.download import download
 from hotstart.engine.imports import ImportWatch, late_import
 from hotstart.engine.messages import (
     Abort,
@@ -24,6 +25,7 @@ from hotstart.engine.messages import (
     Died,
     Failure,
     Late,
+    Located,
     Open,
     Opened,
     PhaseBegan,
@@ -80,7 +82,9 @@ class Worker:
         self._before_open = (0, 0, 0)  # steps, their tokens, preemptions: of start-up's own requests
 
     def run(self) -> None:
-        engine = self._start(self._config())
+        config = download(self._config(), self._on_phase)
+        self._channel.send(Located(config))
+        engine = self._start(config)
         try:
             while True:
                 self._turn(engine)
@@ -128,7 +132,7 @@ class Worker:
         if isinstance(event, Phase):
             self._channel.send(PhaseEnded(event))
         else:
-            self._channel.send(PhaseBegan(event.name, event.done, event.total))
+            self._channel.send(PhaseBegan(event.name, event.done, event.total, event.note))
 
     def _turn(self, engine: "Engine") -> None:
         """Obey what has come, then one step.  Raises EOFError once the server wants no more."""

@@ -16,7 +16,6 @@ import msgspec
 
 from hotstart import log
 from hotstart.config.engine import EngineConfig
-from hotstart.config.hub import fetch, is_here
 from hotstart.config.server import ServerConfig
 from hotstart.engine.messages import (
     Abort,
@@ -25,6 +24,7 @@ from hotstart.engine.messages import (
     Command,
     Died,
     Late,
+    Located,
     Open,
     Opened,
     PhaseBegan,
@@ -38,7 +38,7 @@ from hotstart.engine.messages import (
     frame,
     read_frames,
 )
-from hotstart.engine.phases import OnPhase, Phase, ignore_phases
+from hotstart.engine.phases import OnPhase, ignore_phases
 from hotstart.errors import EngineDead, HotstartError, QueueFull
 from hotstart.request import FinishReason, Request, SamplingParams, TokenEvent
 from hotstart.server.startup_state import StartupState
@@ -46,7 +46,6 @@ from hotstart.server.submission import Submission
 
 __all__ = ["EngineClient"]
 
-DOWNLOAD = "download"
 SILENCE_SHARE = 1 / 3  # of the time after which the process counts as dead: then /health says no
 EXIT_S = 5.0  # for the process to leave by itself
 
@@ -64,7 +63,6 @@ class EngineClient:
         self._live: dict[str, Submission] = {}
         self._heard = time.monotonic()
         self._turn_s = 0.0
-        self._writer: asyncio.StreamWriter | None = None
         self._changed = asyncio.Event()
         self._closing = False
         self._is_open = False
@@ -86,7 +84,7 @@ class EngineClient:
 
     @property
     def _is_silent(self) -> bool:
-        return self._writer is not None and self.silence_s > self._server.engine_timeout * SILENCE_SHARE
+        return self.silence_s > self._server.engine_timeout * SILENCE_SHARE
 
     def trouble(self) -> str | None:
         """What a liveness probe should know, if anything."""
@@ -101,43 +99,19 @@ class EngineClient:
 
     async def run(self) -> None:
         """From the start of the process to its end.  Afterwards `failure` is set, unless it was closed."""
-        if not await self._find_checkpoint():
-            return
         ours, theirs = socket.socketpair()
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "hotstart.engine.worker", str(theirs.fileno()), pass_fds=(theirs.fileno(),)
         )
         theirs.close()
-        reader, writer = await asyncio.open_connection(sock=ours)
-        self._writer = writer
+        reader, self._writer = await asyncio.open_connection(sock=ours)
         self._heard = time.monotonic()
         self._tell(Start(self.config))
         try:
             await self._listen(reader)
         finally:
-            writer.close()
+            self._writer.close()
             await self._end()
-
-    async def _find_checkpoint(self) -> bool:
-        """What is not here yet is fetched, as the first phase.  False if that failed, or is no longer wanted."""
-        if not is_here(self.config):
-            began, loop = time.monotonic(), asyncio.get_running_loop()
-            self.startup.begin(DOWNLOAD, 0, 0)
-
-            def tell(done: int, total: int) -> None:
-                if self._closing:
-                    raise EngineDead("the server is shutting down")
-                loop.call_soon_threadsafe(self.startup.begin, DOWNLOAD, done, total)
-
-            try:
-                self.config = await asyncio.to_thread(fetch, self.config, tell)
-            except HotstartError as error:
-                self._die(error)
-                return False
-            self.startup.end(Phase(DOWNLOAD, time.monotonic() - began, 0, self.config.model))
-        self._has_checkpoint = True
-        self._changed.set()
-        return not self._closing
 
     async def wait_checkpoint(self) -> EngineConfig:
         """The wishes, of folders of this machine.  Raises what kept it from being found."""
@@ -169,8 +143,7 @@ class EngineClient:
 
     def close(self) -> None:
         self._closing = True
-        if self._writer is not None:
-            self._writer.close()  # which ends the process, whatever it does now
+        self._writer.close()  # which ends the process, whatever it does now
 
     def submit(self, prompts: Sequence[tuple[tuple[int, ...], SamplingParams]]) -> Submission:
         """All of them, or none.  Raises QueueFull or EngineDead, and never waits."""
@@ -201,7 +174,6 @@ class EngineClient:
 
     def _tell(self, command: Command) -> None:
         # The engine reads at every step, so what waits here is bounded by what it accepts.
-        assert self._writer is not None, "the engine's process was not started"
         self._writer.write(frame(command))
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
@@ -235,9 +207,11 @@ class EngineClient:
                 self._turn_s = report.turn_s
                 return  # a sign of life, and no progress
             case PhaseBegan():
-                self.startup.begin(report.name, report.done, report.total)
+                self.startup.begin(report.name, report.done, report.total, report.note)
             case PhaseEnded():
                 self.startup.end(report.phase)
+            case Located():
+                self.config, self._has_checkpoint = report.config, True
             case Ready():
                 self.ready = report
             case Opened():

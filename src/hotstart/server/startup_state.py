@@ -53,9 +53,9 @@ class StartupState:
         share = self.done / self.total if self.total else 0.0
         return round(100 * (PHASES.index(self.phase) + share) / len(PHASES), 1)
 
-    def begin(self, name: str, done: int, total: int) -> None:
+    def begin(self, name: str, done: int, total: int, note: str = "") -> None:
         self.phase, self.done, self.total = name, done, total
-        self.on_phase(PhaseProgress(name, done, total))
+        self.on_phase(PhaseProgress(name, done, total, note))
 
     def end(self, phase: Phase) -> None:
         self.phases.append(phase)
