@@ -14,6 +14,7 @@ from hotstart.config.server import ServerConfig
 from hotstart.errors import ConfigError
 from hotstart.server.cors import Cors
 from hotstart.server.listener import Listener
+from serve.conftest import START_S
 
 Headers = dict[str, str]
 
@@ -37,7 +38,7 @@ def test_https_with_a_template_of_ones_own(start_server, certificate: tuple[str,
         scheme="https",
         certificate=certificate[0],
     )
-    server.wait_until(server.is_ready, "ready")
+    server.wait_until(server.is_ready, "ready", START_S)
     status, tokens = server.ask(
         "/tokenize", {"messages": [{"role": "user", "content": "a"}], "return_token_strs": True}
     )
