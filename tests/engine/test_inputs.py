@@ -6,7 +6,7 @@ import torch
 from hotstart.engine.device import CpuDevice
 from hotstart.engine.inputs import InputBuilder
 from hotstart.engine.limits import StepLimits
-from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Sampling, Span, StepPlan
+from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Penalties, Sampling, Span, StepPlan
 from hotstart.request import MAX_STOP_TOKEN_IDS
 
 LIMITS = StepLimits(
@@ -67,6 +67,33 @@ def test_sample_and_prompt_rows_follow_the_plan():
     assert prompts.spans == ((1, 70), (2, 2)) and prompts.logprobs == 3
     assert built.inputs.logit_rows[2:74].tolist() == [*range(1, 71), 71, 72]
     assert prompts.targets[:72].tolist() == [*range(101, 170), 99, 8, 9]
+
+
+def test_edits_and_records_are_the_same_on_both_sides():
+    """A GPU reads the tensors, the torch forms read the host's copy."""
+    penalties = Penalties(3, 4, 1.5, 0.5, 0.25)
+    wish = {"bias": ((7, 1.0), (8, -2.0)), "banned_ids": (1,), "allowed": b"\x03\x01"}
+    answer = Span(1, 17, 1, (5,), (4, 2), 0, 0, sampling(**wish), penalties=penalties)
+    plain = Span(4, 17, 1, (5,), (4, 2), 2, 2, sampling())
+    piece = Span(2, 0, 70, (1,) * 70, (1, 3, 5, 6, 7), NO_SLOT, 2, penalties=penalties._replace(slot=1))
+    builder = InputBuilder(LIMITS, CpuDevice())
+    for spans in ((piece,), (plain, answer, piece), (answer,)):
+        built = builder.build(StepPlan(0, spans))
+        records = built.samples.records
+        starts = {(span,): row for span, row in zip(spans, (0, 1, 2), strict=False)}
+        assert records.table.tolist() == [list(row) for row in records.host]
+        assert records.host == tuple((s.penalties.slot, s.start, starts[s,], s.length) for s in spans if s.penalties)
+        if answer not in spans:
+            assert built.samples.slabs == ()
+            continue
+        (slab,) = built.samples.slabs
+        edits, at = slab.edits, spans.index(answer)
+        assert edits.table.tolist() == [[at, 3, 4, 18, 0, 2, 3, 0]] == [list(row) for row in edits.host]
+        assert edits.penalties.tolist() == [[1.5, 0.5, 0.25, 0.0]] and edits.ids.tolist() == [7, 8, 1]
+        assert edits.values[:2].tolist() == [1.0, -2.0] and edits.allowed.rows.tolist() == [at] == [*edits.allowed.host]
+        assert edits.allowed.bits.view(torch.uint8)[0, :3].tolist() == [3, 1, 0] and slab.grammar is None
+        for tensor in (edits.table, edits.penalties, edits.ids, edits.values, edits.allowed.bits, records.table):
+            assert tensor.data_ptr() % 16 == 0
 
 
 def test_every_section_is_aligned_and_the_largest_step_fits():

@@ -32,6 +32,11 @@ class Sampling(NamedTuple):
     allowed: bytes | None = None  # bits of the only tokens that may come, as far as the last of them
     is_guided: bool = False  # by the grammar of its sequence
 
+    @property
+    def edits_logits(self) -> bool:
+        """Before the draw.  What a sequence's tokens cost stands in its span."""
+        return bool(self.banned_ids or self.bias or self.is_guided or self.allowed)
+
 
 class Penalties(NamedTuple):
     """What a sequence's tokens cost when they come again.  They are counted on the device, by the sequence's slot."""

@@ -50,11 +50,12 @@ class RowList:
         self._prompt_logprobs = 0
         sample_rows: list[int] = []
         prompt_rows: list[int] = []
-        first = 0
+        first, edited = 0, False
         for index, span in enumerate(plan.spans):
             if span.sampling is not None:
                 self._samples.append((index, span.sampling, span))
                 sample_rows.append(first + span.length - 1)
+                edited = edited or span.sampling.edits_logits
             if span.penalties is not None:
                 self._records.append((span.penalties.slot, span.start, first, span.length))
             if span.prompt_logprobs is not None:
@@ -67,13 +68,19 @@ class RowList:
         self._rows = sample_rows, prompt_rows
         self.num_samples = padded_rows(len(sample_rows), slab_rows, rungs)
         self.num_prompts = padded_rows(len(prompt_rows), slab_rows, rungs)
+        self._edits: list[EditRows] = []  # of each slab, where any row wants any
+        self.num_edit_words = 0
+        if edited or self._records:
+            self._collect_edits(masks)
+
+    def _collect_edits(self, masks: MaskBuffer) -> None:
         strip = Strip()
         wishes = [(span, sampling) for _, sampling, span in self._samples]
-        starts = range(0, len(wishes), slab_rows)
-        self._edits = [EditRows(wishes[at : at + slab_rows], masks, strip) for at in starts]
+        starts = range(0, len(wishes), self._slab_rows)
+        self._edits = [EditRows(wishes[at : at + self._slab_rows], masks, strip) for at in starts]
         self._records_at = strip.take(4 * len(self._records))
         # Rounded up, so that steps of few sizes ever come.
-        self.num_edit_words = max(64, 1 << (strip.num_words - 1).bit_length()) if strip.num_words else 0
+        self.num_edit_words = max(64, 1 << (strip.num_words - 1).bit_length())
 
     def write(self, arrays: dict[str, np.ndarray]) -> None:
         """The sections are zero, which makes rows of padding greedy."""
@@ -86,6 +93,11 @@ class RowList:
             arrays["targets"][: len(self._targets)] = self._targets
         arrays["slots"][real:] = self._no_slot
         arrays["top_p"][real:] = 1.0
+        if self.num_edit_words:
+            words = arrays["edits"]
+            for edits in self._edits:
+                edits.write(words)
+            words[self._records_at] = np.array(self._records).ravel()
         if not self._samples:
             return
         integers = [(span.write_slot, wish.top_k, wish.seed, wish.position) for _, wish, span in self._samples]
@@ -93,12 +105,8 @@ class RowList:
             arrays[name][:real] = column
         arrays["temperature"][:real] = [wish.temperature for _, wish, _ in self._samples]
         arrays["top_p"][:real] = [wish.top_p for _, wish, _ in self._samples]
-        arrays["min_p"][:real] = [wish.min_p for _, wish, _ in self._samples]
-        if self.num_edit_words:
-            words = arrays["edits"]
-            for edits in self._edits:
-                edits.write(words)
-            words[self._records_at] = np.array(self._records).ravel()
+        if any(min_p := [wish.min_p for _, wish, _ in self._samples]):
+            arrays["min_p"][:real] = min_p
 
     def sample_rows(self, image: dict[str, Tensor]) -> SampleRows:
         slabs, words = [], image["edits"]
@@ -118,9 +126,9 @@ class RowList:
                 position=part("sample_positions"),
                 all_greedy=all(wish.temperature == 0.0 for wish in wishes),
                 candidates=max((candidates(w.top_k, w.top_p) for w in wishes if w.temperature), default=0),
-                any_min_p=any(wish.min_p > 0.0 for wish in wishes),
-                grammar=self._edits[number].grammar(words),
-                edits=self._edits[number].read(words),
+                any_min_p=any([wish.min_p for wish in wishes]),  # noqa: C419  a list is faster
+                grammar=self._edits[number].grammar(words) if self._edits else None,
+                edits=self._edits[number].read(words) if self._edits else None,
             )
             slabs.append(slab)
         return SampleRows(

@@ -28,8 +28,6 @@ SETTINGS = {
     "both": {"top_k": 20, "top_p": 0.9},
     "banned": {"top_k": 3, "banned": (7, 8, 9)},
     "min-p": {"min_p": 0.2},
-    "min-p of nearly all": {"min_p": 1e-4, "temperature": 0.5},
-    "min-p and top-k": {"min_p": 0.1, "top_k": 4},
     "min-p and top-p": {"min_p": 0.05, "top_p": 0.8},
     "all three": {"min_p": 0.02, "top_k": 30, "top_p": 0.7, "temperature": 1.5},
 }

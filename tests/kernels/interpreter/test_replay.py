@@ -56,7 +56,16 @@ def serve(folder, graphs):
             runner.capture(answer_plan(size, limits))
     scheduler = Scheduler(SchedulerLimits(**SIZES, num_pages=6, num_slots=3))
     for i in range(3):
-        params = SamplingParams(temperature=0.0, max_tokens=3 + 2 * i, ignore_eos=True, logprobs=1)
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=3 + 2 * i,
+            ignore_eos=True,
+            logprobs=1,
+            repetition_penalty=(1.0, 1.5, 1.2)[i],
+            frequency_penalty=(0.0, 0.5, 2.0)[i],
+            logit_bias=(None, {5: 1.0}, None)[i],
+            allowed_token_ids=(None, None, (1, 2, 3, 50, 51))[i],
+        )
         scheduler.add(Request(f"r{i}", tuple(range(1 + i, 8 + i)), params, 0.0))
     tokens = {}
     while scheduler.has_work:
