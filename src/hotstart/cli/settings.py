@@ -18,7 +18,7 @@ from hotstart.errors import ConfigError
 __all__ = ["PREFIX", "Settings", "gather"]
 
 PREFIX = "HOTSTART_"
-NOT_FLAGS = ("HOTSTART_CACHE", "HOTSTART_LOGGING_LEVEL", "HOTSTART_MODEL")
+NOT_FLAGS = ("HOTSTART_CACHE", "HOTSTART_LOGGING_LEVEL", "HOTSTART_MODEL", "HOTSTART_WATCH_DIR")
 SECRETS = ("--api-key",)
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 MODEL = "--model"
