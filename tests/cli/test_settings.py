@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hotstart.cli.main import main, make_parser
 
@@ -77,3 +79,25 @@ def test_a_bad_file_is_named(text: str, words: str, tmp_path: Path, capsys: Capt
 def test_no_model_is_a_mistake(capsys: Capture) -> None:
     assert main(["serve"]) == 2
     assert "which model?" in capsys.readouterr().err
+
+
+def flags() -> st.SearchStrategy[list[str]]:
+    """Some flags of `generate` with values, in any order, each written in one way or the other."""
+    values = {"--seed": "3", "--max-model-len": "4K", "--prompt": "- 5 = -5", "--cpu-memory": "1GiB", "--stop": "-"}
+    values |= {"--cudagraph-capture-sizes": "1,2", "--temperature": "-0.5", "--tokenizer": "", "--top-k": "-1"}
+    written = [st.sampled_from([[name, value], [f"{name}={value}"]]) for name, value in values.items()]
+    switches = st.sampled_from([["--enforce-eager"], ["--no-enforce-eager"], ["--strict"], ["--chat"]])
+    return st.lists(st.one_of(*written, switches), max_size=6).map(
+        lambda found: [word for one in found for word in one]
+    )
+
+
+@given(before=flags(), after=flags())
+@settings(max_examples=150, deadline=None)
+def test_words_mean_what_argparse_says(before: list[str], after: list[str]) -> None:
+    plain = make_parser().subparsers["generate"]
+    plain._prepare = None
+    words = [*before, *(["--chat"] if before else []), "folder", *after]
+    wanted = vars(plain.parse_args(words))
+    found = vars(make_parser().subparsers["generate"].parse_args(words))
+    assert {name: value for name, value in found.items() if name != "settings"} == wanted

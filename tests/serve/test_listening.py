@@ -44,6 +44,8 @@ def test_https_with_a_template_of_ones_own(start_server, certificate: tuple[str,
     )
     assert (status, "".join(tokens["token_strs"])) == (200, "LOUD a")
     text = server.log.read_text()
+    rows = [line.split("  ")[0] for line in text.partition("warm up server")[2].splitlines()[1:9]]
+    assert rows == ["model", "device", "plan", "capacity", "kernels", "start-up", "late events", "ready at"]
     assert f"ready at     {server.url}/v1" in text and "late events  0 since the seal" in text
     request = urllib.request.Request(server.url + "/health", headers={"Origin": "https://a.example"})
     with urllib.request.urlopen(request, context=ssl.create_default_context(cafile=certificate[0])) as answer:

@@ -50,4 +50,5 @@ def read_words(words: Sequence[str], takes: Callable[[str], tuple[str, Takes | N
 
 
 def _is_flag(word: str) -> bool:
-    return len(word) > 1 and word.startswith("-") and re.match(r"-\.?\d", word) is None
+    name = word.partition("=")[0]
+    return len(word) > 1 and word.startswith("-") and " " not in name and re.match(r"-\.?\d", word) is None

@@ -40,7 +40,7 @@ class StartupState:
     """How far start-up has come."""
 
     on_phase: OnPhase
-    phase: str = PHASES[0]
+    phase: str = "load libraries"
     done: int = 0
     total: int = 0
     phases: list[Phase] = field(default_factory=list)
