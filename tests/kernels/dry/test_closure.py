@@ -79,7 +79,7 @@ def test_no_count_of_tokens_or_sequences_makes_a_new_binary(target, space):
                 watch.check()
     assert watch.events == []
     assert served.counts.keys() == report.keys
-    assert len(watch.compiled) == len(report.binaries)
+    assert len(set(watch.compiled)) == len(report.binaries)  # Triton 3.6 tells of a compile that is under way again
 
 
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16])
