@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from hotstart.cli import findings
 from hotstart.cli.main import main
+from hotstart.kernels import dry
 
 Capture = pytest.CaptureFixture[str]
 
@@ -48,3 +51,15 @@ def test_a_gpu_that_pytorch_cannot_use(capsys: Capture, monkeypatch: pytest.Monk
     _, found = doctor(capsys)
     assert "580.65.06" in found["gpu"]["text"] and "cu130" in found["gpu"]["remedy"]
     assert "HOTSTART_CACHE" in found["tile cache"]["remedy"]
+
+
+def test_a_gpu_that_pytorch_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    with dry.gpu("rtx5090") as driver, dry.torch_answers(driver):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        properties = SimpleNamespace(name="NVIDIA GeForce RTX 5090", major=12, minor=0)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (2**34, 2**35))
+        found = {one.name: one for one in (*findings._gpus(), *findings._choice())}
+    assert found["gpu 0"].text == "NVIDIA GeForce RTX 5090, sm_120, 16 GiB of 32 GiB free"
+    assert found["tiles"].state in ("ok", "note") and found["would use"].text.startswith("the GPU")

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
+from hotstart import log
 from hotstart.cli.banner import banner
 from hotstart.cli.flags import Commands, add_engine_flags, add_flags, engine_config, given_options
 from hotstart.cli.settings import prepare
@@ -55,6 +56,8 @@ def _run(arguments: argparse.Namespace) -> None:
     check_names(config)
     if not arguments.no_progress:
         print(arguments.settings.explain(), file=sys.stderr)
+    for problem in arguments.settings.dropped if arguments.no_progress else ():
+        log.warning("flag left out", flag=problem.given.flag, answers=problem.verdict, why=problem.reason)
     with ExitStack() as progress:
         on_phase = progress.enter_context(show_startup(not arguments.no_progress))
 
