@@ -8,9 +8,9 @@ With a = exp(g), reading the old state once is enough, because S' = a S + d k^T:
 
     p = S k;  r = S q;  d = beta (v - a p);  o = a r + (k.q) d
 
-A state passes tile by tile, and while one is worked on, the next ones are on their way: five programs share a
-multiprocessor of sm_90, each with five tiles of 8 KiB under way.  Tiles are fixed: a kernel that works in place is
-never tuned.
+A program asks for all it needs before it computes anything: one wait for memory is most of its time.  The state is in
+its registers, 64 a thread at 128 x 128, and two programs share a multiprocessor.  Nothing here is tuned: the kernel
+works in place.
 """
 
 import functools
@@ -19,44 +19,56 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_wait
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, launches_overlap
 from hotstart.kernels.ops import DecodeStep, GdnDims, GdnWeights
 
 __all__ = ["gdn_decode"]
 
-_TILE_ROWS, _STAGES, _PIECE = 16, 6, 128
-
 
 @triton.jit
-def _convolved(
+def _inputs(
     packed_ptr, conv_ptr, weight_ptr, i_n, read, position, o_c, m_c,
     CHANNELS: tl.constexpr, W: tl.constexpr, ROW: tl.constexpr,
 ):  # fmt: skip
-    """u of the channels o_c, of which an offset in the row of a ring is enough: 32 bits."""
-    b_x = tl.load(packed_ptr + i_n * ROW + o_c, mask=m_c, other=0)
-    b_u = b_x.to(tl.float32) * tl.load(weight_ptr + o_c * W + W - 1, mask=m_c, other=0).to(tl.float32)
-    for j in tl.static_range(W - 1):
-        p_row = conv_ptr + (read * W + (position + 1 + j) % W) * CHANNELS
-        b_x = tl.load(p_row + o_c, mask=m_c & (read >= 0), other=0)
-        b_u += b_x.to(tl.float32) * tl.load(weight_ptr + o_c * W + j, mask=m_c, other=0).to(tl.float32)
+    """The last W inputs of the channels o_c, and their taps.  An offset in a row has 32 bits."""
+    b_xs = ()
+    b_ws = ()
+    for j in tl.static_range(W):
+        if j < W - 1:
+            p_row = conv_ptr + (read * W + (position + 1 + j) % W) * CHANNELS
+            b_xs = b_xs + (tl.load(p_row + o_c, m_c & (read >= 0), 0),)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
+        else:
+            b_xs = b_xs + (tl.load(packed_ptr + i_n * ROW + o_c, m_c, 0),)  # type: ignore[assignment]  # noqa: RUF005 - likewise
+        b_ws = b_ws + (tl.load(weight_ptr + o_c * W + j, m_c, 0),)  # type: ignore[assignment]  # noqa: RUF005 - likewise
+    return b_xs, b_ws
+
+
+@triton.jit
+def _convolved(b_xs, b_ws, W: tl.constexpr):
+    b_u = b_xs[0].to(tl.float32) * b_ws[0].to(tl.float32)
+    for j in tl.static_range(1, W):
+        b_u += b_xs[j].to(tl.float32) * b_ws[j].to(tl.float32)
     return b_u * tl.sigmoid(b_u)
 
 
 @triton.jit
-def _keep_inputs(
-    packed_ptr, conv_ptr, i_n, read, write, position, o_c, m_c,
-    CHANNELS: tl.constexpr, W: tl.constexpr, ROW: tl.constexpr,
-):  # fmt: skip
-    """The new inputs of the channels o_c; in another slot than the one that was read, the old ones too."""
-    b_x = tl.load(packed_ptr + i_n * ROW + o_c, mask=m_c, other=0)
-    tl.store(conv_ptr + (write * W + position % W) * CHANNELS + o_c, b_x, mask=m_c)
-    if read != write:
-        for j in tl.static_range(1, W):
-            i_w = (position + j) % W
-            b_x = tl.load(conv_ptr + (read * W + i_w) * CHANNELS + o_c, mask=m_c & (read >= 0), other=0)
-            tl.store(conv_ptr + (write * W + i_w) * CHANNELS + o_c, b_x, mask=m_c)
+def _bring_inputs(conv_ptr, read, write, position, o_c, m_c, CHANNELS: tl.constexpr, W: tl.constexpr):
+    """The old inputs, from the slot that was read to the one that is written."""
+    for j in tl.static_range(1, W):
+        i_w = (position + j) % W
+        b_x = tl.load(conv_ptr + (read * W + i_w) * CHANNELS + o_c, m_c & (read >= 0), 0)
+        tl.store(conv_ptr + (write * W + i_w) * CHANNELS + o_c, b_x, m_c)
+
+
+@triton.jit
+def _product(b_ss, b_xs, BLOCK_V: tl.constexpr, J: tl.constexpr, PIECES: tl.constexpr):
+    """S x, with both in columns of J."""
+    b_y = tl.zeros([BLOCK_V, J], tl.float32)
+    for i in tl.static_range(PIECES):
+        b_y += b_ss[i].to(tl.float32) * b_xs[i]
+    return tl.sum(b_y, axis=1)
 
 
 @kernel
@@ -81,74 +93,92 @@ def _gdn_step_kernel(
     W: tl.constexpr,
     ROW: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    J: tl.constexpr,
     BLOCK_V: tl.constexpr,
-    NUM_TILES: tl.constexpr,
-    STAGES: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """Program: sequence x value head."""
     if OVERLAP:
         gdc_wait()
+        gdc_launch_dependents()
     CHANNELS: tl.constexpr = 2 * H * K + HV * V
-    EXACT: tl.constexpr = K == BLOCK_K and V == NUM_TILES * BLOCK_V  # then no mask is needed
-    i_p = tl.program_id(0)
-    i_n, i_h = (i_p // HV).to(tl.int64), i_p % HV
-    i_k = i_h // (HV // H)
+    EXACT: tl.constexpr = K == BLOCK_K and V == BLOCK_V  # then no mask is needed
+    i_n, i_h = (tl.program_id(0) // HV).to(tl.int64), tl.program_id(0) % HV
+    i_k, is_first = i_h // (HV // H), i_h % (HV // H) == 0
     read = tl.load(read_slots_ptr + i_n).to(tl.int64)
     write = tl.load(write_slots_ptr + i_n).to(tl.int64)
     if write < 0:
         return
     position = tl.load(context_lens_ptr + i_n) - 1
-    # K is cut into pieces of J: with the pieces as the slowest dim, a thread holds few rows and pieces of all of them,
-    # so that a vector over V costs few registers and a sum over K few exchanges between threads.
-    o_k = tl.arange(0, BLOCK_K // J)[:, None] * J + tl.arange(0, J)[None, :]
-    o_v = tl.arange(0, BLOCK_V)
-    o_row = tl.arange(0, NUM_TILES * BLOCK_V)
-    o_tile = tl.arange(0, NUM_TILES)[:, None] * BLOCK_V + o_v[None, :]
-    m_k, m_row, m_tile = (o_k < K) | EXACT, (o_row < V) | EXACT, (o_tile < V) | EXACT
 
+    o_v = tl.arange(0, BLOCK_V)
+    m_v = (o_v < V) | EXACT
+    # The state in columns of J: a thread has parts of all of K of few rows, and a sum over K takes few exchanges.
+    J: tl.constexpr = BLOCK_K if BLOCK_K < 32 else 32
+    PIECES: tl.constexpr = BLOCK_K // J
+    o_j = tl.arange(0, J)
+    o_s = o_v[:, None] * K + o_j[None, :]
+    p_old = state_ptr + (read * HV + i_h) * (V * K)
+    p_new = state_ptr + (write * HV + i_h) * (V * K)
+    b_ss = ()
+    for i in tl.static_range(PIECES):
+        m_s = m_v[:, None] & ((i * J + o_j < K) | EXACT)[None, :]
+        b_ss = b_ss + (tl.load(p_old + i * J + o_s, m_s & (read >= 0), 0),)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
+    # Else the assembler keeps requests back, to save registers, until the inputs are there.
+    tl.debug_barrier()
     o_qk = tl.arange(0, 2 * BLOCK_K)
     m_qk = (o_qk % BLOCK_K < K) | EXACT
     o_qk = (o_qk // BLOCK_K * H + i_k) * K + o_qk % BLOCK_K
-    inputs = packed_ptr, conv_ptr, weight_ptr, i_n, read, position
-    b_qk = tl.reshape(_convolved(*inputs, o_qk, m_qk, CHANNELS, W, ROW), [2, BLOCK_K // J, J])
-    o_row += 2 * H * K + i_h * V
-    b_vs = _convolved(*inputs, o_row, m_row, CHANNELS, W, ROW)
+    o_vc = 2 * H * K + i_h * V + o_v
+    sources = packed_ptr, conv_ptr, weight_ptr, i_n, read, position
+    b_xqk, b_wqk = _inputs(*sources, o_qk, m_qk, CHANNELS, W, ROW)
+    b_xv, b_wv = _inputs(*sources, o_vc, m_v, CHANNELS, W, ROW)
     p_row = packed_ptr + i_n * ROW + CHANNELS
-    beta = tl.sigmoid(tl.load(p_row + HV * V + i_h).to(tl.float32))
-    x = tl.load(p_row + HV * V + HV + i_h).to(tl.float32) + tl.load(dt_bias_ptr + i_h)
-    softplus = tl.where(x > 20, x, tl.log(1 + tl.exp(tl.minimum(x, 20))))
-    decay = tl.exp(-tl.exp(tl.load(A_log_ptr + i_h)) * softplus)
-    b_z = tl.load(p_row + i_h * V + o_tile, mask=m_tile, other=0).to(tl.float32)
-    b_w = tl.load(norm_ptr + o_tile, mask=m_tile, other=0)
-    b_qk *= tl.rsqrt(tl.sum(tl.sum(b_qk * b_qk, axis=2), axis=1) + 1e-6)[:, None, None]
-    is_q = (tl.arange(0, 2) == 0)[:, None, None]
-    b_q = tl.sum(tl.where(is_q, b_qk, 0.0), axis=0) * scale
-    b_k = tl.sum(tl.where(is_q, 0.0, b_qk), axis=0)
-    kq = tl.sum(b_k * b_q)
+    b_b = tl.load(p_row + HV * V + i_h).to(tl.float32)
+    b_a = tl.load(p_row + HV * V + HV + i_h).to(tl.float32) + tl.load(dt_bias_ptr + i_h)
+    b_A = tl.load(A_log_ptr + i_h)
+    b_z = tl.load(p_row + i_h * V + o_v, m_v, 0)
+    b_w = tl.load(norm_ptr + o_v, m_v, 0)
+    beta = tl.sigmoid(b_b)
+    softplus = tl.where(b_a > 20, b_a, tl.log(1 + tl.exp(tl.minimum(b_a, 20))))
+    decay = tl.exp(-tl.exp(b_A) * softplus)
+    p_ring = conv_ptr + (write * W + position % W) * CHANNELS
+    tl.store(p_ring + o_qk, b_xqk[W - 1], m_qk & is_first)
+    tl.store(p_ring + o_vc, b_xv[W - 1], m_v)
+    b_v = tl.gather(_convolved(b_xv, b_wv, W), o_v, 0)
+    b_qk = _convolved(b_xqk, b_wqk, W)
+    # In every row the same, so that lengths need no word between warps; q and k stay as they are.
+    b_qq = tl.zeros([BLOCK_V, J], tl.float32)
+    b_kk = tl.zeros([BLOCK_V, J], tl.float32)
+    b_kq = tl.zeros([BLOCK_V, J], tl.float32)
+    b_qs = ()
+    b_ks = ()
+    for i in tl.static_range(PIECES):
+        b_q = tl.gather(b_qk, i * J + o_j, 0)[None, :]
+        b_k = tl.gather(b_qk, BLOCK_K + i * J + o_j, 0)[None, :]
+        b_qq += b_q * b_q
+        b_kk += b_k * b_k
+        b_kq += b_k * b_q
+        b_qs = b_qs + (b_q,)  # type: ignore[assignment]  # noqa: RUF005 - likewise
+        b_ks = b_ks + (b_k,)  # type: ignore[assignment]  # noqa: RUF005 - likewise
+    b_rq = tl.rsqrt(tl.sum(b_qq, axis=1) + 1e-6) * scale
+    b_rk = tl.rsqrt(tl.sum(b_kk, axis=1) + 1e-6)
 
-    p_old = state_ptr + (read * HV + i_h) * (V * K)
-    p_new = state_ptr + (write * HV + i_h) * (V * K)
-    b_o = tl.zeros([NUM_TILES, BLOCK_V], tl.float32)
-    for i in tl.range(NUM_TILES, num_stages=STAGES):
-        o_s = (i * BLOCK_V + o_v)[None, :, None] * K + o_k[:, None, :]  # [BLOCK_K / J, BLOCK_V, J]
-        m_s = ((i * BLOCK_V + o_v < V) | EXACT)[None, :, None] & m_k[:, None, :]
-        b_s = tl.load(p_old + o_s, mask=m_s & (read >= 0), other=0).to(tl.float32)
-        b_v = tl.gather(b_vs, i * BLOCK_V + o_v, 0)
-        b_p = tl.sum(tl.sum(b_s * b_k[:, None, :], axis=0), axis=1)
-        b_r = tl.sum(tl.sum(b_s * b_q[:, None, :], axis=0), axis=1)
-        b_d = beta * (b_v - decay * b_p)
-        b_s = decay * b_s + b_d[None, :, None] * b_k[:, None, :]
-        tl.store(p_new + o_s, b_s.to(state_ptr.dtype.element_ty), mask=m_s)
-        b_o += tl.where((tl.arange(0, NUM_TILES) == i)[:, None], (decay * b_r + kq * b_d)[None, :], 0.0)
+    b_p = _product(b_ss, b_ks, BLOCK_V, J, PIECES)
+    b_r = _product(b_ss, b_qs, BLOCK_V, J, PIECES)
+    b_d = beta * (b_v - decay * b_rk * b_p)
+    b_o = b_rq * (decay * b_r + b_rk * tl.sum(b_kq, axis=1) * b_d)
+    b_d *= b_rk
+    for i in tl.static_range(PIECES):
+        m_s = m_v[:, None] & ((i * J + o_j < K) | EXACT)[None, :]
+        b_s = decay * b_ss[i].to(tl.float32) + b_d[:, None] * b_ks[i]
+        tl.store(p_new + i * J + o_s, b_s.to(state_ptr.dtype.element_ty), m_s)
 
+    b_z = b_z.to(tl.float32)
     b_y = b_o * tl.rsqrt(tl.sum(b_o * b_o) / V + eps) * b_w * b_z * tl.sigmoid(b_z)
-    tl.store(y_ptr + (i_n * HV + i_h) * V + o_tile, b_y.to(y_ptr.dtype.element_ty), mask=m_tile)
-    slot = packed_ptr, conv_ptr, i_n, read, write, position
-    _keep_inputs(*slot, o_row, m_row, CHANNELS, W, ROW)
-    if i_h % (HV // H) == 0:
-        _keep_inputs(*slot, o_qk, m_qk, CHANNELS, W, ROW)
+    tl.store(y_ptr + (i_n * HV + i_h) * V + o_v, b_y.to(y_ptr.dtype.element_ty), m_v)
+    if read != write:
+        _bring_inputs(conv_ptr, read, write, position, o_vc, m_v, CHANNELS, W)
+        _bring_inputs(conv_ptr, read, write, position, o_qk, m_qk & is_first, CHANNELS, W)
 
 
 def gdn_decode(
@@ -185,8 +215,7 @@ class Constants(NamedTuple):
 
 @functools.cache
 def _constants(dims: GdnDims, overlap: bool) -> Constants:
-    block_k, rows = (triton.next_power_of_2(d) for d in (dims.key_dim, dims.value_dim))
-    block_v = min(rows, _TILE_ROWS)
+    block_k, block_v = (triton.next_power_of_2(d) for d in (dims.key_dim, dims.value_dim))
     launch = _launch_gdn_step.bind(
         H=dims.num_key_heads,
         HV=dims.num_value_heads,
@@ -195,14 +224,11 @@ def _constants(dims: GdnDims, overlap: bool) -> Constants:
         W=dims.conv_width,
         ROW=dims.packed_width,
         BLOCK_K=block_k,
-        J=min(block_k, _PIECE),
         BLOCK_V=block_v,
-        NUM_TILES=rows // block_v,
-        STAGES=_STAGES if block_k <= 128 else 3,
         OVERLAP=overlap,
         launch_pdl=overlap,
-        num_warps=4,
-        **({"maxnreg": 96} if block_k <= 128 else {}),
+        num_warps=8 if block_k * block_v <= 128 * 128 else 16,
+        maxnreg=128,
     )
     return Constants(launch, dims.packed_width, (dims.conv_width, dims.conv_channels), dims.key_dim**-0.5)
 
