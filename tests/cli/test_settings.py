@@ -49,6 +49,16 @@ def test_three_sources_and_their_order(file: Path, monkeypatch: pytest.MonkeyPat
     assert "HOTSTART_MAX_MODEL_LENGHT is set and read by nobody; did you mean HOTSTART_MAX_MODEL_LEN?" in shown
 
 
+def test_what_kubernetes_and_vllm_set_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOTSTART_PORT", "tcp://10.0.0.1:8000")
+    monkeypatch.setenv("VLLM_API_KEY", "secret")
+    found = make_parser().parse_args(["serve", "m"])
+    assert "port" not in found and not found.api_key
+    shown = found.settings.explain()
+    assert "HOTSTART_PORT is what Kubernetes sets" in shown
+    assert "variables of vLLM are read by nobody: VLLM_API_KEY" in shown and "secret" not in shown
+
+
 def test_a_flag_of_the_same_setting_counts_more_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOTSTART_JIT_MONITOR_MODE", "warn")
     assert make_parser().parse_args(["plan", "m", "--strict"]).jit_monitor_mode == "error"

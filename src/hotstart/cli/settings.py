@@ -108,13 +108,15 @@ def _key(item: Given) -> str:
 def _from_environment(environ: Mapping[str, str], flags: Mapping[str, Flag]) -> tuple[list[Given], list[str]]:
     found = []
     variables = {_variable(flag.name): flag for flag in flags.values()}
+    notes = []
     for name, flag in variables.items():
-        if name in environ:
+        if environ.get(name, "").startswith("tcp://"):
+            notes.append(f"{name} is what Kubernetes sets for a service of that name; it is not read as a setting")
+        elif name in environ:
             found += _switch_or_value(flag.name, flag, environ[name], f"environment, {name}")
     if "HOTSTART_MODEL" in environ:
         model = environ["HOTSTART_MODEL"]
         found.append(Given("", (model,), (model,), "environment, HOTSTART_MODEL"))
-    notes = []
     for name in environ:
         if name.startswith(PREFIX) and name not in variables and name not in NOT_FLAGS:
             match = difflib.get_close_matches(name, variables, n=1, cutoff=0.85)
