@@ -9,6 +9,7 @@ import pytest
 from hotstart import LLM, SamplingParams, StructuredOutputsParams
 from hotstart.engine.device import CpuDevice
 from hotstart.errors import InvalidSamplingParams, RequestError
+from hotstart.request import Request
 
 CHECKPOINT = "checkpoints/tiny-qwen3.5"
 PERSON = {
@@ -108,15 +109,21 @@ def test_what_cannot_be_followed_ends_alone(llm):
         ({"grammar": "root ::= missing"}, "grammar cannot be followed"),
         ({"regex": "a" * 300_000}, "at most 262144 are read"),
     ]
-    params = [SamplingParams(structured_outputs=StructuredOutputsParams(**wish)) for wish, _ in cases]
     beside = SamplingParams(temperature=0.0, max_tokens=4)
-    *bad, good = llm.generate(["Add: 1"] * 7, [*params, beside], use_tqdm=False)
-    for result, (_, message) in zip(bad, cases, strict=True):
-        assert isinstance(result.error, InvalidSamplingParams) and message in str(result.error)
-        assert result.outputs[0].finish_reason == "error"
-    assert good.error is None
+    for number, (wish, message) in enumerate(cases):
+        params = SamplingParams(structured_outputs=StructuredOutputsParams(**wish))
+        with pytest.raises(InvalidSamplingParams, match=f"prompt 1: .*{message}"):
+            llm.generate(["Add: 1", "Add: 1"], [beside, params], use_tqdm=False)
+        llm.engine.add(Request(f"bad {number}", (1, 2), params, 0.0))  # a client whose server knows less
+    llm.engine.add(Request("good", (1, 2), beside, 0.0))
+    ends = {}
     while llm.engine.has_work:
-        llm.engine.step()
+        ends |= {event.request_id: event for event in llm.engine.step() if event.finish_reason is not None}
+    for number, (_, message) in enumerate(cases):
+        event = ends[f"bad {number}"]
+        assert isinstance(event.error, InvalidSamplingParams) and message in str(event.error)
+        assert event.finish_reason == "error"
+    assert ends["good"].error is None
 
 
 def test_a_request_may_leave_while_its_grammar_is_compiled(llm):

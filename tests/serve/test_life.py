@@ -71,15 +71,25 @@ def count_ends(server: Server) -> dict[str, float]:
     return {reason: server.metric("vllm:request_success_total", finished_reason=reason) for reason in reasons}
 
 
+ASKED_OF_TOKENS = [
+    {"repetition_penalty": 1.2, "min_p": 0.1},
+    {"frequency_penalty": 1, "presence_penalty": -1, "logit_bias": {"5": 3, "70": -100}},
+    {"bad_words": ["a b", "c"], "allowed_token_ids": list(range(60, 120))},
+    {"structured_outputs": {"regex": "[a-f ]{1,40}"}},
+]
+
+
 def test_five_hundred_mixed_requests_with_disconnects_leave_nothing_behind(server: Server) -> None:
     """Three in ten go away; under --strict one event after the seal would fail requests."""
     draw = random.Random(5)
     before = count_ends(server)
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    shape = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     counts = dict.fromkeys(("answered", "left", "refused"), 0)
 
     async def one(client: openai.AsyncOpenAI) -> None:
         leaves = draw.random() < 0.3
-        extra = {"ignore_eos": leaves}
+        extra = {"ignore_eos": leaves, **draw.choice([{}, {}, *ASKED_OF_TOKENS])}
         wishes = {"temperature": draw.choice([0, 1.5]), "top_p": draw.choice([0.5, 1]), "seed": draw.randrange(99)}
         prompt = "Copy: " + " ".join(draw.choice("abcdefgh") for _ in range(draw.randrange(1, 60)))
         kind = draw.choice(["chat", "lists", "stream", "stream", "wrong"])
@@ -87,8 +97,16 @@ def test_five_hundred_mixed_requests_with_disconnects_leave_nothing_behind(serve
             async with asyncio.timeout(draw.uniform(0.005, 0.2) if leaves else 60):
                 if kind == "chat":
                     messages = [{"role": "user", "content": prompt}]
+                    shaped = draw.random() < 0.5 and not extra.keys() & {"allowed_token_ids", "structured_outputs"}
+                    format = {"response_format": shape} if shaped else {}
                     await client.chat.completions.create(
-                        model=MODEL, messages=messages, max_tokens=12, logprobs=True, extra_body=extra, **wishes
+                        model=MODEL,
+                        messages=messages,
+                        max_tokens=12,
+                        logprobs=True,
+                        extra_body=extra,
+                        **wishes,
+                        **format,
                     )
                 elif kind == "lists":
                     both = [prompt, "Sort: 1"]

@@ -15,7 +15,7 @@ from hotstart.engine.runner import Flight, Runner
 from hotstart.engine.scheduler import Scheduler
 from hotstart.errors import EngineDead, HotstartError, InvalidPrompt, RequestError, StepError
 from hotstart.kernels.watch import LateEvent, Watch
-from hotstart.request import FinishReason, Request, TokenEvent
+from hotstart.request import FinishReason, Request, StructuredOutputsParams, TokenEvent
 
 __all__ = ["Engine", "Growth", "Use"]
 
@@ -107,6 +107,10 @@ class Engine:
     def can_guide(self) -> bool:
         """Whether requests may have structured outputs."""
         return self._guides.can_guide
+
+    def check_shape(self, wish: StructuredOutputsParams) -> None:
+        """Compile it now.  Raises InvalidSamplingParams for what cannot be followed; `add` would say so in an event."""
+        self._guides.check(wish)
 
     @property
     def num_running(self) -> int:

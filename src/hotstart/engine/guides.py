@@ -67,6 +67,15 @@ class Guides:
         """Those whose grammar is being compiled."""
         return tuple(self._compiling)
 
+    def check(self, wish: StructuredOutputsParams) -> None:
+        """Raises InvalidSamplingParams for what cannot be followed."""
+        if self._grammars is None:
+            raise InvalidSamplingParams("structured_outputs need the model's tokenizer.json, which is not there")
+        try:
+            self._grammars.matcher(wish)
+        except GrammarError as error:
+            raise InvalidSamplingParams(str(error)) from error
+
     def prepare(self, request: Request, wish: StructuredOutputsParams) -> None:
         """Raises InvalidSamplingParams where no request can have a grammar."""
         if self._grammars is None:

@@ -212,6 +212,8 @@ class LLM:
             params = dataclasses.replace(params, stop_token_ids=tuple(sorted(stops)))
         if params.bad_words:
             params = dataclasses.replace(params, bad_word_ids=bad_word_ids(params.bad_words, self.get_tokenizer()))
+        if params.structured_outputs is not None:
+            self.engine.check_shape(params.structured_outputs)
         now = time.monotonic()
         requests = [Request(str(next(self._numbers)), tuple(ids), each, now) for each in params.choices()]
         return [OutputBuilder(request, text, self.tokenizer) for request in requests]
