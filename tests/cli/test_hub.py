@@ -28,9 +28,13 @@ print("told" if seen else "quiet")
 """
 
 
-def ask(home: Path, url: str, *pairs: str, **variables: str) -> list[str]:
+def environment_of(home: Path, url: str, **variables: str) -> dict[str, str]:
     environment = {**os.environ, "HF_HOME": str(home), "HF_ENDPOINT": url, "PYTHONPATH": str(ROOT / "src"), **variables}
-    environment |= {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
+    return environment | {"HF_HUB_DISABLE_XET": "1", "NO_PROXY": "*"}
+
+
+def ask(home: Path, url: str, *pairs: str, **variables: str) -> list[str]:
+    environment = environment_of(home, url, **variables)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, *pairs], capture_output=True, text=True, check=False, env=environment
     )
@@ -52,6 +56,13 @@ def test_names_on_the_hub(tmp_path: Path) -> None:
         hub.fetched.clear()
         assert ask(tmp_path, hub.url, NAME, "", HF_HUB_OFFLINE="1") == [folder, "quiet"]
         assert hub.fetched == []
+
+        shape = [sys.executable, "-m", "hotstart", "plan", NAME, "--gpu", "rtx4090"]
+        plan = subprocess.run(
+            shape, capture_output=True, text=True, check=False, env=environment_of(tmp_path / "shape", hub.url)
+        )
+        assert plan.returncode == 0 and plan.stdout.startswith("tiny on NVIDIA"), plan.stderr
+        assert "config.json" in hub.fetched and "model.safetensors" not in hub.fetched
 
         hub.is_gated = True
         (error, _) = ask(tmp_path / "empty", hub.url, NAME, "")

@@ -14,7 +14,9 @@ EXIT_LATE = 1
 def add_command(commands: Commands) -> None:
     parser = commands.add_parser("check", help="compile for a GPU that is not here", description=__doc__)
     parser.add_argument(
-        "model", metavar="MODEL", help="folder with a config.json, or a published size: qwen3.5-4b, ..."
+        "model",
+        metavar="MODEL",
+        help="folder with a config.json, a published size (qwen3.5-4b, ...), or a name on the hub",
     )
     parser.add_argument("--gpu", required=True, metavar="NAME", help="rtx5090, rtx4090, a100, h200, sm_120:99KiB, ...")
     parser.add_argument("--steps", type=int, default=300, metavar="N", help="random steps (default: 300)")
@@ -24,12 +26,10 @@ def add_command(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from hotstart.config.model import read_model_config  # here, so that `--help` needs no torch
-    from hotstart.config.published import published_config
+    from hotstart.config.shapes import find_shape  # here, so that `--help` needs no torch
     from hotstart.engine.check import check
 
-    folder = Path(arguments.model)
-    config = read_model_config(folder) if folder.is_dir() else published_config(arguments.model)
-    report = check(config, folder.name, arguments.gpu, num_steps=arguments.steps, seed=arguments.seed)
+    config = find_shape(arguments.model)
+    report = check(config, Path(arguments.model).name, arguments.gpu, num_steps=arguments.steps, seed=arguments.seed)
     print(json.dumps(report.as_dict(), indent=2) if arguments.json else report.explain())
     return 0 if report.passed else EXIT_LATE

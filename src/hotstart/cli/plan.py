@@ -49,14 +49,12 @@ def _measure(arguments: argparse.Namespace) -> int:
 
 def _foretell(arguments: argparse.Namespace) -> int:
     """Without torch: it answers in a fraction of a second."""
-    from hotstart.config.model import read_model_config
-    from hotstart.config.published import published_config
+    from hotstart.config.shapes import find_shape
     from hotstart.engine.predict import predict
     from hotstart.kernels.gpus import parse_gpu
 
     config = engine_config(arguments)
-    folder = Path(config.model)
-    model = read_model_config(folder) if folder.is_dir() else published_config(config.model)
-    found = predict(config, model, folder.name, parse_gpu(arguments.gpu))
+    model = find_shape(config.model, config.revision, config.download_dir)
+    found = predict(config, model, Path(config.model).name, parse_gpu(arguments.gpu))
     print(json.dumps(found.as_dict(), indent=2) if arguments.json else found.explain())
     return 0 if found.fits else EXIT_DOES_NOT_FIT

@@ -30,13 +30,13 @@ def add_command(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from hotstart.config.model import read_model_config  # here, so that `--help` needs no torch
-    from hotstart.config.published import PUBLISHED, published_config
+    from hotstart.config.published import PUBLISHED  # here, so that `--help` needs no torch
+    from hotstart.config.shapes import find_shape
     from hotstart.engine.progress import show_tuning
     from hotstart.engine.tuning import compare_backends, export, tune_models
 
     names = arguments.models or list(PUBLISHED)
-    configs = [read_model_config(name) if Path(name).is_dir() else published_config(name) for name in names]
+    configs = [find_shape(name) for name in names]
     with show_tuning() as on_tuning:
         report = tune_models(configs, time_limit_s=arguments.time_limit, on_tuning=on_tuning)
         compared = compare_backends(configs, arguments.time_limit - report.seconds, on_tuning=on_tuning)

@@ -8,7 +8,7 @@ from typing import Any
 from hotstart.config.model import ModelConfig, parse_model_config
 from hotstart.errors import ConfigError
 
-__all__ = ["PUBLISHED", "published_config"]
+__all__ = ["PUBLISHED", "is_published", "published_config"]
 
 _SHARED: dict[str, Any] = {
     "head_dim": 256,
@@ -62,10 +62,17 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 
 
+def is_published(name: str) -> bool:
+    return _key(name) in PUBLISHED
+
+
 def published_config(name: str) -> ModelConfig:
-    key = name.lower().removeprefix("qwen/")
-    if key not in PUBLISHED:
+    if not is_published(name):
         raise ConfigError(
             f"{name!r} is neither a folder with a config.json nor a published size: {', '.join(PUBLISHED)}"
         )
-    return parse_model_config(dict(PUBLISHED[key]), {})
+    return parse_model_config(dict(PUBLISHED[_key(name)]), {})
+
+
+def _key(name: str) -> str:
+    return name.lower().removeprefix("qwen/")
