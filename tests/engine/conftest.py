@@ -6,11 +6,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import CONFIGS
 
 from hotstart.config.engine import EngineConfig
-from hotstart.engine import startup
+from hotstart.engine import sampler, startup
 from hotstart.engine.engine import Engine
+from hotstart.kernels.ops import Ops
+from hotstart.kernels.sampling import SamplingRows
 
 
 @pytest.fixture(scope="session")
@@ -54,3 +57,21 @@ def few_pages(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
         monkeypatch.setattr(startup, "solve", solve_small)
 
     return limit
+
+
+@pytest.fixture
+def seen_logits(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int], torch.Tensor]:
+    """The raw logits that engines started from now on sample from, by (seed, position)."""
+    found: dict[tuple[int, int], torch.Tensor] = {}
+    init = sampler.Sampler.__init__
+
+    def recording_init(self: sampler.Sampler, logits: object, ops: Ops, *rest: object) -> None:
+        def sample(rows_of_logits: torch.Tensor, rows: SamplingRows, history: torch.Tensor) -> torch.Tensor:
+            for row, key in enumerate(zip(rows.seed.tolist(), rows.position.tolist(), strict=True)):
+                found[key] = rows_of_logits[row].clone()
+            return ops.sample(rows_of_logits, rows, history)
+
+        init(self, logits, dataclasses.replace(ops, sample=sample), *rest)
+
+    monkeypatch.setattr(sampler.Sampler, "__init__", recording_init)
+    return found

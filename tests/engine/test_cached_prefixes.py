@@ -6,7 +6,7 @@ import random
 import torch
 from tiny import VOCAB
 
-from hotstart.engine import sampler, startup
+from hotstart.engine import startup
 from hotstart.engine.device import CpuDevice
 from hotstart.request import Request, SamplingParams
 
@@ -25,19 +25,9 @@ def serve(engine, stem, tails):
     return tokens, [next(e.num_cached_tokens for e in events if e.request_id == f"r{s}") for s in range(len(tails))]
 
 
-def test_cached_beginning_changes_no_answer(start_engine, monkeypatch):
-    limits_of, init, logits = startup.scheduler_limits, sampler.Sampler.__init__, {}
-
-    def recording_init(self, model_logits, sample, *rest):
-        def recording(rows_of_logits, rows):
-            for row, key in enumerate(zip(rows.seed.tolist(), rows.position.tolist(), strict=True)):
-                logits[key] = rows_of_logits[row].clone()
-            return sample(rows_of_logits, rows)
-
-        init(self, model_logits, recording, *rest)
-
+def test_cached_beginning_changes_no_answer(start_engine, seen_logits, monkeypatch):
+    limits_of, logits = startup.scheduler_limits, seen_logits
     monkeypatch.setattr(CpuDevice, "flights", 2)
-    monkeypatch.setattr(sampler.Sampler, "__init__", recording_init)
     dice = random.Random(5)
     chunk = CpuDevice.chunk_length
     stem = tuple(dice.choices(range(VOCAB), k=2 * chunk))

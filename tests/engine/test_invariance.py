@@ -5,13 +5,11 @@ are closer than 1e-3.  Such cases are counted and must be rare; what follows one
 """
 
 import random
-from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 from tiny import VOCAB
 
-from hotstart.engine import sampler
 from hotstart.engine.device import CpuDevice
 from hotstart.kernels.sampling import uniform
 from hotstart.request import Request, SamplingParams
@@ -25,31 +23,6 @@ MODES = {  # wishes, steps in flight, pages
     "chunks of 64": ({"max_num_seqs": 8, "max_num_batched_tokens": 70}, 2, None),
     "preempted": ({"max_num_seqs": 8, "max_num_batched_tokens": 50}, 2, 9),
 }
-
-
-@dataclass
-class Record:
-    """What the sampler saw, by (seed, position): each request has a seed of its own."""
-
-    logits: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict)
-
-    def wrap(self, ops):
-        def sample(logits, rows, history):
-            for row, key in enumerate(zip(rows.seed.tolist(), rows.position.tolist(), strict=True)):
-                self.logits[key] = logits[row].clone()
-            return ops.sample(logits, rows, history)
-
-        return replace(ops, sample=sample)
-
-
-@pytest.fixture
-def record(monkeypatch):
-    record = Record()
-    init = sampler.Sampler.__init__
-    monkeypatch.setattr(
-        sampler.Sampler, "__init__", lambda self, logits, ops, *rest: init(self, logits, record.wrap(ops), *rest)
-    )
-    return record
 
 
 def make_requests():
@@ -84,21 +57,21 @@ def serve(engine, requests):
 
 
 @pytest.mark.parametrize("family", ["dense", "moe"])
-def test_neighbours_chunks_and_preemption_change_nothing(family, start_engine, few_pages, record, monkeypatch):
+def test_neighbours_chunks_and_preemption_change_nothing(family, start_engine, few_pages, seen_logits, monkeypatch):
     requests = make_requests()
     alone = start_engine(family, max_model_len=128, max_num_seqs=1, max_num_batched_tokens=128)
     expected = [serve(alone, [request]) for request in requests]
-    reference = dict(record.logits)
+    reference = dict(seen_logits)
 
     for name, (wishes, flights, pages) in MODES.items() if family == "dense" else [("batch", MODES["batch"])]:
-        record.logits.clear()
+        seen_logits.clear()
         monkeypatch.setattr(CpuDevice, "flights", flights)
         few_pages(pages)
         engine = start_engine(family, max_model_len=128, **wishes)
-        record.logits.clear()
+        seen_logits.clear()
         tokens, prompts = serve(engine, requests)
         assert pages is None or engine._scheduler.num_preemptions > 0, "nothing was preempted"
-        found, ties = dict(record.logits), 0
+        found, ties = dict(seen_logits), 0
         for request, (wanted, wanted_prompts) in zip(requests, expected, strict=True):
             mine, theirs = tokens[request.id], wanted[request.id]
             assert len(mine) == len(theirs) == ANSWER
@@ -110,10 +83,10 @@ def test_neighbours_chunks_and_preemption_change_nothing(family, start_engine, f
             if same < ANSWER:
                 ties += 1
                 assert distance(reference[request.params.seed, positions[-1]], request.params, positions[-1]) < NEAR_TIE
-                ties += forced(engine, request, theirs, same + 1, reference, record)
+                ties += forced(engine, request, theirs, same + 1, reference, seen_logits)
             if request.id in wanted_prompts:
                 assert prompts[request.id][1:] == pytest.approx(wanted_prompts[request.id][1:], abs=LOGIT_TOLERANCE)
-        forced(engine, requests[3], expected[3][0][requests[3].id], 0, reference, record)
+        forced(engine, requests[3], expected[3][0][requests[3].id], 0, reference, seen_logits)
         assert ties <= MOST_TIES * ANSWER * len(requests), f"{name}: {ties} near ties"
         engine.check()
 
@@ -123,7 +96,7 @@ def assert_close(found, wanted, name):
     assert worst < LOGIT_TOLERANCE, f"{name}: logits differ by {worst:.2g}"
 
 
-def forced(engine, request, answer, start, reference, record):
+def forced(engine, request, answer, start, reference, seen_logits):
     """Let the engine choose each token after the given ones, as if it had chosen them; counts the near ties."""
     ties = 0
     for i in range(start, ANSWER):
@@ -133,7 +106,7 @@ def forced(engine, request, answer, start, reference, record):
         )
         tokens, _ = serve(engine, [Request("forced", prompt, params, 0.0)])
         key = (request.params.seed, len(prompt))
-        assert_close(record.logits[key], reference[key], "forced")
+        assert_close(seen_logits[key], reference[key], "forced")
         if tokens["forced"] != answer[i : i + 1]:
             assert distance(reference[key], params, len(prompt)) < NEAR_TIE
             ties += 1

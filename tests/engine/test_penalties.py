@@ -6,13 +6,11 @@ and where the beginning of a prompt was cached.
 
 import random
 from collections import defaultdict
-from dataclasses import replace
 
 import pytest
 import torch
 from tiny import VOCAB
 
-from hotstart.engine import sampler
 from hotstart.engine.device import CpuDevice
 from hotstart.request import Request, SamplingParams
 
@@ -23,23 +21,6 @@ MODES = {  # wishes, steps in flight, pages
     "cached": ({"max_num_seqs": 6, "enable_prefix_caching": True}, 2, None),
 }
 WORDS = ((5,), (6, 7), (100, 101, 102))
-
-
-@pytest.fixture
-def seen(monkeypatch):
-    """The raw logits that the sampler saw, by (seed, position): each request has a seed of its own."""
-    found, init = {}, sampler.Sampler.__init__
-
-    def wrapped(self, logits, ops, *rest):
-        def sample(logits, rows, history):
-            for row, key in enumerate(zip(rows.seed.tolist(), rows.position.tolist(), strict=True)):
-                found[key] = logits[row].clone()
-            return ops.sample(logits, rows, history)
-
-        init(self, logits, replace(ops, sample=sample), *rest)
-
-    monkeypatch.setattr(sampler.Sampler, "__init__", wrapped)
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +70,13 @@ def wanted(logits, params, prompt, answer):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_token_is_the_one_that_the_formulas_choose(
-    mode, seen, answers_of_modes, start_engine, few_pages, monkeypatch
+    mode, seen_logits, answers_of_modes, start_engine, few_pages, monkeypatch
 ):
     wishes, flights, pages = MODES[mode]
     monkeypatch.setattr(CpuDevice, "flights", flights)
     few_pages(pages)
     engine = start_engine(**wishes)
-    seen.clear()
+    seen_logits.clear()
     requests = make_requests()
     for request in requests:
         engine.add(request)
@@ -113,7 +94,7 @@ def test_every_token_is_the_one_that_the_formulas_choose(
     for request in requests:
         params, prompt, answer = request.params, list(request.prompt_token_ids), answers[request.id]
         for at, token in enumerate(answer):
-            x, bad = wanted(seen[params.seed, len(prompt) + at], params, prompt, answer[:at])
+            x, bad = wanted(seen_logits[params.seed, len(prompt) + at], params, prompt, answer[:at])
             assert token not in bad and token in (params.allowed_token_ids or range(VOCAB))
             if at < params.min_tokens:
                 x[9] = -torch.inf
