@@ -66,7 +66,7 @@ def gather(
     theirs = [name for name in environ if name.startswith("VLLM_")] if of_vllm else []
     notes += [f"variables of vLLM are read by nobody: {', '.join(theirs)}"] * bool(theirs)
     settings = Settings(judged.kept, judged.same, judged.problems, tuple(notes))
-    # Flags first: one that takes several values would take a word that follows it.
+    # The model comes first: a flag that takes several values would take a word that follows it.
     ordered = sorted(judged.kept, key=lambda item: bool(item.flag))
     return [word for item in ordered for word in _plain(item)], settings
 

@@ -118,17 +118,18 @@ def report(judged: Judged, program: str) -> str:
     for verdict, title in TITLES.items():
         rows = [(_written(p.given), p.reason) for p in judged.problems if p.verdict == verdict]
         lines += ["", f"  {title}"] * bool(rows)
-        for written, reason in rows:
-            too_long = len(written) > COLUMN and bool(reason)
-            lines += (
-                [f"    {written}", f"    {'':<{COLUMN}}  {reason}"]
-                if too_long
-                else [f"    {written:<{COLUMN}}  {reason}".rstrip()]
-            )
+        lines += [_row(written, reason) for written, reason in rows]
     lines += ["", "To paste instead:", "", f"    {program} {shlex.join(_left(judged))}"]
-    if any(problem.verdict != UNKNOWN for problem in judged.problems):
+    if all(problem.verdict != UNKNOWN for problem in judged.problems):
         lines += ["", "Or add --drop-unsupported, which leaves out what hotstart does not have and says so."]
     return "\n".join(lines) + "\n"
+
+
+def _row(written: str, reason: str) -> str:
+    """In two columns; what is too long for its own has a line to itself."""
+    if len(written) > COLUMN:
+        written += f"\n    {'':<{COLUMN}}"
+    return f"    {written:<{COLUMN}}  {reason}".rstrip()
 
 
 def _left(judged: Judged) -> list[str]:
