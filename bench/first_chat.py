@@ -1,4 +1,4 @@
-"""The first chat request after /ready against the median of the next twenty, in five fresh servers.
+"""The first chat request after /ready against the median of the next twenty, each kind in five fresh servers.
 
 python -m bench.first_chat
 """
@@ -18,12 +18,17 @@ NUM_SERVERS, NUM_LATER = 5, 20
 WORDS, ANSWER = 24, 16
 PAUSE_S = 0.05  # between two requests: whoever comes first comes to a server that rests
 TARGET = 1.1
+SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+KINDS: dict[str, dict[str, Any]] = {
+    "chat": {"ignore_eos": True},
+    "json_schema": {"response_format": {"type": "json_schema", "json_schema": {"name": "text", "schema": SCHEMA}}},
+}
 
 
-def chat(port: int, rng: random.Random) -> tuple[float, float]:
+def chat(port: int, rng: random.Random, kind: str) -> tuple[float, float]:
     """Seconds to the first event of a stream, and to its end, over a connection of its own."""
     words = " ".join("".join(rng.choices("abcdefgh", k=4)) for _ in range(WORDS))
-    wishes = {"max_tokens": ANSWER, "temperature": 0, "ignore_eos": True, "stream": True}
+    wishes = {"max_tokens": ANSWER, "temperature": 0, "stream": True, **KINDS[kind]}
     body = json.dumps({"messages": [{"role": "user", "content": f"Copy: {words}"}], **wishes})
     connection = http.client.HTTPConnection("127.0.0.1", port)
     began = time.perf_counter()
@@ -38,7 +43,7 @@ def chat(port: int, rng: random.Random) -> tuple[float, float]:
     return first, whole
 
 
-def one_server() -> dict[str, float]:
+def one_server(kind: str) -> dict[str, float]:
     rng = random.Random(1)
     with server(num_threads=1) as (_, url):
         port = int(url.rpartition(":")[2])
@@ -47,7 +52,7 @@ def one_server() -> dict[str, float]:
         times = []
         for _ in range(1 + NUM_LATER):
             time.sleep(PAUSE_S)
-            times.append(chat(port, rng))
+            times.append(chat(port, rng, kind))
         plan = http.client.HTTPConnection("127.0.0.1", port)
         plan.request("GET", "/plan")
         told = json.loads(plan.getresponse().read())
@@ -64,25 +69,26 @@ def one_server() -> dict[str, float]:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    found = []
-    for _ in range(NUM_SERVERS):
-        found.append(one_server())
-        print({name: f"{value * 1e3:.2f} ms" for name, value in found[-1].items()}, flush=True)
     rows: list[dict[str, Any]] = []
-    for what, early, late in (("first token", "first_token", "later_token"), ("whole answer", "first", "later")):
-        ratios = [run[early] / run[late] for run in found]
-        rows.append(
-            {
-                "model": "tiny",
-                "what": f"first chat request, {what}",
-                "first_ms": round(statistics.median(run[early] for run in found) * 1e3, 3),
-                "later_ms": round(statistics.median(run[late] for run in found) * 1e3, 3),
-                "ratio": round(statistics.median(ratios), 3),
-                "ratios": [round(ratio, 3) for ratio in ratios],
-                "target": TARGET,
-            }
-        )
-        print(f"{what}: first / later {rows[-1]['ratio']} (at most {TARGET})")
+    for kind in KINDS:
+        found = []
+        for _ in range(NUM_SERVERS):
+            found.append(one_server(kind))
+            print(kind, {name: f"{value * 1e3:.2f} ms" for name, value in found[-1].items()}, flush=True)
+        for what, early, late in (("first token", "first_token", "later_token"), ("whole answer", "first", "later")):
+            ratios = [run[early] / run[late] for run in found]
+            rows.append(
+                {
+                    "model": "tiny",
+                    "what": f"first {kind} request, {what}",
+                    "first_ms": round(statistics.median(run[early] for run in found) * 1e3, 3),
+                    "later_ms": round(statistics.median(run[late] for run in found) * 1e3, 3),
+                    "ratio": round(statistics.median(ratios), 3),
+                    "ratios": [round(ratio, 3) for ratio in ratios],
+                    "target": TARGET,
+                }
+            )
+            print(f"{kind}, {what}: first / later {rows[-1]['ratio']} (at most {TARGET})")
     write_result("first_chat", rows, threads=1, dtype="float32", servers=NUM_SERVERS)
 
 
