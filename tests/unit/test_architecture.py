@@ -46,6 +46,7 @@ NO_TORCH = [
     "config/*.py",
     "kernels/gpus.py",
     "server/*.py",
+    "engine/garbage.py",
     "engine/imports.py",
     "engine/memory.py",
     "engine/messages.py",

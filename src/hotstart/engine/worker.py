@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from hotstart import log
 from hotstart.engine.download import download
+from hotstart.engine.garbage import spare_collections
 from hotstart.engine.imports import ImportWatch, late_import
 from hotstart.engine.messages import (
     Abort,
@@ -115,6 +116,7 @@ class Worker:
 
         self._on_phase(Phase(LIBRARIES_PHASE, time.perf_counter() - began, 0))
         engine = start(config, self._on_phase)
+        spare_collections()  # before the server's own requests, which find their data in caches again
         self._channel.send(
             Ready(
                 engine.limits,

@@ -7,6 +7,7 @@ import asyncio
 import json
 from typing import Any, NamedTuple
 
+from hotstart.engine.garbage import spare_collections
 from hotstart.engine.phases import Phase
 from hotstart.errors import StartupError
 from hotstart.server.app import WARMUP_HEADER
@@ -38,6 +39,7 @@ async def warm_up(service: Service, listener: Listener, token: str) -> None:
     client, loop = service.client, asyncio.get_running_loop()
     began = loop.time()
     asks = _asks(service)
+    spare_collections()
     counted, service.metrics = service.metrics, service.make_metrics()
     try:
         for number, ask in enumerate(asks):
@@ -79,7 +81,7 @@ def _asks(service: Service) -> list[_Ask]:
         tool = {"type": "function", "function": {"name": "warm", "parameters": {"type": "object", "properties": {}}}}
         asks += [
             _Ask("chat", "POST", conversations, {**chat, **everything, **logprobs}),
-            _Ask("chat, streamed", "POST", conversations, {**chat, **usage}),
+            _Ask("chat, streamed", "POST", conversations, {**_longer(service), **usage}),
             _Ask("chat of a JSON schema", "POST", conversations, {**chat, "response_format": _FORMAT}),
             _Ask(
                 "chat with a forced call", "POST", conversations, {**chat, "tools": [tool], "tool_choice": "required"}
@@ -87,6 +89,12 @@ def _asks(service: Service) -> list[_Ask]:
             _Ask("chat with a tool", "POST", conversations, {**chat, **usage, "tools": [tool]}),
         ]
     return asks
+
+
+def _longer(service: Service) -> dict[str, Any]:
+    """More than a word, and answered for some steps: what a first conversation is like."""
+    words = max(1, min(32, service.ready.limits.max_model_len // 16))
+    return {"messages": [{"role": "user", "content": "Warm " * words}], "max_tokens": 8}
 
 
 async def _send(listener: Listener, token: str, ask: _Ask) -> None:
