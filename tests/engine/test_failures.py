@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from padding import PaddingDevice
 from tiny import VOCAB
 
+from hotstart.engine import startup
 from hotstart.engine.device import CpuDevice
 from hotstart.errors import (
     EngineDead,
@@ -79,6 +81,40 @@ def test_a_failing_step_ends_its_requests_and_the_engine_serves_on(flights, star
         assert ends[id].finish_reason is FinishReason.ERROR and isinstance(ends[id].error, StepError)
         assert "made up" in str(ends[id].error) and isinstance(ends[id].error.__cause__, torch.OutOfMemoryError)
     assert ends["waits"].error is None and tokens["waits"] == expected["before"]
+    engine.check()
+    assert engine._scheduler.pages.num_used == 0 and engine._scheduler.slots.num_used == 0
+
+
+@pytest.mark.parametrize("device", [CpuDevice, PaddingDevice])
+def test_a_late_event_in_one_layer_of_a_mixed_step_ends_that_step_alone(device, start_engine, monkeypatch):
+    """Answers beside a prompt, a miss in layer 1 of 4; who comes afterwards gets exact tokens."""
+    monkeypatch.setattr(startup, "CpuDevice", lambda threads: device())
+    engine = start_engine("dense", max_num_seqs=3)
+    engine.add(request("before", 20))
+    expected = finish(engine)[1]["before"]
+
+    layer, failed = engine._runner._model.layers[1], []
+    forward = layer.forward
+
+    def missing(x, residual, step, cache):
+        if not failed and step.num_decodes and step.prefill.num_sequences:
+            failed.append(step)
+            raise LateEventError("late compile: made up")
+        return forward(x, residual, step, cache)
+
+    monkeypatch.setattr(layer, "forward", missing)
+    engine.add(request("answering", max_tokens=30, ignore_eos=True))
+    for _ in range(3):
+        engine.step()
+    engine.add(request("prompt", 40))
+    events = engine.step() + engine.step()
+    for id in ("neighbour", "next"):
+        engine.add(request(id, 20))
+    ends, tokens = finish(engine)
+    ends |= {event.request_id: event for event in events if event.finish_reason is not None}
+    assert failed and {id for id, end in ends.items() if end.error} == {"answering", "prompt"}
+    assert all(isinstance(ends[id].error, LateEventError) for id in ("answering", "prompt"))
+    assert tokens["neighbour"] == tokens["next"] == expected
     engine.check()
     assert engine._scheduler.pages.num_used == 0 and engine._scheduler.slots.num_used == 0
 

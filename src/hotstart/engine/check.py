@@ -1,34 +1,49 @@
 """check(): prove for a GPU that is not here that nothing will be compiled after the warm-up.
 
-The model is built on meta, the same warm-up as at start-up compiles for that GPU, and random traffic goes through the
-scheduler, the step inputs, the model's own layers and the sampling on meta tensors, where a launch asks for its binary
-and does nothing.  There is no list of kernels here: what the model launches is what is checked.
+The same warm-up as at start-up compiles for that GPU.  Then the watch is sealed, and what start-up rehearses, captures
+and replays, and random traffic after it, go through the real engine - scheduler, step inputs, runner, the model's own
+layers, sampler - on tensors without data, where a launch asks for its binary and does nothing (stub.py).  There is no
+list of kernels here: what the model launches is what is checked.
 """
 
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
+from triton.runtime import driver
 
 from hotstart.cache.tensors import CacheTensors
+from hotstart.config.engine import EngineConfig
 from hotstart.config.model import ModelConfig
 from hotstart.engine.device import CpuDevice
-from hotstart.engine.inputs import InputBuilder
-from hotstart.engine.limits import SchedulerLimits, StepLimits
+from hotstart.engine.engine import Engine
+from hotstart.engine.graphs import DecodeGraphs
+from hotstart.engine.guides import Guides
+from hotstart.engine.inputs import BuiltStep, InputBuilder
+from hotstart.engine.limits import StepLimits
+from hotstart.engine.memory import solve
+from hotstart.engine.phases import RunningPhase, ignore_phases
+from hotstart.engine.plan import StepPlan
+from hotstart.engine.rungs import capture, run_rungs, try_capture
+from hotstart.engine.runner import Runner
+from hotstart.engine.sampler import Sampler
+from hotstart.engine.scheduler import Scheduler
 from hotstart.engine.sizes import GpuSizes
-from hotstart.engine.space import launch_space, moved
-from hotstart.engine.traffic import random_plans
+from hotstart.engine.sizing import Known, read_wishes, scheduler_limits
+from hotstart.engine.space import launch_space
+from hotstart.engine.stub import ReplayDevice
+from hotstart.engine.traffic import random_traffic
 from hotstart.kernels import dry, tune
 from hotstart.kernels.backends import Backend, ops_for
 from hotstart.kernels.launch import LaunchKey, LaunchSpace, Recording, WarmupReport, recording, warm_up
 from hotstart.kernels.watch import LateEvent, Watch
 from hotstart.models import build_model, resolve_dtype, resolve_state_dtype
+from hotstart.models.weights import fill_random
 
 __all__ = ["CheckReport", "Checker", "check"]
 
-_META = torch.device("meta")
+_NUM_PAGES = 512  # so few that sequences have to give way
 
 
 class StubDevice(GpuSizes, CpuDevice):
@@ -83,7 +98,7 @@ class CheckReport:
         lines += [
             f"{'all':<28}{len(self.warmup.binaries):>9}{'':>12}{self.warmup.compile_s:>11.2f} (wall time)",
             "",
-            f"{self.num_steps} random steps, {self.num_launches} launches: {len(self.late)} late",
+            f"all sizes, captures, {self.num_steps} random steps: {self.num_launches} launches, {len(self.late)} late",
             *(f"  {event}" for event in self.late),
             *(f"  warmed, never reached: {key}" for key in self.unreached),
             "",
@@ -106,7 +121,7 @@ class Checker:
         self.limits = StepLimits(
             max_num_seqs=24,
             max_num_batched_tokens=2048,  # enough for both cuts of the experts' products
-            max_model_len=4096,
+            max_model_len=min(4096, config.max_position_embeddings),
             page_size=16,
             chunk_length=self.device.chunk_length,
             slab_rows=self.device.slab_rows,
@@ -124,39 +139,67 @@ class Checker:
         tune.resolve(space, mode="off")
         return warm_up(space)
 
-    def run(self, num_steps: int, watch: Watch, seed: int = 0) -> Recording:
-        """Random steps through scheduler, inputs, layers and sampling; the recording says which keys were asked for."""
-        at = self.limits
+    def run(self, num_steps: int, watch: Watch, seed: int = 0, *, rehearsed: bool = False) -> Recording:
+        """Random steps of an engine; the recording says which keys were asked for.
+
+        `rehearsed`: after all sizes of steps have run and been captured, as at start-up.
+        """
+        with recording() as record:
+            random_traffic(self._engine(watch, seed, rehearsed), num_steps, seed)
+        return record
+
+    def _engine(self, watch: Watch, seed: int, rehearsed: bool) -> Engine:
+        """Of the same parts as a real one; only memory is no question here."""
+        at, device = self.limits, ReplayDevice(driver.active.stand_in, seed)
         model = build_model(self.config, self.ops, *self.dtypes, num_positions=at.max_model_len)
-        meta = partial(torch.empty, device=_META)
-        cache = CacheTensors(
-            model.layout(at.page_size), 512, at.num_slots, lambda shape, dtype: meta(shape, dtype=dtype)
-        )
-        inputs = InputBuilder(at, self.device)
-        history = meta(at.num_slots, at.max_model_len, dtype=torch.int32)
-        limits = SchedulerLimits(
+        fill_random(model, 0, partial(device.arena.allocate, "weights"))
+        layout = model.layout(at.page_size)
+        inputs, sampler = _AlignedInputs(at, device), Sampler(model.logits, model.ops, at, device)
+
+        def runner(num_pages: int, num_slots: int, graphs: DecodeGraphs | None = None) -> Runner:
+            cache = CacheTensors(layout, num_pages, num_slots, partial(device.arena.allocate, "cache"))
+            return Runner(model, 0, inputs, sampler, device.step_scope, cache, graphs)
+
+        graphs = None
+        if rehearsed:
+            recorder, running = device.recorder(), RunningPhase("rehearse", ignore_phases)
+            graphs = DecodeGraphs(inputs.decode_rungs, model.config.hidden_size, model.dtype, device.arena, recorder)
+            small = runner(1, 1, graphs)
+            run_rungs(runner(1, 1), runner(1, 1), inputs, (inputs.rungs[-1],), lambda *_: True, device, running)
+            try_capture(graphs, small, inputs)
+        served = runner(_NUM_PAGES, at.num_slots, graphs)
+        if graphs is not None:
+            capture(graphs, served, inputs, at.max_num_seqs, running)
+        config = EngineConfig(
+            model=self.config.architecture,
             max_num_seqs=at.max_num_seqs,
             max_num_batched_tokens=at.max_num_batched_tokens,
             max_model_len=at.max_model_len,
-            num_pages=512,
-            num_slots=at.num_slots,
-            page_size=at.page_size,
-            chunk_length=at.chunk_length,
+            kv_cache_memory_bytes=_NUM_PAGES * layout.page_bytes + at.num_slots * layout.slot_bytes,
         )
-        with recording() as record, torch.inference_mode():
-            for plan in random_plans(limits, num_steps, seed):
-                built = inputs.build(plan)
-                _assert_aligned(built.inputs)
-                hidden = model(moved(built.inputs, _META), cache)
-                if built.samples.records is not None:
-                    token_ids = moved(built.inputs.token_ids, _META)
-                    model.ops.record(history, token_ids, moved(built.samples.records, _META))
-                for slab in built.samples.slabs:
-                    _assert_aligned(slab)
-                    logits = model.logits(hidden[: len(slab.temperature)])
-                    model.ops.sample(logits, moved(slab, _META), history)
-                watch.check()
-        return record
+        wishes = read_wishes(config, self.config, device)
+        plan = solve(
+            wishes, Known.before_loading(config, device).measured(layout, 0, 0, {at.max_num_batched_tokens: 0})
+        )
+        return Engine(
+            scheduler=Scheduler(scheduler_limits(config, self.config, plan, device)),
+            runner=served,
+            watch=watch,
+            device=device,
+            vocab_size=self.config.vocab_size,
+            memory_plan=plan,
+            guides=Guides(None),
+        )
+
+
+class _AlignedInputs(InputBuilder):
+    """On tensors without data a launch cannot see where a view begins: one off its 16 bytes would be another binary."""
+
+    def build(self, plan: StepPlan) -> BuiltStep:
+        built = super().build(plan)
+        for step in (built.inputs, built.samples, *built.samples.slabs):
+            _assert_aligned(step)
+        return built
 
 
 def check(config: ModelConfig, name: str, gpu: str, *, num_steps: int = 300, seed: int = 0) -> CheckReport:
@@ -165,7 +208,7 @@ def check(config: ModelConfig, name: str, gpu: str, *, num_steps: int = 300, see
     with dry.gpu(gpu) as stand_in, Watch() as watch:
         report = checker.warm_up()
         watch.seal()
-        record = checker.run(num_steps, watch, seed)
+        record = checker.run(num_steps, watch, seed, rehearsed=True)
     return CheckReport(
         model=name,
         gpu=stand_in,
@@ -192,10 +235,10 @@ def _one_layer_of_each_kind(config: ModelConfig) -> ModelConfig:
 
 
 def _assert_aligned(step: object) -> None:
-    """On meta tensors a launch cannot see this; a view that is off its 16 bytes would be a binary of its own."""
     for item in fields(step):  # type: ignore[arg-type]  # a step and its parts are dataclasses
         value = getattr(step, item.name)
         if isinstance(value, Tensor):
-            assert value.data_ptr() % 16 == 0, f"{item.name} of the step is at {value.data_ptr():#x}"
+            address = value.storage_offset() * value.element_size()
+            assert address % 16 == 0, f"{item.name} of the step is at {address:#x}"
         elif hasattr(value, "__dataclass_fields__"):
             _assert_aligned(value)

@@ -7,7 +7,7 @@ driver for memory: each finds room in the block that `hold` took for the worst o
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hotstart.config.engine import EngineConfig
-from hotstart.engine.device import Arena, Fetched, Landing, Peak, Staging
+from hotstart.engine.device import Arena, Fetched, Landing, Peak, Recorder, Staging
 from hotstart.engine.sizes import Budget, GpuSizes, gpu_budget
 from hotstart.errors import ConfigError
 from hotstart.kernels.backends import Backend
@@ -92,6 +92,9 @@ class CudaDevice(GpuSizes):
     def landing(self, num_bytes: int) -> Landing:
         return _PinnedLanding([_pinned(num_bytes) for _ in range(self.flights)])
 
+    def recorder(self) -> Recorder | None:
+        return _GraphRecorder(self.torch_device)
+
     def step_scope(self, multiplications: int) -> AbstractContextManager[None]:
         return nullcontext()
 
@@ -141,6 +144,31 @@ def process_bytes(device_index: int) -> int | None:
 def _bytes_of_this_process(handle: object | None) -> int | None:
     found = [used for pid, used in _nvml_processes(handle) if pid == os.getpid() and used]
     return found[0] if found else None
+
+
+class _GraphRecorder:
+    """CUDA graphs, whose memory is one pool."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, run: Callable[[], object]) -> Callable[[], object]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            run()
+        return graph.replay
+
+    def taken_bytes(self) -> int:
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
+        free, card = torch.cuda.mem_get_info(self._device)
+        return card - free
+
+    def forget(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        torch.cuda.synchronize(self._device)
+        torch.cuda.empty_cache()
 
 
 def _pinned(num_bytes: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The seam between the engine and the machine: memory, staging, rungs.  Everything that differs by device is here."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,19 @@ class Fetched(Protocol):
         """The tensors on the host.  Those of a GPU are overwritten when two more steps have been fetched."""
 
 
+class Recorder(Protocol):
+    """Records what a device is given to do, so that it can be given again as a whole."""
+
+    def record(self, run: Callable[[], object]) -> Callable[[], object]:
+        """`run` is called once; the answer repeats what it launched, with the addresses that it had."""
+
+    def taken_bytes(self) -> int:
+        """Of the whole device, now."""
+
+    def forget(self) -> None:
+        """Give back the memory of all recordings; none of them is called again."""
+
+
 class Landing(Protocol):
     """Host memory that a step's answers are copied to, without waiting for them."""
 
@@ -106,6 +119,9 @@ class Device(Sizes, Protocol):
     def staging(self, num_bytes: int) -> Staging: ...
     def step_scope(self, multiplications: int) -> AbstractContextManager[None]: ...
     def landing(self, num_bytes: int) -> Landing: ...
+    def recorder(self) -> Recorder | None:
+        """None where nothing can be recorded."""
+
     def measure_peak(self) -> AbstractContextManager[Peak]: ...
     def hold(self, num_bytes: int) -> None:
         """See to it that steps of this peak find their memory without asking for any."""
@@ -210,6 +226,9 @@ class CpuDevice:
 
     def landing(self, num_bytes: int) -> Landing:
         return _InPlace()
+
+    def recorder(self) -> Recorder | None:
+        return None
 
     def hold(self, num_bytes: int) -> None:
         """The C heap keeps what a step frees (see heap.py)."""

@@ -10,60 +10,48 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hotstart.engine.device import Device
+from hotstart.engine.device import Arena, Recorder
 
 __all__ = ["DecodeGraphs"]
 
 TRIAL_GRAPHS = 4
-LEAST_GRAPH_BYTES = (
-    1 << 20
-)  # the driver takes memory in pieces: a graph that seems to cost nothing may be the next's turn
+LEAST_GRAPH_BYTES = 1 << 20  # the driver takes memory in pieces: one that seems to cost nothing may be the next's turn
 
 
 class DecodeGraphs:
-    def __init__(self, sizes: tuple[int, ...], hidden_size: int, dtype: torch.dtype, device: Device) -> None:
+    def __init__(
+        self, sizes: tuple[int, ...], hidden_size: int, dtype: torch.dtype, arena: Arena, recorder: Recorder
+    ) -> None:
         self.sizes = tuple(sorted(sizes, reverse=True))
-        self._device = device.torch_device
+        self._recorder = recorder
         # Every graph leaves its hidden states here, where the sampler reads them.
-        self._hidden = device.arena.allocate("graph outputs", (self.sizes[0], hidden_size), dtype)
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        self._hidden = arena.allocate("graph outputs", (self.sizes[0], hidden_size), dtype)
+        self._graphs: dict[int, Callable[[], object]] = {}
 
     def __len__(self) -> int:
         return len(self._graphs)
 
     def capture(self, size: int, run: Callable[[], Tensor]) -> None:
         """Record what `run` launches; it gives hidden states of `size` rows.  It has run before, outside of a graph."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            self._hidden[:size].copy_(run())
-        self._graphs[size] = graph
+        self._graphs[size] = self._recorder.record(lambda: self._hidden[:size].copy_(run()))
 
     def replay(self, size: int) -> Tensor | None:
         """Hidden states of a step whose data are in place; None if there is no graph of this size."""
         graph = self._graphs.get(size)
         if graph is None:
             return None
-        graph.replay()
+        graph()
         return self._hidden[:size]
 
     def trial(self, capture: Callable[[int], None]) -> int:
         """Bytes that all graphs will take: the largest and a few more are captured, measured, and thrown away."""
-        before = self._taken()
+        before = self._recorder.taken_bytes()
         capture(self.sizes[0])
-        first = self._taken() - before
+        first = self._recorder.taken_bytes() - before
         more = self.sizes[1:TRIAL_GRAPHS]
         for size in more:
             capture(size)
-        each = max((self._taken() - before - first) // max(len(more), 1), LEAST_GRAPH_BYTES)
+        each = (self._recorder.taken_bytes() - before - first) // max(len(more), 1)
         self._graphs.clear()
-        self._pool = torch.cuda.graph_pool_handle()
-        torch.cuda.synchronize(self._device)
-        torch.cuda.empty_cache()
-        return first + each * (len(self.sizes) - 1)
-
-    def _taken(self) -> int:
-        torch.cuda.synchronize(self._device)
-        torch.cuda.empty_cache()
-        free, card = torch.cuda.mem_get_info(self._device)
-        return card - free
+        self._recorder.forget()
+        return first + max(each, LEAST_GRAPH_BYTES) * (len(self.sizes) - 1)

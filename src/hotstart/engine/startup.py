@@ -184,11 +184,12 @@ def _graphs(
 ) -> DecodeGraphs | None:
     """None where no step is captured: on a CPU, under --enforce-eager, with ops that read the plan on the host; nor
     where nothing has run before."""
-    if device.kind != "cuda" or config.enforce_eager or config.unsafe_skip_warmup or not replays(kernels.ops):
+    recorder = device.recorder()
+    if recorder is None or config.enforce_eager or config.unsafe_skip_warmup or not replays(kernels.ops):
         return None
     wished = config.cudagraph_capture_sizes
     sizes = tuple(size for size in inputs.decode_rungs if wished is None or size in wished)
-    return DecodeGraphs(sizes, model.config.hidden_size, model.dtype, device) if sizes else None
+    return DecodeGraphs(sizes, model.config.hidden_size, model.dtype, device.arena, recorder) if sizes else None
 
 
 def _build(config: EngineConfig, model_config: ModelConfig, wishes: Wishes, kernels: KernelChoice) -> Qwen35:

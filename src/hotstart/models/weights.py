@@ -88,6 +88,8 @@ def load_weights(model: Qwen35, folder: str | Path, allocate: Allocate, on_progr
 def fill_random(model: Qwen35, seed: int, allocate: Allocate) -> None:
     """Random weights of a magnitude that keeps every activation near one; the same for the same seed and device."""
     _materialise(model, allocate)
+    if model.embed_tokens.weight.is_meta:
+        return
     generator: torch.Generator | None = None
     for name, parameter in model.named_parameters():
         if generator is None:

@@ -24,7 +24,8 @@ def test_the_three_acts(three_acts):
     first, second, third = three_acts.acts("qwen3.5-4b", "rtx5090", steps=100)
     assert first.warmed == 0
     assert len(first.events) > 0
-    assert {event.cause for event in first.events} == {"this kernel was never warmed"}
+    never = [event for event in first.events if event.cause == "this kernel was never warmed"]
+    assert {event.key.partition("(")[0] for event in first.events} == {event.key.partition("(")[0] for event in never}
     assert len(second.events) > 0
     assert all("state_ptr is *fp32, was *bf16" in event.cause for event in second.events)
     assert second.warmed == third.warmed

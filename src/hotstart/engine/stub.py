@@ -1,0 +1,130 @@
+"""ReplayDevice: the engine's seam to a GPU that is not here.  Tensors have shapes and no data; answers are drawn.
+
+Whatever the engine gives to it runs through the real scheduler, step inputs, runner, layers and sampler: every launch
+asks for its binary, and does nothing.  Streams, events and pinned memory have no meaning here; two steps are under way
+as on a GPU, and what is recorded is called again where a graph would be replayed.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hotstart.config.engine import EngineConfig
+from hotstart.engine.device import Arena, Fetched, Landing, Peak, Recorder, Staging
+from hotstart.engine.meter import StepMeter
+from hotstart.engine.sizes import Budget, GpuSizes
+from hotstart.kernels.backends import Backend
+from hotstart.kernels.gpus import Gpu
+from hotstart.kernels.watch import MemoryWatch
+
+__all__ = ["ReplayDevice"]
+
+_META = torch.device("meta")
+
+
+class ReplayDevice(GpuSizes):
+    kind = "stub"
+    backend: Backend = "triton"
+    late_kinds = frozenset({"compile", "tuning", "load", "memory"})
+    flights = 2
+
+    def __init__(self, gpu: Gpu, seed: int = 0) -> None:
+        self.torch_device = _META
+        self.arena = Arena(_META)
+        self.gpu = gpu
+        self._dice = random.Random(seed)
+
+    def budget(self, config: EngineConfig) -> Budget:
+        """More than anybody could want: `hotstart plan --gpu` is the one that foretells memory."""
+        return Budget(1 << 60, "no memory is taken", "", 0)
+
+    def used_bytes(self) -> int:
+        return 0
+
+    def loaded_bytes(self) -> int | None:
+        return None
+
+    def used_detail(self) -> str:
+        return "nothing: no GPU is here"
+
+    def resident_bytes(self) -> int | None:
+        return None
+
+    def reserved_bytes(self) -> int:
+        return self.arena.reserved_bytes()
+
+    def memory_watches(self) -> tuple[MemoryWatch, ...]:
+        return (MemoryWatch("arena", self.arena.reserved_bytes),)
+
+    def staging(self, num_bytes: int) -> Staging:
+        return _StubStaging(self.arena.allocate("staging", (num_bytes,), torch.uint8))
+
+    def landing(self, num_bytes: int) -> Landing:
+        return _StubLanding(self._dice)
+
+    def recorder(self) -> Recorder:
+        return _StubRecorder(self.arena)
+
+    def step_scope(self, multiplications: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    @contextmanager
+    def measure_peak(self) -> Iterator[Peak]:
+        peak = Peak()
+        with StepMeter() as meter:
+            yield peak
+        peak.num_bytes = meter.peak_bytes
+
+    def hold(self, num_bytes: int) -> None: ...
+
+    def alive(self) -> bool:
+        return True
+
+
+class _StubStaging:
+    """Step data are written and go nowhere; the image keeps their places, so that alignments are real."""
+
+    def __init__(self, image: Tensor) -> None:
+        self.image = image
+        self._array: np.ndarray = np.zeros(image.numel(), dtype=np.uint8)
+
+    def buffer(self) -> np.ndarray:
+        return self._array
+
+    def upload(self, num_bytes: int) -> None:
+        assert num_bytes <= self.image.numel(), f"{num_bytes} bytes exceed an image of {self.image.numel()}"
+
+
+class _StubLanding:
+    def __init__(self, dice: random.Random) -> None:
+        self._dice = dice
+
+    def fetch(self, tensors: Sequence[Tensor]) -> Fetched:
+        return _StubFetched([(tensor.shape, tensor.dtype) for tensor in tensors], self._dice.randrange(2))
+
+
+class _StubFetched:
+    def __init__(self, shapes: list[tuple[torch.Size, torch.dtype]], value: int) -> None:
+        self._shapes = shapes
+        self._value = value
+
+    def wait(self) -> Sequence[Tensor]:
+        return [torch.full(shape, self._value, dtype=dtype) for shape, dtype in self._shapes]
+
+
+class _StubRecorder:
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+
+    def record(self, run: Callable[[], object]) -> Callable[[], object]:
+        run()
+        return run
+
+    def taken_bytes(self) -> int:
+        return self._arena.reserved_bytes()
+
+    def forget(self) -> None: ...
