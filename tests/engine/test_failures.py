@@ -16,6 +16,7 @@ from hotstart.errors import (
     RequestError,
     StepError,
 )
+from hotstart.models.qwen3_5 import DecoderLayer
 from hotstart.request import FinishReason, Request, SamplingParams
 
 
@@ -94,15 +95,14 @@ def test_a_late_event_in_one_layer_of_a_mixed_step_ends_that_step_alone(device, 
     expected = finish(engine)[1]["before"]
 
     layer, failed = engine._runner._model.layers[1], []
-    forward = layer.forward
 
-    def missing(x, residual, step, cache):
-        if not failed and step.num_decodes and step.prefill.num_sequences:
+    def missing(self, x, residual, step, cache):
+        if self is layer and not failed and step.num_decodes and step.prefill.num_sequences:
             failed.append(step)
             raise LateEventError("late compile: made up")
-        return forward(x, residual, step, cache)
+        return self.forward(x, residual, step, cache)
 
-    monkeypatch.setattr(layer, "forward", missing)
+    monkeypatch.setattr(DecoderLayer, "__call__", missing)
     engine.add(request("answering", max_tokens=30, ignore_eos=True))
     for _ in range(3):
         engine.step()

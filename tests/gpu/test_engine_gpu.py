@@ -11,6 +11,7 @@ from tiny import VOCAB
 from waits import no_waits
 
 from hotstart.errors import LateEventError, StepError
+from hotstart.models.qwen3_5 import DecoderLayer
 from hotstart.request import FinishReason, Request, SamplingParams
 
 SEALED = {"compile": 0, "tuning": 0, "load": 0, "memory": 0}
@@ -131,15 +132,14 @@ def test_a_failure_in_a_mixed_step_ends_its_requests_alone(error, start_engine, 
 
     model, failed = engine._runner._model, []
     layer = model.layers[1]
-    forward = layer.forward
 
-    def failing(*args):
-        if not failed and args[2].num_decodes and args[2].prefill.num_sequences:
+    def failing(self, *args):
+        if self is layer and not failed and args[2].num_decodes and args[2].prefill.num_sequences:
             failed.append(True)
             raise error
-        return forward(*args)
+        return self.forward(*args)
 
-    monkeypatch.setattr(layer, "forward", failing)
+    monkeypatch.setattr(DecoderLayer, "__call__", failing)
     engine.add(request("answering", 9))
     for _ in range(4):
         engine.step()
