@@ -9,6 +9,7 @@ it walks at once, and how far.  All compute every element in the same way, so th
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from triton.runtime import driver
 
 from hotstart.kernels.gdn_conv import launch_conv
 from hotstart.kernels.gdn_norm import launch_norm
-from hotstart.kernels.gdn_prep import launch_apply, launch_solve
+from hotstart.kernels.gdn_prep import launch_prep
 from hotstart.kernels.gdn_scan import launch_scan
 from hotstart.kernels.gdn_tiles import mixer_tiles, scan_bytes, scan_stages
 from hotstart.kernels.gdn_workspace import Slab, Workspace, slab_limit, slabs
@@ -92,8 +93,7 @@ class Constants(NamedTuple):
     conv_blocks: int
     tail_blocks: int
     conv: dict[str, Any]
-    solve: dict[str, Any]
-    apply: dict[str, Any]
+    prep: dict[str, Any]
     cuts: Cuts
     norm: dict[str, Any]
 
@@ -106,6 +106,7 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: boo
     mixer = W > 1
     operand = torch.float32 if dtype == torch.float32 else torch.bfloat16
     block_k, block_v = triton.next_power_of_2(K), triton.next_power_of_2(V)
+    block_d = math.gcd(H * K, HV * V, tiles.conv.channels)  # a program has channels of q, of k or of v alone
     every = {"H": H, "HV": HV, "K": K, "C": C, "OVERLAP": overlap, "launch_pdl": overlap}
     rows = {**every, "V": V, "W": W, "ROW": dims.packed_width}
     chunk = {**every, "BLOCK_K": block_k, "BY_CHUNK": mixer, "num_stages": 1}
@@ -142,16 +143,16 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: boo
         gpu,
         operand,
         slab_limit(dims, C, operand.itemsize),
-        triton.cdiv(dims.conv_channels, tiles.conv.channels),
+        dims.conv_channels // block_d,
         triton.cdiv(dims.conv_channels, _TAIL_CHANNELS),
         conv={
             **rows,
-            "BLOCK_D": tiles.conv.channels,
+            "BLOCK_D": block_d,
+            "RUN": min(tiles.conv.run, C),
             "BLOCK_W": triton.next_power_of_2(W),
             "num_warps": tiles.conv.warps,
         },
-        solve={**chunk, **gates, "num_warps": tiles.solve.warps, "maxnreg": tiles.solve.registers},
-        apply={**chunk, "num_warps": tiles.apply.warps, "maxnreg": tiles.apply.registers},
+        prep={**chunk, **gates, "HEADS": tiles.prep.heads, "num_warps": tiles.prep.warps, "maxnreg": tiles.prep.registers},
         cuts=Cuts(scan(*few, False), scan(*few, engine), scan(*many, False), scan(*many, engine)),
         norm={
             **rows,
@@ -263,15 +264,14 @@ def _rule(
 ) -> None:
     """What both ops share: from q, k and v to the rule's outputs and states, for the i-th slab."""
     HV, chunks, span = at.dims.num_value_heads, prefill.chunks, (slab.begin, slab.end)
-    programs = (slab.end - slab.begin) * HV
-    launch_solve((programs,), k, *gates, work.x, work.vectors, chunks, slab.begin, **at.solve)
-    launch_apply((programs,), q, k, work.x, work.vectors, work.z, work.x, work.factors, chunks, slab.begin, **at.apply)
+    programs = (slab.end - slab.begin) * (HV // at.prep["HEADS"])
+    launch_prep((programs,), q, k, *gates, work.z, work.x, work.factors, work.decays, chunks, slab.begin, **at.prep)
     tiles, options = choose(at, slab)
     if options["TMA"]:
         triton.set_allocator(_descriptor_memory)
     launch_scan(
         (slab.num_sequences * HV * tiles,),
-        q, k, v, o, work.z, work.x, work.factors, work.vectors, state, work.carries[i % 2], work.carries[1 - i % 2],
+        q, k, v, o, work.z, work.x, work.factors, work.decays, state, work.carries[i % 2], work.carries[1 - i % 2],
         prefill.read_slots, prefill.write_slots, prefill.cu_seqlens, prefill.cu_chunks, slab.first_sequence, *span,
         v.shape[0], **options,
     )  # fmt: skip

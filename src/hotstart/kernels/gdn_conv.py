@@ -45,68 +45,65 @@ def _gdn_conv_kernel(
     ROW: tl.constexpr,
     C: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    RUN: tl.constexpr,
     BLOCK_W: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Program: chunk x BLOCK_D channels.  A thread has RUN tokens in a row, so that it converts an input only once."""
+    """Program: chunk x BLOCK_D channels, all of q, all of k or all of v.
+
+    A thread has RUN tokens in a row, so that few inputs are read twice, and asks for all of them before it waits.
+    """
+    CHANNELS: tl.constexpr = 2 * H * K + HV * V
+    NUM_BLOCKS: tl.constexpr = CHANNELS // BLOCK_D
+    d = tl.program_id(0) % NUM_BLOCKS * BLOCK_D
+    o_d, o_w = d + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_W)
+    b_w = tl.load(weight_ptr + (o_d[None, :] * W + o_w[:, None]), (o_w < W)[:, None], 0.0).to(tl.float32)
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
-    RUN: tl.constexpr = 4
-    CHANNELS: tl.constexpr = 2 * H * K + HV * V
-    NUM_BLOCKS: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
     i_c = tl.program_id(0).to(tl.int64) // NUM_BLOCKS
     p_chunk = chunks_ptr + (first_chunk + i_c) * 4
     token = tl.load(p_chunk + 1).to(tl.int64)
     n = tl.load(p_chunk + 2)
     is_first = tl.load(p_chunk + 3) == 0
-    slot = tl.full([], -1, tl.int64)
-    start = tl.full([], 0, tl.int32)  # the span's first position in its sequence
-    if is_first:
-        i_n = tl.load(p_chunk)
-        slot = tl.load(read_slots_ptr + i_n).to(tl.int64)
-        length = tl.load(cu_seqlens_ptr + i_n + 1) - tl.load(cu_seqlens_ptr + i_n)
-        start = tl.load(context_lens_ptr + i_n) - length
     o_r = tl.arange(0, C // RUN) * RUN
-    d = tl.program_id(0) % NUM_BLOCKS * BLOCK_D
-    o_d = d + tl.arange(0, BLOCK_D)
-    m_d = o_d < CHANNELS
-
-    # All taps of a channel at once, and before the inputs: one wait for memory.
-    o_w = tl.arange(0, BLOCK_W)
-    b_w = tl.load(weight_ptr + (o_d[None, :] * W + o_w[:, None]), (o_w < W)[:, None] & m_d[None, :], 0.0).to(tl.float32)
-    ws = ()
-    for j in tl.static_range(W):
-        ws = ws + (tl.sum(tl.where(o_w[:, None] == j, b_w, 0.0), 0)[None, :],)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
 
     # The inputs of a run: those of its tokens, and W - 1 before them.
+    p_x = packed_ptr + token * ROW + (o_r[:, None] * ROW + o_d[None, :])
     xs = ()
     for j in tl.static_range(RUN + W - 1):
         o_t = o_r + (j - W + 1)
         m_t = (o_t < n) & ((o_t >= 0) | (not is_first))
-        b_x = tl.load(packed_ptr + token * ROW + (o_t[:, None] * ROW + o_d[None, :]), m_t[:, None] & m_d[None, :], 0.0)
-        if is_first:  # noqa: SIM102 - the inner one is settled at compile time
-            if j < W - 1:
-                o_old = (start + o_t + W) % W
-                p_old = conv_ptr + slot * (W * CHANNELS) + (o_old[:, None] * CHANNELS + o_d[None, :])
-                m_t = (o_t < 0) & (slot >= 0)
-                b_x += tl.load(p_old, m_t[:, None] & m_d[None, :], 0.0)
-        xs = xs + (b_x.to(tl.float32),)  # type: ignore[assignment]  # noqa: RUF005 - likewise
+        xs = xs + (tl.load(p_x + (j - W + 1) * ROW, m_t[:, None], 0.0),)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
+    if is_first:
+        i_n = tl.load(p_chunk)
+        slot = tl.load(read_slots_ptr + i_n).to(tl.int64)
+        length = tl.load(cu_seqlens_ptr + i_n + 1) - tl.load(cu_seqlens_ptr + i_n)
+        start = tl.load(context_lens_ptr + i_n) - length  # the span's first position in its sequence
+        olds = ()
+        for j in tl.static_range(W - 1):
+            o_t = o_r + (j - W + 1)
+            o_old = (start + o_t + W) % W * CHANNELS
+            m_t = (o_t < 0) & (slot >= 0)
+            b_old = tl.load(conv_ptr + slot * (W * CHANNELS) + (o_old[:, None] + o_d[None, :]), m_t[:, None], 0.0)
+            olds = olds + (xs[j] + b_old,)  # type: ignore[assignment]  # noqa: RUF005 - likewise
+        xs = olds + xs[W - 1 :]
+    ws = ()
+    for j in tl.static_range(W):
+        ws = ws + (tl.sum(tl.where(o_w[:, None] == j, b_w, 0.0), 0)[None, :],)  # type: ignore[assignment]  # noqa: RUF005 - likewise
 
+    p_u = v_ptr + (token * (HV * V) + d - 2 * H * K)
+    if d < H * K:
+        p_u = q_ptr + (i_c * (C * H * K) + d)
+    elif d < 2 * H * K:
+        p_u = k_ptr + (i_c * (C * H * K) + d - H * K)
+    stride = tl.where(d < 2 * H * K, H * K, HV * V)
+    p_u += o_r[:, None] * stride + tl.arange(0, BLOCK_D)[None, :]
     for i in tl.static_range(RUN):
         u = tl.zeros([C // RUN, BLOCK_D], tl.float32)
         for j in tl.static_range(W):
-            u += xs[i + j] * ws[j]
-        b_u = silu(u).to(v_ptr.dtype.element_ty)
-        o_t = o_r + i
-        m_u = (o_t < n)[:, None] & m_d[None, :]
-        if d < 2 * H * K:
-            o_qk = i_c * (C * H * K) + (o_t[:, None] * (H * K) + o_d[None, :])
-            tl.store(q_ptr + o_qk, b_u, m_u & (o_d < H * K)[None, :])
-            tl.store(k_ptr + o_qk - H * K, b_u, m_u & ((o_d >= H * K) & (o_d < 2 * H * K))[None, :])
-        if d + BLOCK_D > 2 * H * K:
-            p_v = v_ptr + token * (HV * V) + (o_t[:, None] * (HV * V) + o_d[None, :] - 2 * H * K)
-            tl.store(p_v, b_u, m_u & (o_d >= 2 * H * K)[None, :])
+            u += xs[i + j].to(tl.float32) * ws[j]
+        tl.store(p_u + i * stride, silu(u).to(v_ptr.dtype.element_ty), (o_r + i < n)[:, None])
 
 
 launch_conv = Launcher(_gdn_conv_kernel, warmup=warmup)

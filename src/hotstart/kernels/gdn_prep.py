@@ -24,7 +24,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from hotstart.kernels.gdn_workspace import warmup
 from hotstart.kernels.launch import Launcher, kernel
 
-__all__ = ["launch_apply", "launch_solve"]
+__all__ = ["launch_prep"]
 
 LOG2E = tl.constexpr(1.4426950408889634)
 L2_EPS = tl.constexpr(1e-6)
@@ -38,61 +38,11 @@ def _join(t, a, i, j, b: tl.constexpr, HALF: tl.constexpr):
     return t - tl.dot(step.to(HALF), t.to(HALF), input_precision="tf32x3")
 
 
-@kernel
-def _gdn_solve_kernel(
-    k_ptr,  # [rows, H * K]
-    g_ptr,  # [T, GATE_ROW]: g, or with GATES the raw a
-    beta_ptr,  # [T, GATE_ROW]: beta, or with GATES the raw b
-    A_log_ptr,  # [HV]
-    dt_bias_ptr,  # [HV]
-    t_ptr,  # [chunks, HV, C, C]: k_norm_i T_ij beta_j
-    vectors_ptr,  # [chunks, HV, 2, C] float32: G in powers of two, 1 / |k|
-    chunks_ptr,  # [*, 4]
-    first_chunk: tl.int32,
-    H: tl.constexpr,
-    HV: tl.constexpr,
-    K: tl.constexpr,
-    C: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BY_CHUNK: tl.constexpr,
-    GATES: tl.constexpr,
-    GATE_ROW: tl.constexpr,
-    G_OFFSET: tl.constexpr,
-    BETA_OFFSET: tl.constexpr,
-    HALF: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    """Program: chunk x value head."""
+@triton.jit
+def _solve(a, C: tl.constexpr, HALF: tl.constexpr):
+    """(I + a)^-1 for a strictly lower a, [C, C]."""
     B: tl.constexpr = C // 16
-    if OVERLAP:
-        gdc_wait()
-        gdc_launch_dependents()
-    i_c = tl.program_id(0).to(tl.int64) // HV
-    i_hv = tl.program_id(0) % HV
-    p_chunk = chunks_ptr + (first_chunk + i_c) * 4
-    token = tl.load(p_chunk + 1).to(tl.int64)
-    n = tl.load(p_chunk + 2)
-    o_c, o_k = tl.arange(0, C), tl.arange(0, BLOCK_K)
-    m_c = o_c < n
-    i, j = o_c[:, None], o_c[None, :]
-    dot = t_ptr.dtype.element_ty
-
-    row = i_c * C if BY_CHUNK else token
-    p_k = k_ptr + row * (H * K) + i_hv // (HV // H) * K
-    k = tl.load(p_k + (o_c[:, None] * (H * K) + o_k[None, :]), m_c[:, None] & (o_k < K)[None, :], 0.0).to(dot)
-    kk = tl.dot(k, tl.trans(k), input_precision="tf32x3")
-    p_gate = token * GATE_ROW + i_hv
-    g = tl.load(g_ptr + p_gate + G_OFFSET + o_c * GATE_ROW, m_c, 0.0).to(tl.float32)
-    beta = tl.load(beta_ptr + p_gate + BETA_OFFSET + o_c * GATE_ROW, m_c, 0.0).to(tl.float32)
-    if GATES:
-        beta = tl.where(m_c, tl.sigmoid(beta), 0.0)
-        g += tl.load(dt_bias_ptr + i_hv)
-        softplus = tl.where(g > 20.0, g, tl.log(1.0 + tl.exp(tl.minimum(g, 20.0))))
-        g = tl.where(m_c, -tl.exp(tl.load(A_log_ptr + i_hv)) * softplus, 0.0)
-
-    k_norm = tl.rsqrt(tl.sum(tl.where(i == j, kk, 0.0), 1) + L2_EPS)
-    a = tl.where(i > j, kk * (beta * k_norm)[:, None] * k_norm[None, :], 0.0).to(HALF)
-
+    o_c = tl.arange(0, C)
     # The diagonal blocks of 16, out of the square and back into it.
     on_diagonal = tl.arange(0, B)[:, None, None, None] == tl.arange(0, B)[None, None, :, None]
     i3, j3 = tl.arange(0, 16)[None, :, None], tl.arange(0, 16)[None, None, :]
@@ -104,24 +54,22 @@ def _gdn_solve_kernel(
     t = tl.reshape(t, [C, C]).to(tl.float32)
     for level in tl.static_range(4, 7):
         if 1 << level < C:
-            t = _join(t, a, i, j, 1 << level, HALF)
-    p_t = t_ptr + (i_c * HV + i_hv) * (C * C) + (i * C + j)
-    tl.store(p_t, (t * k_norm[:, None] * beta[None, :]).to(dot))
-    p_vector = vectors_ptr + (i_c * HV + i_hv) * (2 * C) + o_c
-    # Less than 2^-126 is nothing in float32; the smaller the sum, the more digits its differences have.
-    tl.store(p_vector, tl.cumsum(tl.maximum(g * LOG2E, -126.0), 0))
-    tl.store(p_vector + C, k_norm)
+            t = _join(t, a, o_c[:, None], o_c[None, :], 1 << level, HALF)
+    return t
 
 
 @kernel
-def _gdn_apply_kernel(
+def _gdn_prep_kernel(
     q_ptr,  # [rows, H * K]
     k_ptr,  # [rows, H * K]
-    t_ptr,  # [chunks, HV, C, C]
-    vectors_ptr,  # [chunks, HV, 2, C]
+    g_ptr,  # [T, GATE_ROW]: g, or with GATES the raw a
+    beta_ptr,  # [T, GATE_ROW]: beta, or with GATES the raw b
+    A_log_ptr,  # [HV]
+    dt_bias_ptr,  # [HV]
     z_ptr,  # [chunks, HV, K, C]
-    x_ptr,  # [chunks, HV, C, C], may be t
+    x_ptr,  # [chunks, HV, C, C]
     factors_ptr,  # [chunks, HV, 2, C] float32: of K S, of Q S
+    decays_ptr,  # [chunks, HV] float32: of S
     chunks_ptr,  # [*, 4]
     first_chunk: tl.int32,
     H: tl.constexpr,
@@ -129,47 +77,69 @@ def _gdn_apply_kernel(
     K: tl.constexpr,
     C: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    HEADS: tl.constexpr,
     BY_CHUNK: tl.constexpr,
+    GATES: tl.constexpr,
+    GATE_ROW: tl.constexpr,
+    G_OFFSET: tl.constexpr,
+    BETA_OFFSET: tl.constexpr,
+    HALF: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Program: chunk x value head."""
+    """Program: chunk x HEADS value heads of one key head, which share k k^T and q k^T."""
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
-    i_c = tl.program_id(0).to(tl.int64) // HV
-    i_hv = tl.program_id(0) % HV
+    i_c = tl.program_id(0).to(tl.int64) // (HV // HEADS)
+    first_hv = tl.program_id(0) % (HV // HEADS) * HEADS
     p_chunk = chunks_ptr + (first_chunk + i_c) * 4
     token = tl.load(p_chunk + 1).to(tl.int64)
     n = tl.load(p_chunk + 2)
     o_c, o_k = tl.arange(0, C), tl.arange(0, BLOCK_K)
+    m_c = o_c < n
     i, j = o_c[:, None], o_c[None, :]
-    dot = t_ptr.dtype.element_ty
+    dot = x_ptr.dtype.element_ty
 
     row = i_c * C if BY_CHUNK else token
-    o_qk = row * (H * K) + i_hv // (HV // H) * K + (o_c[:, None] * (H * K) + o_k[None, :])
-    m_qk = (o_c < n)[:, None] & (o_k < K)[None, :]
-    q = tl.load(q_ptr + o_qk, m_qk, 0.0).to(dot)
+    o_qk = row * (H * K) + first_hv // (HV // H) * K + (o_c[:, None] * (H * K) + o_k[None, :])
+    m_qk = m_c[:, None] & (o_k < K)[None, :]
     k = tl.load(k_ptr + o_qk, m_qk, 0.0).to(dot)
+    q = tl.load(q_ptr + o_qk, m_qk, 0.0).to(dot)
+    kk = tl.dot(k, tl.trans(k), input_precision="tf32x3")
+    k_norm = tl.rsqrt(tl.sum(tl.where(i == j, kk, 0.0), 1) + L2_EPS)
+    kk = tl.where(i > j, kk * k_norm[:, None] * k_norm[None, :], 0.0)
     squares = tl.sum(tl.where(i == j, tl.dot(q, tl.trans(q), input_precision="tf32x3"), 0.0), 1)
     q_norm = tl.log2(tl.rsqrt(squares + L2_EPS) * K**-0.5)
     qk = tl.where(i >= j, tl.dot(q, tl.trans(k), input_precision="tf32x3"), 0.0).to(dot)
-    block = i_c * HV + i_hv
-    t = tl.load(t_ptr + block * (C * C) + (i * C + j))
-    p_vector = vectors_ptr + block * (2 * C) + o_c
-    total = tl.load(p_vector)
-    last = tl.load(vectors_ptr + block * (2 * C) + C - 1)
-    # The norm of q is one more factor of a row, so it joins the row's exponent.
-    grown = total + q_norm
-    # Masked before exp2: above the diagonal the exponents are positive and overflow.
-    gates = tl.exp2(tl.where(i >= j, grown[:, None] - total[None, :], float("-inf")))
-    x = tl.dot(qk, t, input_precision="tf32x3") * gates
-    z = tl.dot(tl.trans(k), t, input_precision="tf32x3") * tl.exp2(last - total)[None, :]
-    tl.store(x_ptr + block * (C * C) + (i * C + j), x.to(dot))
-    tl.store(z_ptr + block * (K * C) + (o_k[:, None] * C + o_c[None, :]), z.to(dot), (o_k < K)[:, None])
-    p_factor = factors_ptr + block * (2 * C) + o_c
-    tl.store(p_factor, tl.exp2(total) * tl.load(p_vector + C))
-    tl.store(p_factor + C, tl.exp2(grown))
+
+    for i_hv in range(first_hv, first_hv + HEADS):
+        p_gate = token * GATE_ROW + i_hv
+        g = tl.load(g_ptr + p_gate + G_OFFSET + o_c * GATE_ROW, m_c, 0.0).to(tl.float32)
+        beta = tl.load(beta_ptr + p_gate + BETA_OFFSET + o_c * GATE_ROW, m_c, 0.0).to(tl.float32)
+        if GATES:
+            beta = tl.where(m_c, tl.sigmoid(beta), 0.0)
+            g += tl.load(dt_bias_ptr + i_hv)
+            softplus = tl.where(g > 20.0, g, tl.log(1.0 + tl.exp(tl.minimum(g, 20.0))))
+            g = tl.where(m_c, -tl.exp(tl.load(A_log_ptr + i_hv)) * softplus, 0.0)
+        # Less than 2^-126 is nothing in float32; the smaller the sum, the more digits its differences have.
+        g = tl.maximum(g * LOG2E, -126.0)
+        total, last = tl.cumsum(g, 0), tl.sum(g, 0)
+
+        t = _solve((kk * beta[:, None]).to(HALF), C, HALF)
+        t = (t * k_norm[:, None] * beta[None, :]).to(dot)
+        # The norm of q is one more factor of a row, so it joins the row's exponent.
+        grown = total + q_norm
+        # Masked before exp2: above the diagonal the exponents are positive and overflow.
+        gates = tl.exp2(tl.where(i >= j, grown[:, None] - total[None, :], float("-inf")))
+        x = tl.dot(qk, t, input_precision="tf32x3") * gates
+        z = tl.dot(tl.trans(k), t, input_precision="tf32x3") * tl.exp2(last - total)[None, :]
+        block = i_c * HV + i_hv
+        tl.store(x_ptr + block * (C * C) + (i * C + j), x.to(dot))
+        tl.store(z_ptr + block * (K * C) + (o_k[:, None] * C + o_c[None, :]), z.to(dot), (o_k < K)[:, None])
+        p_factor = factors_ptr + block * (2 * C) + o_c
+        tl.store(p_factor, tl.exp2(total) * k_norm)
+        tl.store(p_factor + C, tl.exp2(grown))
+        tl.store(decays_ptr + block, tl.exp2(last))
 
 
-launch_solve = Launcher(_gdn_solve_kernel, warmup=warmup)
-launch_apply = Launcher(_gdn_apply_kernel, warmup=warmup)
+launch_prep = Launcher(_gdn_prep_kernel, warmup=warmup)

@@ -27,7 +27,7 @@ def _gdn_scan_kernel(
     z_ptr,  # [chunks, HV, K, C]
     x_ptr,  # [chunks, HV, C, C]
     factors_ptr,  # [chunks, HV, 2, C]
-    vectors_ptr,  # [chunks, HV, 2, C]
+    decays_ptr,  # [chunks, HV]
     state_ptr,  # [slots, HV, V, K]
     carry_in_ptr,  # [HV, V, K] float32
     carry_out_ptr,  # [HV, V, K] float32
@@ -97,7 +97,7 @@ def _gdn_scan_kernel(
     p_z = z_ptr + block * (K * C)
     p_x = x_ptr + block * (C * C)
     p_factor = factors_ptr + block * (2 * C)
-    p_last = vectors_ptr + block * (2 * C) + C - 1
+    p_decay = decays_ptr + block
     if TMA:
         num_chunks = slab_end - slab_begin
         num_rows = num_chunks * C if BY_CHUNK else num_tokens
@@ -134,20 +134,20 @@ def _gdn_scan_kernel(
             p_x += HV * C * C
         k_factor = tl.load(p_factor + o_c)
         q_factor = tl.load(p_factor + C + o_c)
-        last = tl.exp2(tl.load(p_last))
+        decay = tl.load(p_decay)
         operand = s.to(dot)
         r = tl.trans(v).to(tl.float32) - tl.dot(operand, tl.trans(k), input_precision="tf32x3") * k_factor[None, :]
         if TMA:
             r = tl.where(m_c[None, :], r, 0.0)
         r = r.to(dot)
         o = tl.dot(operand, tl.trans(q), input_precision="tf32x3") * q_factor[None, :]
-        s = tl.dot(r, tl.trans(z), s * last, input_precision="tf32x3")
+        s = tl.dot(r, tl.trans(z), s * decay, input_precision="tf32x3")
         o = tl.dot(r, tl.trans(x), o, input_precision="tf32x3")
         o = tl.trans(o).to(O_TYPE).to(o_ptr.dtype.element_ty, bitcast=o_ptr.dtype.element_ty != O_TYPE)
         tl.store(p_o + o_vo, o, m_vo)
         p_o += C * HV * V
         p_factor += HV * 2 * C
-        p_last += HV * 2 * C
+        p_decay += HV
         left -= C
 
     if sequence_end <= slab_end:

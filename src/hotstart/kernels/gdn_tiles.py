@@ -11,14 +11,14 @@ import torch
 import triton
 
 from hotstart.kernels.gdn_conv import launch_conv
-from hotstart.kernels.gdn_prep import launch_apply, launch_solve
+from hotstart.kernels.gdn_prep import launch_prep
 from hotstart.kernels.gdn_scan import launch_scan
 from hotstart.kernels.ops import GdnDims
 from hotstart.kernels.space import LaunchSpace
 from hotstart.kernels.target import Target
 from hotstart.kernels.tiles import Trial, Tunable
 
-__all__ = ["ApplyTiles", "ConvTiles", "MixerTiles", "RuleShape", "ScanTiles", "SolveTiles", "mixer_tiles", "scan_bytes"]
+__all__ = ["ConvTiles", "MixerTiles", "PrepTiles", "RuleShape", "ScanTiles", "mixer_tiles", "scan_bytes"]
 
 KIB = 1024
 
@@ -44,19 +44,15 @@ class RuleShape:
 @dataclass(frozen=True, slots=True)
 class ConvTiles:
     channels: int
+    run: int  # tokens of a thread
     warps: int
 
 
 @dataclass(frozen=True, slots=True)
-class SolveTiles:
+class PrepTiles:
+    heads: int  # value heads of a program, which share a key head
     warps: int
     registers: int | None  # a thread; None leaves it to the compiler
-
-
-@dataclass(frozen=True, slots=True)
-class ApplyTiles:
-    warps: int
-    registers: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +69,13 @@ class ScanTiles:
 @dataclass(frozen=True, slots=True)
 class MixerTiles:
     conv: ConvTiles
-    solve: SolveTiles
-    apply: ApplyTiles
+    prep: PrepTiles
     scan: ScanTiles
 
 
 def mixer_tiles(dims: GdnDims, chunk_length: int, dtype: torch.dtype) -> MixerTiles:
     shape = RuleShape.of(dims, chunk_length, dtype)
-    return MixerTiles(_conv(shape), _solve(shape), _apply(shape), _scan(shape))
+    return MixerTiles(_conv(shape), _prep(shape), _scan(shape))
 
 
 def scan_bytes(key_dim: int, C: int, itemsize: int, block_v: int, stages: int) -> int:
@@ -119,15 +114,12 @@ def _trial(space: LaunchSpace, shape: RuleShape, lengths: tuple[int, ...]) -> Tr
 
 
 def _conv_candidates(target: Target, shape: RuleShape) -> tuple[ConvTiles, ...]:
-    return tuple(ConvTiles(channels, warps) for channels in (64, 128, 32) for warps in (4, 8, 2))
+    return tuple(ConvTiles(*c) for c in ((128, 8, 4), (256, 16, 4), (64, 4, 4), (64, 8, 2)))
 
 
-def _solve_candidates(target: Target, shape: RuleShape) -> tuple[SolveTiles, ...]:
-    return SolveTiles(4, 128), SolveTiles(4, 168), SolveTiles(4, None), SolveTiles(8, None)
-
-
-def _apply_candidates(target: Target, shape: RuleShape) -> tuple[ApplyTiles, ...]:
-    return ApplyTiles(4, 128), ApplyTiles(4, 168), ApplyTiles(4, None), ApplyTiles(8, None)
+def _prep_candidates(target: Target, shape: RuleShape) -> tuple[PrepTiles, ...]:
+    group = shape.value_heads // shape.key_heads
+    return (PrepTiles(1,4,128),)
 
 
 def _scan_candidates(target: Target, shape: RuleShape) -> tuple[ScanTiles, ...]:
@@ -171,6 +163,5 @@ def _within(width: int, warps: int, block_v: int) -> _Cut:
 
 
 _conv = Tunable("gdn_conv", (launch_conv,), families=_families, candidates=_conv_candidates, trial=_trial)
-_solve = Tunable("gdn_solve", (launch_solve,), families=_families, candidates=_solve_candidates, trial=_trial)
-_apply = Tunable("gdn_apply", (launch_apply,), families=_families, candidates=_apply_candidates, trial=_trial)
+_prep = Tunable("gdn_prep", (launch_prep,), families=_families, candidates=_prep_candidates, trial=_trial)
 _scan = Tunable("gdn_scan", (launch_scan,), families=_families, candidates=_scan_candidates, trial=_trial)

@@ -70,14 +70,14 @@ class ChunkSizes(NamedTuple):
     k: int
     z: int
     x: int
-    vectors: int
     factors: int
+    decays: int
 
     @classmethod
     def of(cls, dims: GdnDims, chunk_length: int) -> "ChunkSizes":
         H, HV, K, C = dims.num_key_heads, dims.num_value_heads, dims.key_dim, chunk_length
         qk = C * H * K if dims.conv_width > 1 else 0
-        return cls(qk, qk, HV * K * C, HV * C * C, 2 * HV * C, 2 * HV * C)
+        return cls(qk, qk, HV * K * C, HV * C * C, 2 * HV * C, HV)
 
     def num_bytes(self, itemsize: int) -> int:
         return itemsize * sum(self[:4]) + 4 * sum(self[4:])
@@ -100,9 +100,9 @@ class Workspace:
     q: Tensor  # [chunks, C, H * K], after the convolution; empty where there is none
     k: Tensor
     z: Tensor  # [chunks, HV, K, C]
-    x: Tensor  # [chunks, HV, C, C], first the solved systems
-    vectors: Tensor  # [chunks, HV, 2, C] float32
+    x: Tensor  # [chunks, HV, C, C]
     factors: Tensor  # [chunks, HV, 2, C] float32
+    decays: Tensor  # [chunks, HV] float32
     carries: tuple[Tensor, Tensor]  # [HV, V, K] float32: the state from the slab before, and for the one after
 
     @classmethod
@@ -113,10 +113,10 @@ class Workspace:
         tiles = torch.empty(sum(sizes[:4]), dtype=operand, device=like.device)
         floats = torch.empty(sum(sizes[4:]) + 2 * carry, dtype=torch.float32, device=like.device)
         q, k, z, x = tiles.split(sizes[:4])
-        vectors, factors, carry_in, carry_out = floats.split([*sizes[4:], carry, carry])
+        carry_in, carry_out, factors, decays = floats.split([carry, carry, *sizes[4:]])
         if like.dtype != operand:
             q, k = q.view(like.dtype), k.view(like.dtype)
-        return cls(q, k, z, x, vectors, factors, (carry_in, carry_out))
+        return cls(q, k, z, x, factors, decays, (carry_in, carry_out))
 
 
 def warmup(space: LaunchSpace) -> None:
