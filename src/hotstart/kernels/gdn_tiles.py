@@ -119,7 +119,8 @@ def _conv_candidates(target: Target, shape: RuleShape) -> tuple[ConvTiles, ...]:
 
 def _prep_candidates(target: Target, shape: RuleShape) -> tuple[PrepTiles, ...]:
     group = shape.value_heads // shape.key_heads
-    return (PrepTiles(1,4,128),)
+    found = (PrepTiles(heads, 4, registers) for registers in (168, 128, None) for heads in (1, group))
+    return tuple(dict.fromkeys(found))
 
 
 def _scan_candidates(target: Target, shape: RuleShape) -> tuple[ScanTiles, ...]:

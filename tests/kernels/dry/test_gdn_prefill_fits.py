@@ -28,5 +28,5 @@ def test_every_binary_fits(target, dims, dtype, chunk_length, space):
         space = replace(space, step=lambda device: step, num_tokens=chunk_length + 1)
         gdn_chunked.warmup(space)
     shared = {key: binary.metadata.shared for key, binary in record.binaries.items()}
-    assert len(shared) >= 5
+    assert len(shared) >= 4
     assert not [f"{key}: {size}" for key, size in shared.items() if size > gpu.shared_bytes]

@@ -14,7 +14,7 @@ from hotstart.kernels.launch import warm_up
 from hotstart.kernels.target import current_target
 from hotstart.kernels.watch import Watch
 
-OURS = gdn_tiles._conv, gdn_tiles._solve, gdn_tiles._apply, gdn_tiles._scan
+OURS = gdn_tiles._conv, gdn_tiles._prep, gdn_tiles._scan
 SHAPE = RuleShape(16, 32, 128, 128, 64, "bfloat16")
 WIDE_KEYS = RuleShape(4, 12, 256, 256, 32, "bfloat16")
 SMALL = RuleShape(3, 6, 24, 16, 64, "bfloat16")
@@ -52,7 +52,7 @@ def test_both_cuts_of_the_scan_compute_alike(name):
 
 def test_what_tuning_chose_is_what_is_warmed_and_served(monkeypatch):
     checker = Checker(parse_model_config(CONFIGS["moe"], {}), dtype="bfloat16")
-    monkeypatch.setattr(gdn_tiles._conv, "candidates", lambda target, shape: (ConvTiles(64, 4), ConvTiles(128, 4)))
+    monkeypatch.setattr(gdn_tiles._conv, "candidates", lambda target, shape: (ConvTiles(64, 4, 4), ConvTiles(128, 8, 4)))
     monkeypatch.setattr(tune, "TUNABLES", list(OURS))
     for tunable in OURS[1:]:
         first = tunable.candidates
@@ -61,21 +61,21 @@ def test_what_tuning_chose_is_what_is_warmed_and_served(monkeypatch):
     def do_bench(call, **keywords):
         call()
         (shape,) = gdn_tiles._families(checker.space())
-        return 0.5 if gdn_tiles._conv(shape) == ConvTiles(128, 4) else 1.0
+        return 0.5 if gdn_tiles._conv(shape) == ConvTiles(128, 8, 4) else 1.0
 
     with dry.gpu("a100"), monkeypatch.context() as patches:
         patches.setattr(triton.testing, "do_bench", do_bench)
         report = tune.resolve(checker.space())
         choices = {choice.kernel: choice for choice in report.choices}
-        assert choices["gdn_conv"].tiles == ConvTiles(128, 4)
+        assert choices["gdn_conv"].tiles == ConvTiles(128, 8, 4)
         assert choices["gdn_conv"].entry.gain == pytest.approx(2.0)
         assert choices["gdn_conv"].entry.us.keys() == {"1x4096", "8x512", "32x64"}
         assert choices["gdn_scan"].origin == "default"  # there is no other
     with dry.gpu("a100"), Watch("error") as watch:
         tune.resolve(checker.space())
         warmed = warm_up(checker.space())
-        convs = {dict(key.arguments)["BLOCK_D"] for key in warmed.keys if key.kernel == "_gdn_conv_kernel"}
-        assert convs == {"128"}
+        runs = {dict(key.arguments)["RUN"] for key in warmed.keys if key.kernel == "_gdn_conv_kernel"}
+        assert runs == {"8"}
         watch.seal()
         checker.run(20, watch)
     assert watch.events == []

@@ -29,7 +29,7 @@ def prefill(packed, weights, conv, state, step, dims, **keywords):
 
 
 @pytest.mark.parametrize(
-    "tunable", [gdn_tiles._conv, gdn_tiles._solve, gdn_tiles._apply, gdn_tiles._scan], ids=lambda t: t.name
+    "tunable", [gdn_tiles._conv, gdn_tiles._prep, gdn_tiles._scan], ids=lambda t: t.name
 )
 def test_every_candidate_is_right_and_its_cuts_agree(tunable):
     case = inputs((4, 12))
