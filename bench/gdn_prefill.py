@@ -1,6 +1,7 @@
 """Prefill of Gated DeltaNet on a GPU: the rule alone beside flash-linear-attention, and the whole mixer.
 
     python -m bench.gdn_prefill [--heads 16 32] [--out FILE.json] [--peer fla|none]
+    python -m bench.gdn_prefill --chunk-lengths 16 32 64 [--out FILE.json]    # the mixer on short prompts
 
 A time is that of a replayed graph of several calls, divided by their number.  Each call works on inputs, outputs and
 slots of its own, and at least 200 MB are touched before one comes back, so that nothing is found in the L2 cache.  The
@@ -25,6 +26,7 @@ from hotstart.kernels.gdn_chunked import chunk_length_for, gated_delta_rule_chun
 from hotstart.kernels.ops import GdnDims, GdnWeights
 
 SHAPES = [(1, 64), (1, 512), (1, 2048), (1, 8192), (1, 32768), (32, 256), (8, 1024), (64, 16)]
+SHORT = [(1, 1), (1, 16), (1, 32), (1, 64), (1, 128), (8, 16), (64, 16), (64, 64)]
 BFLOAT16 = torch.bfloat16
 
 
@@ -115,7 +117,7 @@ def bench_rule(dims: GdnDims, count: int, length: int, peer: Any) -> dict[str, A
     return row
 
 
-def bench_mixer(dims: GdnDims, count: int, length: int) -> dict[str, Any]:
+def bench_mixer(dims: GdnDims, count: int, length: int, chunk_length: int) -> dict[str, Any]:
     HV, K, V, T = dims.num_value_heads, dims.key_dim, dims.value_dim, count * length
     bytes_of_a_call = (dims.packed_width + HV * V) * 2 * T + 2 * count * HV * K * V * 4
     n = rounds(bytes_of_a_call)
@@ -125,21 +127,21 @@ def bench_mixer(dims: GdnDims, count: int, length: int) -> dict[str, Any]:
     )  # fmt: skip
     state = torch.zeros(n * count, HV, V, K, device="cuda")
     conv = torch.zeros(n * count, dims.conv_width, dims.conv_channels, device="cuda", dtype=BFLOAT16)
-    chunk_length = chunk_length_for(dims, BFLOAT16)
     calls: list[Callable[[], object]] = []
     for i in range(n):
         packed, out = normal(T, dims.packed_width), normal(T, HV * V)
         step = prompts(count, length, chunk_length, i * count)
         calls.append(lambda a=(packed, weights, conv, state, step, dims, out): gdn_prefill(*a))
     return {
-        "scope": "mixer", "sequences": count, "tokens": length, "calls": n, "bytes": bytes_of_a_call,
+        "scope": "mixer", "sequences": count, "tokens": length, "chunk_length": chunk_length, "calls": n,
+        "bytes": bytes_of_a_call,
         "samples_us": samples_us(calls), "host_us": host_us(calls[0]), "peak_bytes": peak_bytes(calls[0]),
     }  # fmt: skip
 
 
-def line(row: dict[str, Any], rate: float) -> str:
+def line(row: dict[str, Any], chunk_length: int, rate: float) -> str:
     ours = statistics.median(row["samples_us"])
-    cells = [row["scope"], f"{row['sequences']} x {row['tokens']}", f"{ours:.1f}"]
+    cells = [row["scope"], f"{row['sequences']} x {row['tokens']}", str(chunk_length), f"{ours:.1f}"]
     if "peer_samples_us" in row:
         theirs = statistics.median(row["peer_samples_us"])
         cells += [f"{theirs:.1f}", f"{theirs / ours:.2f} x"]
@@ -156,6 +158,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, nargs=2, default=(16, 32))
     parser.add_argument("--peer", choices=("fla", "none"), default="none")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--chunk-lengths", type=int, nargs="+")
     options = parser.parse_args()
     peer, versions = None, {}
     if options.peer == "fla":
@@ -165,19 +168,25 @@ def main() -> None:
         versions["fla"] = fla.__version__
     dims = GdnDims(*options.heads, 128, 128, conv_width=4, eps=1e-6)
     rate = copy_rate()
-    record = facts(
-        f"python -m bench.gdn_prefill --heads {dims.num_key_heads} {dims.num_value_heads} --peer {options.peer}"
-    )
+    chunk_length = chunk_length_for(dims, BFLOAT16)
+    words = [f"--heads {dims.num_key_heads} {dims.num_value_heads}"]
+    if options.chunk_lengths:
+        words.append("--chunk-lengths " + " ".join(map(str, options.chunk_lengths)))
+        runs = [("mixer", *shape, length) for shape in SHORT for length in options.chunk_lengths]
+    else:
+        words.append(f"--peer {options.peer}")
+        runs = [(scope, *shape, chunk_length) for scope in ("rule", "mixer") for shape in SHAPES]
+    record = facts("python -m bench.gdn_prefill " + " ".join(words))
     record |= versions | {"copy_bytes_per_s": rate, "heads": list(options.heads), "rows": []}
     print(f"{record['gpu']}, torch {record['torch']}, triton {record['triton']}, copy {rate / 1e12:.2f} TB/s")
-    print("| scope | sequences x tokens | us | peer us | | host us | peak MiB | peer host us | peer peak MiB |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for scope in ("rule", "mixer"):
-        for count, length in SHAPES:
-            row = bench_rule(dims, count, length, peer) if scope == "rule" else bench_mixer(dims, count, length)
-            record["rows"].append(row)
-            print(line(row, rate), flush=True)
-            torch.cuda.empty_cache()
+    print("| scope | sequences x tokens | chunk | us | peer us | | host us | peak MiB | peer host us | peer peak MiB |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    for scope, count, length, chunk in runs:
+        rule = scope == "rule"
+        row = bench_rule(dims, count, length, peer) if rule else bench_mixer(dims, count, length, chunk)
+        record["rows"].append(row)
+        print(line(row, chunk, rate), flush=True)
+        torch.cuda.empty_cache()
     if options.out:
         options.out.write_text(json.dumps(record) + "\n")
 

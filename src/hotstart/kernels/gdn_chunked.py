@@ -152,7 +152,7 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: boo
             "BLOCK_W": triton.next_power_of_2(W),
             "num_warps": tiles.conv.warps,
         },
-        prep={**chunk, **gates, "HEADS": tiles.prep.heads, "num_warps": tiles.prep.warps, "maxnreg": tiles.prep.registers},
+        prep={**chunk, **gates, "num_warps": tiles.prep.warps, "maxnreg": tiles.prep.registers},
         cuts=Cuts(scan(*few, False), scan(*few, engine), scan(*many, False), scan(*many, engine)),
         norm={
             **rows,
@@ -264,7 +264,7 @@ def _rule(
 ) -> None:
     """What both ops share: from q, k and v to the rule's outputs and states, for the i-th slab."""
     HV, chunks, span = at.dims.num_value_heads, prefill.chunks, (slab.begin, slab.end)
-    programs = (slab.end - slab.begin) * (HV // at.prep["HEADS"])
+    programs = (slab.end - slab.begin) * HV
     launch_prep((programs,), q, k, *gates, work.z, work.x, work.factors, work.decays, chunks, slab.begin, **at.prep)
     tiles, options = choose(at, slab)
     if options["TMA"]:

@@ -59,7 +59,9 @@ def _gdn_conv_kernel(
     o_d, o_w = d + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_W)
     b_w = tl.load(weight_ptr + (o_d[None, :] * W + o_w[:, None]), (o_w < W)[:, None], 0.0).to(tl.float32)
     if OVERLAP:
-        gdc_wait()
+        # The slab before shares nothing with this one, but for the slots of sequences that ended in it.
+        if first_chunk == 0:
+            gdc_wait()
         gdc_launch_dependents()
     i_c = tl.program_id(0).to(tl.int64) // NUM_BLOCKS
     p_chunk = chunks_ptr + (first_chunk + i_c) * 4
@@ -104,6 +106,8 @@ def _gdn_conv_kernel(
         for j in tl.static_range(W):
             u += xs[i + j].to(tl.float32) * ws[j]
         tl.store(p_u + i * stride, silu(u).to(v_ptr.dtype.element_ty), (o_r + i < n)[:, None])
+    if OVERLAP:
+        gdc_wait()  # who waits for this kernel waits for all before it
 
 
 launch_conv = Launcher(_gdn_conv_kernel, warmup=warmup)

@@ -61,9 +61,6 @@ def _gdn_norm_kernel(
     OVERLAP: tl.constexpr,
 ):
     """Programs: chunk x BLOCK_T rows x value head, then sequence x BLOCK_D channels of the convolution."""
-    if OVERLAP:
-        gdc_wait()
-        gdc_launch_dependents()
     CHANNELS: tl.constexpr = 2 * H * K + HV * V
     NUM_BLOCKS: tl.constexpr = (CHANNELS + BLOCK_D - 1) // BLOCK_D
     num_norms = (slab_end - slab_begin) * (C // BLOCK_T * HV)
@@ -78,14 +75,20 @@ def _gdn_norm_kernel(
         m_v = o_v < V
         m_o = (o_t < left)[:, None] & m_v[None, :]
         p_o = o_ptr + (token * HV + i_hv) * V + (o_t[:, None] * (HV * V) + o_v[None, :])
-        b_o = tl.load(p_o, m_o, 0.0).to(O_TYPE, bitcast=o_ptr.dtype.element_ty != O_TYPE).to(tl.float32)
         p_z = packed_ptr + token * ROW + CHANNELS + i_hv * V + (o_t[:, None] * ROW + o_v[None, :])
         b_z = tl.load(p_z, m_o, 0.0).to(tl.float32)
         b_w = tl.load(weight_ptr + o_v, m_v, 0.0)
+        if OVERLAP:
+            gdc_wait()
+            gdc_launch_dependents()
+        b_o = tl.load(p_o, m_o, 0.0).to(O_TYPE, bitcast=o_ptr.dtype.element_ty != O_TYPE).to(tl.float32)
         scale = tl.rsqrt(tl.sum(b_o * b_o, 1) * (1.0 / V) + eps)
         b_y = b_o * scale[:, None] * b_w[None, :] * silu(b_z)
         tl.store(p_o, b_y.to(o_ptr.dtype.element_ty), m_o)
     else:
+        if OVERLAP:
+            gdc_wait()
+            gdc_launch_dependents()
         i_p -= num_norms
         i_n = first_sequence + i_p // NUM_BLOCKS
         begin = tl.load(cu_chunks_ptr + i_n)

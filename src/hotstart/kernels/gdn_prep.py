@@ -31,30 +31,32 @@ L2_EPS = tl.constexpr(1e-6)
 
 
 @triton.jit
-def _join(t, a, i, j, b: tl.constexpr, HALF: tl.constexpr):
-    """From the inverses of diagonal blocks of b tokens to those of 2 b."""
+def _join(t, a, i, j, b: tl.constexpr):
+    """From the inverses of diagonal blocks of b tokens, all that t has, to those of 2 b.  All of a may come along."""
+    half = a.dtype
+    step = tl.dot(t.to(half), a, input_precision="tf32x3")
+    step = tl.dot(step.to(half), t.to(half), input_precision="tf32x3")
     corner = (i // (2 * b) == j // (2 * b)) & (i // b > j // b)
-    step = tl.dot(t.to(HALF), tl.where(corner, a, 0.0).to(HALF), input_precision="tf32x3")
-    return t - tl.dot(step.to(HALF), t.to(HALF), input_precision="tf32x3")
+    return t - tl.where(corner, step, 0.0)
 
 
 @triton.jit
-def _solve(a, C: tl.constexpr, HALF: tl.constexpr):
-    """(I + a)^-1 for a strictly lower a, [C, C]."""
+def _solve(a, C: tl.constexpr):
+    """(I + strictly_lower(a))^-1: of a, [C, C], nothing else is looked at."""
     B: tl.constexpr = C // 16
     o_c = tl.arange(0, C)
     # The diagonal blocks of 16, out of the square and back into it.
     on_diagonal = tl.arange(0, B)[:, None, None, None] == tl.arange(0, B)[None, None, :, None]
     i3, j3 = tl.arange(0, 16)[None, :, None], tl.arange(0, 16)[None, None, :]
     a3 = tl.sum(tl.where(on_diagonal, tl.reshape(a, [B, 16, B, 16]), 0.0), 2)
-    t3 = tl.where(i3 == j3, 1.0, 0.0) - tl.where(i3 // 2 == j3 // 2, a3, 0.0).to(tl.float32)
+    t3 = tl.where(i3 == j3, 1.0, 0.0) - tl.where((i3 // 2 == j3 // 2) & (i3 > j3), a3, 0.0).to(tl.float32)
     for level in tl.static_range(1, 4):
-        t3 = _join(t3, a3, i3, j3, 1 << level, HALF)
-    t = tl.where(on_diagonal, tl.reshape(t3.to(HALF), [B, 16, 1, 16]), 0.0)
+        t3 = _join(t3, a3, i3, j3, 1 << level)
+    t = tl.where(on_diagonal, tl.reshape(t3.to(a.dtype), [B, 16, 1, 16]), 0.0)
     t = tl.reshape(t, [C, C]).to(tl.float32)
     for level in tl.static_range(4, 7):
         if 1 << level < C:
-            t = _join(t, a, o_c[:, None], o_c[None, :], 1 << level, HALF)
+            t = _join(t, a, o_c[:, None], o_c[None, :], 1 << level)
     return t
 
 
@@ -77,7 +79,6 @@ def _gdn_prep_kernel(
     K: tl.constexpr,
     C: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    HEADS: tl.constexpr,
     BY_CHUNK: tl.constexpr,
     GATES: tl.constexpr,
     GATE_ROW: tl.constexpr,
@@ -86,12 +87,11 @@ def _gdn_prep_kernel(
     HALF: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Program: chunk x HEADS value heads of one key head, which share k k^T and q k^T."""
-    if OVERLAP:
+    """Program: chunk x value head.  BY_CHUNK: after the convolution, which writes q and k but no gates."""
+    if OVERLAP and not BY_CHUNK:
         gdc_wait()
-        gdc_launch_dependents()
-    i_c = tl.program_id(0).to(tl.int64) // (HV // HEADS)
-    first_hv = tl.program_id(0) % (HV // HEADS) * HEADS
+    i_c = tl.program_id(0).to(tl.int64) // HV
+    i_hv = tl.program_id(0) % HV
     p_chunk = chunks_ptr + (first_chunk + i_c) * 4
     token = tl.load(p_chunk + 1).to(tl.int64)
     n = tl.load(p_chunk + 2)
@@ -100,46 +100,52 @@ def _gdn_prep_kernel(
     i, j = o_c[:, None], o_c[None, :]
     dot = x_ptr.dtype.element_ty
 
+    # Both gates of a token in one tile, since a smaller one would be loaded and computed once more in each layout.
+    p_gate = token * GATE_ROW + i_hv + o_c[:, None] * GATE_ROW
+    is_g = tl.arange(0, 2)[None, :] == 1
+    p_gate = tl.where(is_g, g_ptr + (p_gate + G_OFFSET), beta_ptr + (p_gate + BETA_OFFSET))
+    b_gates = tl.load(p_gate, m_c[:, None], 0.0)
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
     row = i_c * C if BY_CHUNK else token
-    o_qk = row * (H * K) + first_hv // (HV // H) * K + (o_c[:, None] * (H * K) + o_k[None, :])
+    o_qk = row * (H * K) + i_hv // (HV // H) * K + (o_c[:, None] * (H * K) + o_k[None, :])
     m_qk = m_c[:, None] & (o_k < K)[None, :]
     k = tl.load(k_ptr + o_qk, m_qk, 0.0).to(dot)
     q = tl.load(q_ptr + o_qk, m_qk, 0.0).to(dot)
+
+    beta, g = tl.split(b_gates.to(tl.float32))
+    if GATES:
+        beta = tl.where(m_c, tl.sigmoid(beta), 0.0)
+        g += tl.load(dt_bias_ptr + i_hv)
+        softplus = tl.where(g > 20.0, g, tl.log(1.0 + tl.exp(tl.minimum(g, 20.0))))
+        g = tl.where(m_c, -tl.exp(tl.load(A_log_ptr + i_hv)) * softplus, 0.0)
+    # Less than 2^-126 is nothing in float32; the smaller the sum, the more digits its differences have.
+    g = tl.maximum(g * LOG2E, -126.0)
+    total, last = tl.cumsum(g, 0), tl.sum(g, 0)
+    # beta scales columns of both products, as exp(-G) does: it joins the column's exponent.
+    shrunk = total - tl.log2(tl.maximum(beta, 1e-37))
+
     kk = tl.dot(k, tl.trans(k), input_precision="tf32x3")
     k_norm = tl.rsqrt(tl.sum(tl.where(i == j, kk, 0.0), 1) + L2_EPS)
-    kk = tl.where(i > j, kk * k_norm[:, None] * k_norm[None, :], 0.0)
+    a = kk * (beta * k_norm)[:, None] * k_norm[None, :]
+    t = (_solve(a.to(HALF), C) * k_norm[:, None]).to(dot)
     squares = tl.sum(tl.where(i == j, tl.dot(q, tl.trans(q), input_precision="tf32x3"), 0.0), 1)
     q_norm = tl.log2(tl.rsqrt(squares + L2_EPS) * K**-0.5)
     qk = tl.where(i >= j, tl.dot(q, tl.trans(k), input_precision="tf32x3"), 0.0).to(dot)
-
-    for i_hv in range(first_hv, first_hv + HEADS):
-        p_gate = token * GATE_ROW + i_hv
-        g = tl.load(g_ptr + p_gate + G_OFFSET + o_c * GATE_ROW, m_c, 0.0).to(tl.float32)
-        beta = tl.load(beta_ptr + p_gate + BETA_OFFSET + o_c * GATE_ROW, m_c, 0.0).to(tl.float32)
-        if GATES:
-            beta = tl.where(m_c, tl.sigmoid(beta), 0.0)
-            g += tl.load(dt_bias_ptr + i_hv)
-            softplus = tl.where(g > 20.0, g, tl.log(1.0 + tl.exp(tl.minimum(g, 20.0))))
-            g = tl.where(m_c, -tl.exp(tl.load(A_log_ptr + i_hv)) * softplus, 0.0)
-        # Less than 2^-126 is nothing in float32; the smaller the sum, the more digits its differences have.
-        g = tl.maximum(g * LOG2E, -126.0)
-        total, last = tl.cumsum(g, 0), tl.sum(g, 0)
-
-        t = _solve((kk * beta[:, None]).to(HALF), C, HALF)
-        t = (t * k_norm[:, None] * beta[None, :]).to(dot)
-        # The norm of q is one more factor of a row, so it joins the row's exponent.
-        grown = total + q_norm
-        # Masked before exp2: above the diagonal the exponents are positive and overflow.
-        gates = tl.exp2(tl.where(i >= j, grown[:, None] - total[None, :], float("-inf")))
-        x = tl.dot(qk, t, input_precision="tf32x3") * gates
-        z = tl.dot(tl.trans(k), t, input_precision="tf32x3") * tl.exp2(last - total)[None, :]
-        block = i_c * HV + i_hv
-        tl.store(x_ptr + block * (C * C) + (i * C + j), x.to(dot))
-        tl.store(z_ptr + block * (K * C) + (o_k[:, None] * C + o_c[None, :]), z.to(dot), (o_k < K)[:, None])
-        p_factor = factors_ptr + block * (2 * C) + o_c
-        tl.store(p_factor, tl.exp2(total) * k_norm)
-        tl.store(p_factor + C, tl.exp2(grown))
-        tl.store(decays_ptr + block, tl.exp2(last))
+    # The norm of q is one more factor of a row, so it joins the row's exponent.
+    grown = total + q_norm
+    # Masked before exp2: above the diagonal the exponents are positive and overflow.
+    gates = tl.exp2(tl.where(i >= j, grown[:, None] - shrunk[None, :], float("-inf")))
+    x = tl.dot(qk, t, input_precision="tf32x3") * gates
+    z = tl.dot(tl.trans(k), t, input_precision="tf32x3") * tl.exp2(last - shrunk)[None, :]
+    block = i_c * HV + i_hv
+    tl.store(x_ptr + block * (C * C) + (i * C + j), x.to(dot))
+    tl.store(z_ptr + block * (K * C) + (o_k[:, None] * C + o_c[None, :]), z.to(dot), (o_k < K)[:, None])
+    p_factor = factors_ptr + block * (2 * C) + o_c
+    tl.store(p_factor, tl.exp2(total) * k_norm)
+    tl.store(p_factor + C, tl.exp2(grown))
+    tl.store(decays_ptr + block, tl.exp2(last))
 
 
 launch_prep = Launcher(_gdn_prep_kernel, warmup=warmup)

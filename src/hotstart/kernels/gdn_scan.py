@@ -53,9 +53,6 @@ def _gdn_scan_kernel(
     OVERLAP: tl.constexpr,
 ):
     """Program: sequence x value head x tile of V.  TMA: tiles come by the copy engine, which masks nothing."""
-    if OVERLAP:
-        gdc_wait()
-        gdc_launch_dependents()
     NV: tl.constexpr = (V + BLOCK_V - 1) // BLOCK_V
     i_v = tl.program_id(0) % NV
     i_hv = tl.program_id(0) // NV % HV
@@ -65,6 +62,8 @@ def _gdn_scan_kernel(
     begin = tl.maximum(sequence_begin, slab_begin)
     end = tl.minimum(sequence_end, slab_end)
     if begin >= end:
+        if OVERLAP:
+            gdc_wait()
         return
     dot = z_ptr.dtype.element_ty
     o_c = tl.arange(0, C)
@@ -80,6 +79,10 @@ def _gdn_scan_kernel(
     else:
         s = tl.load(carry_in_ptr + i_hv * (V * K) + o_s, m_s, 0.0)
 
+    # No kernel since the scan before writes a state.
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
     # Offsets inside a chunk are the same for all chunks: only scalars move in the loop.
     o_qk = o_c[:, None] * (H * K) + o_k[None, :]
     o_vo = o_c[:, None] * (HV * V) + o_v[None, :]
@@ -137,8 +140,9 @@ def _gdn_scan_kernel(
         decay = tl.load(p_decay)
         operand = s.to(dot)
         r = tl.trans(v).to(tl.float32) - tl.dot(operand, tl.trans(k), input_precision="tf32x3") * k_factor[None, :]
-        if TMA:
-            r = tl.where(m_c[None, :], r, 0.0)
+        if TMA:  # noqa: SIM102 - this one is settled at compile time
+            if left < C:
+                r = tl.where(m_c[None, :], r, 0.0)
         r = r.to(dot)
         o = tl.dot(operand, tl.trans(q), input_precision="tf32x3") * q_factor[None, :]
         s = tl.dot(r, tl.trans(z), s * decay, input_precision="tf32x3")

@@ -50,7 +50,6 @@ class ConvTiles:
 
 @dataclass(frozen=True, slots=True)
 class PrepTiles:
-    heads: int  # value heads of a program, which share a key head
     warps: int
     registers: int | None  # a thread; None leaves it to the compiler
 
@@ -114,13 +113,11 @@ def _trial(space: LaunchSpace, shape: RuleShape, lengths: tuple[int, ...]) -> Tr
 
 
 def _conv_candidates(target: Target, shape: RuleShape) -> tuple[ConvTiles, ...]:
-    return tuple(ConvTiles(*c) for c in ((128, 8, 4), (256, 16, 4), (64, 4, 4), (64, 8, 2)))
+    return tuple(ConvTiles(*c) for c in ((64, 4, 4), (128, 4, 8), (256, 16, 4), (64, 8, 2)))
 
 
 def _prep_candidates(target: Target, shape: RuleShape) -> tuple[PrepTiles, ...]:
-    group = shape.value_heads // shape.key_heads
-    found = (PrepTiles(heads, 4, registers) for registers in (168, 128, None) for heads in (1, group))
-    return tuple(dict.fromkeys(found))
+    return PrepTiles(4, 128), PrepTiles(4, 168), PrepTiles(4, None), PrepTiles(8, None)
 
 
 def _scan_candidates(target: Target, shape: RuleShape) -> tuple[ScanTiles, ...]:

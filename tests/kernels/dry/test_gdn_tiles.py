@@ -52,7 +52,9 @@ def test_both_cuts_of_the_scan_compute_alike(name):
 
 def test_what_tuning_chose_is_what_is_warmed_and_served(monkeypatch):
     checker = Checker(parse_model_config(CONFIGS["moe"], {}), dtype="bfloat16")
-    monkeypatch.setattr(gdn_tiles._conv, "candidates", lambda target, shape: (ConvTiles(64, 4, 4), ConvTiles(128, 8, 4)))
+    monkeypatch.setattr(
+        gdn_tiles._conv, "candidates", lambda target, shape: (ConvTiles(64, 4, 4), ConvTiles(128, 8, 4))
+    )
     monkeypatch.setattr(tune, "TUNABLES", list(OURS))
     for tunable in OURS[1:]:
         first = tunable.candidates

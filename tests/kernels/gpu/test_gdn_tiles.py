@@ -28,9 +28,7 @@ def prefill(packed, weights, conv, state, step, dims, **keywords):
     return out.cpu(), conv.cpu(), state.cpu()
 
 
-@pytest.mark.parametrize(
-    "tunable", [gdn_tiles._conv, gdn_tiles._prep, gdn_tiles._scan], ids=lambda t: t.name
-)
+@pytest.mark.parametrize("tunable", [gdn_tiles._conv, gdn_tiles._prep, gdn_tiles._scan], ids=lambda t: t.name)
 def test_every_candidate_is_right_and_its_cuts_agree(tunable):
     case = inputs((4, 12))
     wanted = expected(*case)
