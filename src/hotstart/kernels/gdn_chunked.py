@@ -1,8 +1,8 @@
 """gdn_prefill(): the mixer between its projections, for spans of many tokens; gated_delta_rule_chunked(): its core.
 
-Five kernels for each slab of chunks, one after the other: conv (gdn_conv.py), solve and apply (gdn_prep.py), scan
-(gdn_scan.py), gated norm (gdn_norm.py).  The core needs the middle three.  The mathematics is in gdn_prep.py, its
-reference in gdn.py.
+Four kernels for each slab of chunks, one after the other: conv (gdn_conv.py), prep (gdn_prep.py), scan (gdn_scan.py),
+gated norm (gdn_norm.py).  The core needs the middle two.  The mathematics is in gdn_prep.py, its reference in gdn.py.
+From sm_90 on a kernel starts while the one before it ends, loads what that one does not write, and waits only then.
 
 Tiles follow from the model and the GPU (gdn_tiles.py).  Only the scan has several cuts, by how many sequences and heads
 it walks at once, and how far.  All compute every element in the same way, so the choice changes no bit.
@@ -11,7 +11,7 @@ it walks at once, and how far.  All compute every element in the same way, so th
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -26,7 +26,7 @@ from hotstart.kernels.gdn_prep import launch_prep
 from hotstart.kernels.gdn_scan import launch_scan
 from hotstart.kernels.gdn_tiles import mixer_tiles, scan_bytes, scan_stages
 from hotstart.kernels.gdn_workspace import Slab, Workspace, slab_limit, slabs
-from hotstart.kernels.launch import LaunchSpace, launches_overlap
+from hotstart.kernels.launch import BoundLaunch, LaunchSpace, launches_overlap
 from hotstart.kernels.ops import GdnDims, GdnWeights, PrefillStep
 from hotstart.kernels.tiles import choices_made
 
@@ -71,7 +71,8 @@ class Cut(NamedTuple):
     """One way for the scan to cut V, and to bring its tiles."""
 
     tiles: int
-    options: dict[str, Any]
+    engine: bool
+    launch: BoundLaunch
 
 
 class Cuts(NamedTuple):
@@ -84,7 +85,7 @@ class Cuts(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """Constexprs and options of each kernel."""
+    """Launches of each kernel, and what their grids follow from."""
 
     dims: GdnDims
     gpu: Gpu
@@ -92,10 +93,10 @@ class Constants(NamedTuple):
     slab_chunks: int
     conv_blocks: int
     tail_blocks: int
-    conv: dict[str, Any]
-    prep: dict[str, Any]
+    conv: BoundLaunch
+    prep: BoundLaunch
     cuts: Cuts
-    norm: dict[str, Any]
+    norm: BoundLaunch
 
 
 @functools.cache
@@ -135,7 +136,7 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: boo
             "STAGES": scan_stages(K, C, dtype.itemsize, width, most, gpu.shared_bytes),
             "num_warps": warps,
         }
-        return Cut(-(-V // width), options)
+        return Cut(-(-V // width), tma, launch_scan.bind(**options))
 
     few, many = (tiles.scan.narrow, tiles.scan.narrow_warps), (tiles.scan.wide, tiles.scan.wide_warps)
     return Constants(
@@ -145,24 +146,24 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: boo
         slab_limit(dims, C, operand.itemsize),
         dims.conv_channels // block_d,
         triton.cdiv(dims.conv_channels, _TAIL_CHANNELS),
-        conv={
+        conv=launch_conv.bind(
             **rows,
-            "BLOCK_D": block_d,
-            "RUN": min(tiles.conv.run, C),
-            "BLOCK_W": triton.next_power_of_2(W),
-            "num_warps": tiles.conv.warps,
-        },
-        prep={**chunk, **gates, "num_warps": tiles.prep.warps, "maxnreg": tiles.prep.registers},
+            BLOCK_D=block_d,
+            RUN=min(tiles.conv.run, C),
+            BLOCK_W=triton.next_power_of_2(W),
+            num_warps=tiles.conv.warps,
+        ),
+        prep=launch_prep.bind(**chunk, **gates, num_warps=tiles.prep.warps, maxnreg=tiles.prep.registers),
         cuts=Cuts(scan(*few, False), scan(*few, engine), scan(*many, False), scan(*many, engine)),
-        norm={
+        norm=launch_norm.bind(
             **rows,
-            "BLOCK_T": _NORM_ROWS,
-            "BLOCK_V": block_v,
-            "BLOCK_D": _TAIL_CHANNELS,
-            "BLOCK_W": triton.next_power_of_2(W),
-            "O_TYPE": between,
-            "num_warps": 4,
-        },
+            BLOCK_T=_NORM_ROWS,
+            BLOCK_V=block_v,
+            BLOCK_D=_TAIL_CHANNELS,
+            BLOCK_W=triton.next_power_of_2(W),
+            O_TYPE=between,
+            num_warps=4,
+        ),
     )
 
 
@@ -216,13 +217,11 @@ def gdn_prefill(
     for i, slab in enumerate(todo):
         count = slab.end - slab.begin
         grid = (count * at.conv_blocks,)
-        launch_conv(
-            grid, packed, conv, weights.conv, work.q, work.k, out, chunks, slots[0], *bounds, slab.begin, **at.conv
-        )
+        at.conv(grid, packed, conv, weights.conv, work.q, work.k, out, chunks, slots[0], *bounds, slab.begin)
         _rule(i, slab, work.q, work.k, out, out, gates, state, prefill, work, at, choose)
         grid = (count * (C // _NORM_ROWS) * HV + slab.num_sequences * at.tail_blocks,)
         rest = prefill.cu_chunks, chunks, slab.first_sequence, slab.begin, slab.end
-        launch_norm(grid, packed, weights.norm, out, conv, *slots, *bounds, *rest, dims.eps, **at.norm)
+        at.norm(grid, packed, weights.norm, out, conv, *slots, *bounds, *rest, dims.eps)
 
 
 def gated_delta_rule_chunked(
@@ -265,15 +264,15 @@ def _rule(
     """What both ops share: from q, k and v to the rule's outputs and states, for the i-th slab."""
     HV, chunks, span = at.dims.num_value_heads, prefill.chunks, (slab.begin, slab.end)
     programs = (slab.end - slab.begin) * HV
-    launch_prep((programs,), q, k, *gates, work.z, work.x, work.factors, work.decays, chunks, slab.begin, **at.prep)
-    tiles, options = choose(at, slab)
-    if options["TMA"]:
+    at.prep((programs,), q, k, *gates, work.z, work.x, work.factors, work.decays, chunks, slab.begin)
+    cut = choose(at, slab)
+    if cut.engine:
         triton.set_allocator(_descriptor_memory)
-    launch_scan(
-        (slab.num_sequences * HV * tiles,),
+    cut.launch(
+        (slab.num_sequences * HV * cut.tiles,),
         q, k, v, o, work.z, work.x, work.factors, work.decays, state, work.carries[i % 2], work.carries[1 - i % 2],
         prefill.read_slots, prefill.write_slots, prefill.cu_seqlens, prefill.cu_chunks, slab.first_sequence, *span,
-        v.shape[0], **options,
+        v.shape[0],
     )  # fmt: skip
 
 

@@ -112,7 +112,6 @@ def _gdn_prep_kernel(
     o_qk = row * (H * K) + i_hv // (HV // H) * K + (o_c[:, None] * (H * K) + o_k[None, :])
     m_qk = m_c[:, None] & (o_k < K)[None, :]
     k = tl.load(k_ptr + o_qk, m_qk, 0.0).to(dot)
-    q = tl.load(q_ptr + o_qk, m_qk, 0.0).to(dot)
 
     beta, g = tl.split(b_gates.to(tl.float32))
     if GATES:
@@ -123,24 +122,24 @@ def _gdn_prep_kernel(
     # Less than 2^-126 is nothing in float32; the smaller the sum, the more digits its differences have.
     g = tl.maximum(g * LOG2E, -126.0)
     total, last = tl.cumsum(g, 0), tl.sum(g, 0)
-    # beta scales columns of both products, as exp(-G) does: it joins the column's exponent.
-    shrunk = total - tl.log2(tl.maximum(beta, 1e-37))
 
     kk = tl.dot(k, tl.trans(k), input_precision="tf32x3")
     k_norm = tl.rsqrt(tl.sum(tl.where(i == j, kk, 0.0), 1) + L2_EPS)
     a = kk * (beta * k_norm)[:, None] * k_norm[None, :]
-    t = (_solve(a.to(HALF), C) * k_norm[:, None]).to(dot)
+    # beta here, though it could join the gates: what is left would round alike in all columns where keys are the same.
+    t = (_solve(a.to(HALF), C) * k_norm[:, None] * beta[None, :]).to(dot)
+    q = tl.load(q_ptr + o_qk, m_qk, 0.0).to(dot)
     squares = tl.sum(tl.where(i == j, tl.dot(q, tl.trans(q), input_precision="tf32x3"), 0.0), 1)
     q_norm = tl.log2(tl.rsqrt(squares + L2_EPS) * K**-0.5)
     qk = tl.where(i >= j, tl.dot(q, tl.trans(k), input_precision="tf32x3"), 0.0).to(dot)
     # The norm of q is one more factor of a row, so it joins the row's exponent.
     grown = total + q_norm
     # Masked before exp2: above the diagonal the exponents are positive and overflow.
-    gates = tl.exp2(tl.where(i >= j, grown[:, None] - shrunk[None, :], float("-inf")))
+    gates = tl.exp2(tl.where(i >= j, grown[:, None] - total[None, :], float("-inf")))
     x = tl.dot(qk, t, input_precision="tf32x3") * gates
-    z = tl.dot(tl.trans(k), t, input_precision="tf32x3") * tl.exp2(last - shrunk)[None, :]
     block = i_c * HV + i_hv
     tl.store(x_ptr + block * (C * C) + (i * C + j), x.to(dot))
+    z = tl.dot(tl.trans(k), t, input_precision="tf32x3") * tl.exp2(last - total)[None, :]
     tl.store(z_ptr + block * (K * C) + (o_k[:, None] * C + o_c[None, :]), z.to(dot), (o_k < K)[:, None])
     p_factor = factors_ptr + block * (2 * C) + o_c
     tl.store(p_factor, tl.exp2(total) * k_norm)

@@ -113,11 +113,14 @@ def _trial(space: LaunchSpace, shape: RuleShape, lengths: tuple[int, ...]) -> Tr
 
 
 def _conv_candidates(target: Target, shape: RuleShape) -> tuple[ConvTiles, ...]:
-    return tuple(ConvTiles(*c) for c in ((64, 4, 4), (128, 4, 8), (256, 16, 4), (64, 8, 2)))
+    return tuple(ConvTiles(*c) for c in ((128, 8, 4), (64, 4, 4), (256, 16, 4), (64, 8, 2)))
 
 
 def _prep_candidates(target: Target, shape: RuleShape) -> tuple[PrepTiles, ...]:
-    return PrepTiles(4, 128), PrepTiles(4, 168), PrepTiles(4, None), PrepTiles(8, None)
+    few, most = PrepTiles(4, 128), PrepTiles(4, None)
+    # Where products take their operands from shared memory, few registers hold the rest.
+    first = (few, most) if target.arch in (90, 100, 103) else (most, few)
+    return *first, PrepTiles(4, 168), PrepTiles(8, None)
 
 
 def _scan_candidates(target: Target, shape: RuleShape) -> tuple[ScanTiles, ...]:
