@@ -89,7 +89,7 @@ def _gdn_conv_kernel(
             m_t = (o_t < 0) & (slot >= 0)
             b_old = tl.load(conv_ptr + slot * (W * CHANNELS) + (o_old[:, None] + o_d[None, :]), m_t[:, None], 0.0)
             olds = olds + (xs[j] + b_old,)  # type: ignore[assignment]  # noqa: RUF005 - likewise
-        xs = olds + xs[W - 1 :]  # type: ignore[assignment]
+        xs = olds + xs[W - 1 :]  # type: ignore[assignment]  # a tuple of Triton's
     ws = ()
     for j in tl.static_range(W):
         ws = ws + (tl.sum(tl.where(o_w[:, None] == j, b_w, 0.0), 0)[None, :],)  # type: ignore[assignment]  # noqa: RUF005 - likewise
