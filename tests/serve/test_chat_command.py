@@ -47,7 +47,13 @@ def test_with_an_engine_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys: Capt
 
 
 @pytest.mark.parametrize(
-    ("url", "words"), [("http://127.0.0.1:1", "nobody listens"), ("http://", "no server's address")]
+    ("url", "words"),
+    [
+        ("http://127.0.0.1:1", "nobody listens"),
+        ("http://", "no server's address"),
+        ("http://a:b", "no server's"),
+        ("unix:/nowhere", "nobody listens"),
+    ],
 )
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch, capsys: Capture, url: str, words: str) -> None:
     assert talk(monkeypatch, "a\n", url) == 2

@@ -52,7 +52,7 @@ def _run(arguments: argparse.Namespace) -> None:
     system: list[Message] = [{"role": "system", "content": arguments.system}] if arguments.system else []
     with ExitStack() as stack:
         talker: Talker
-        if "://" in target:
+        if "://" in target or target.startswith("unix:"):
             asked = {"chat_template_kwargs": template} if template else {}
             asked |= {"model": arguments.model_name} if arguments.model_name else {}
             talker = Server(target, arguments.api_key, {**wishes, **asked})

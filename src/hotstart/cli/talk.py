@@ -6,9 +6,11 @@ Both stream an answer in pieces, each told as reasoning or as text.
 import contextlib
 import http.client
 import json
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -56,24 +58,23 @@ class Server:
     """Any that speaks OpenAI's API.  `wishes` are fields of the request."""
 
     def __init__(self, url: str, key: str | None, wishes: Mapping[str, Any]) -> None:
-        parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"{url!r} is no server's address; write http://127.0.0.1:8000")
-        self.url = f"{parts.scheme}://{parts.netloc}"
-        self.name = self.url
-        self._parts = parts
+        self._connection = _connections(url)
+        self.name = self.url = url.removesuffix("/").removesuffix("/v1")
         self._headers = {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {})
         self._wishes = dict(wishes)
 
     def connect(self, on_loading: Callable[[str], None]) -> None:
         """Waits while the server says that it is loading.  Raises ConfigError if there is none."""
+        told = ""
         while True:
             status, body = self._get("/v1/models")
             if status == 200:
                 break
             if status != 503 or _code(body) != "loading":
                 raise ConfigError(f"{self.url}: {_message(status, body)}{_remedy(status)}")
-            on_loading(_message(status, body))
+            if (message := _message(status, body)) != told:
+                on_loading(message)
+                told = message
             time.sleep(LOADING_POLL_S)
         models = [str(model.get("id")) for model in body.get("data", [])]
         if models:
@@ -87,7 +88,7 @@ class Server:
                 raise RequestError(_message(answer.status, _read(answer)) + _remedy(answer.status))
             for line in answer:
                 if line.startswith(b"data: ") and line.strip() != b"data: [DONE]":
-                    yield from _pieces_of(json.loads(line.removeprefix(b"data: ")))
+                    yield from _pieces_of(_object(line.removeprefix(b"data: ")))
 
     def _get(self, path: str) -> tuple[int, dict[str, Any]]:
         with self._asked("GET", path) as answer:
@@ -100,19 +101,39 @@ class Server:
             connection.request(method, path, body, self._headers)
             yield connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, ConnectionRefusedError):
-                raise ConfigError(
-                    f"nobody listens at {self.url}; start one (hotstart serve MODEL), or name a model"
-                ) from error
+            if isinstance(error, ConnectionRefusedError | FileNotFoundError):
+                remedy = "start a server (hotstart serve MODEL), or name a model"
+                raise ConfigError(f"nobody listens at {self.url}; {remedy}") from error
             raise EngineDead(f"{self.url} does not answer: {error or type(error).__name__}") from error
         finally:
             connection.close()
 
-    def _connection(self) -> http.client.HTTPConnection:
-        host, port = str(self._parts.hostname), self._parts.port
-        if self._parts.scheme == "http":
-            return http.client.HTTPConnection(host, port, timeout=TIMEOUT_S)
-        return http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=ssl.create_default_context())
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(TIMEOUT_S)
+        self.sock.connect(self._path)
+
+
+def _connections(url: str) -> Callable[[], http.client.HTTPConnection]:
+    """Makes connections to a server's address.  Raises ConfigError if that is none."""
+    if url.startswith("unix:"):
+        return partial(_UnixConnection, url.removeprefix("unix:"))
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in ("http", "https"):
+        raise ConfigError(f"{url!r} is no server's address; write http://127.0.0.1:8000")
+    if parts.scheme == "http":
+        return partial(http.client.HTTPConnection, host, port, timeout=TIMEOUT_S)
+    return partial(http.client.HTTPSConnection, host, port, timeout=TIMEOUT_S, context=ssl.create_default_context())
 
 
 def _pieces(reasoning: str, text: str) -> Iterator[Piece]:
@@ -128,8 +149,13 @@ def _pieces_of(event: Mapping[str, Any]) -> Iterator[Piece]:
 
 
 def _read(answer: http.client.HTTPResponse) -> dict[str, Any]:
+    return _object(answer.read())
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    """{} for what is no JSON object: this server may be of any kind."""
     try:
-        found = json.loads(answer.read())
+        found = json.loads(text)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}
