@@ -62,12 +62,11 @@ def _run(arguments: argparse.Namespace) -> int:
         client = Client(engine)
         for suite in wanted:
             found[suite] = suites[suite](client)
-        found |= state(engine)
-    text = json.dumps(found, indent=1)
+            found |= state(engine)
+            if arguments.output is not None:  # what is measured is not lost to what comes after
+                arguments.output.write_text(json.dumps(found, indent=1) + "\n")
     if arguments.output is None:
-        print(text)
-    else:
-        arguments.output.write_text(text + "\n")
+        print(json.dumps(found, indent=1))
     return 0
 
 
