@@ -34,7 +34,7 @@ leaving them out does, and the command to paste instead; `--drop-unsupported` le
 is never left out.
 """
 OWN = ("positional arguments", "options")  # the groups that argparse makes
-SHARED = "engine"  # the group of flags that several commands have
+SHARED = "engine"  # how the groups of flags begin that several commands have
 
 
 def document() -> str:
@@ -49,11 +49,13 @@ def document() -> str:
             rows = list(_rows(actions, parser))
             if title == SHARED:
                 parts.append("And the [flags of the engine](#flags-of-the-engine).\n")
-            elif rows:
-                parts.append(_table(rows))
-    (actions,) = (actions for title, actions in commands[shared[0]].groups if title == SHARED)
+            elif rows and not title.startswith(SHARED):
+                parts += [f"**{title}**\n"] * bool(title) + [_table(rows)]
     named = ", ".join(f"`{name}`" for name in shared)
-    parts += ["## Flags of the engine\n", f"Of {named}.\n", _table(list(_rows(actions, commands[shared[0]])))]
+    parts += ["## Flags of the engine\n", f"Of {named}.\n"]
+    for title, actions in commands[shared[0]].groups:
+        if title.startswith(SHARED):
+            parts += [f"**{title}**\n", _table(list(_rows(actions, commands[shared[0]])))]
     return "\n".join([*parts, *_vllm()])
 
 

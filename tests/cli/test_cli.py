@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from hotstart.cli.flags import ENGINE_GROUPS
 from hotstart.cli.main import main
+from hotstart.cli.serve import SERVER_GROUPS
 from hotstart.config.engine import options
+from hotstart.config.options import options_of
+from hotstart.config.server import ServerConfig
 
 CHECKPOINT = str(Path(__file__).parents[2] / "checkpoints" / "tiny-qwen3.5")
 SMALL = ["--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "2", "--max-num-batched-tokens", "32"]
@@ -75,6 +79,12 @@ def test_every_wish_is_a_flag(capsys: Capture) -> None:
         assert all(option.flag in shown for option in options())
     with pytest.raises(SystemExit, match="2"):
         main(["generate", CHECKPOINT, "--max-sequences", "3"])
+
+
+def test_groups_of_flags_name_flags() -> None:
+    for groups, found in ((ENGINE_GROUPS, options()), (SERVER_GROUPS, options_of(ServerConfig))):
+        names = [name for group in groups.values() for name in group]
+        assert len(set(names)) == len(names) and set(names) <= {option.name for option in found}
 
 
 def test_help_and_version_need_no_torch() -> None:

@@ -1,7 +1,7 @@
 """Command-line flags, derived from EngineConfig's fields."""
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from hotstart.engine.phases import OnPhase
 
 __all__ = [
+    "ENGINE_GROUPS",
     "Commands",
     "add_engine_flags",
     "add_flags",
+    "add_grouped_flags",
     "engine_config",
     "engine_options",
     "given_options",
@@ -25,6 +27,33 @@ __all__ = [
 Commands = Any  # argparse names no public type for what add_subparsers returns
 
 
+ENGINE_GROUPS = {
+    "engine: checkpoint": ("tokenizer", "revision", "download_dir", "dtype", "load_format"),
+    "engine: limits": (
+        "max_model_len",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "block_size",
+        "enable_prefix_caching",
+    ),
+    "engine: memory": (
+        "cpu_memory",
+        "gpu_memory_utilization",
+        "device_memory_bytes",
+        "kv_cache_memory_bytes",
+        "reserve_bytes",
+        "mamba_ssm_cache_dtype",
+    ),
+    "engine: kernels": (
+        "kernel_backend",
+        "gdn_prefill_backend",
+        "gdn_chunk_length",
+        "tune",
+        "enforce_eager",
+        "cudagraph_capture_sizes",
+        "num_threads",
+    ),
+}
 MODEL = "folder of a checkpoint in Hugging Face's layout, or its name on the hub, such as Qwen/Qwen3.5-4B"
 
 
@@ -36,9 +65,8 @@ def add_engine_flags(parser: argparse.ArgumentParser, about_model: str = MODEL) 
         metavar="FILE",
         help="YAML with flags' names as keys; the command line and HOTSTART_... variables count more",
     )
-    group = parser.add_argument_group("engine")
-    add_flags(group, options())
-    group.add_argument(
+    groups = add_grouped_flags(parser, "engine", options(), ENGINE_GROUPS)
+    groups["engine"].add_argument(
         "--strict",
         dest="jit_monitor_mode",
         action="store_const",
@@ -46,6 +74,19 @@ def add_engine_flags(parser: argparse.ArgumentParser, about_model: str = MODEL) 
         default=argparse.SUPPRESS,
         help="the same as --jit-monitor-mode error",
     )
+
+
+def add_grouped_flags(
+    parser: argparse.ArgumentParser, rest: str, found: Iterable[Option], groups: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """By title; options that no group names are in the first one, `rest`."""
+    chosen = list(found)
+    named = {name for names in groups.values() for name in names}
+    made = {}
+    for title, names in {rest: [option.name for option in chosen if option.name not in named], **groups}.items():
+        made[title] = parser.add_argument_group(title)
+        add_flags(made[title], (option for option in chosen if option.name in names))
+    return made
 
 
 def add_flags(group: Any, found: Iterable[Option]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hotstart import log
 from hotstart.cli.banner import banner
-from hotstart.cli.flags import Commands, add_engine_flags, add_flags, engine_config, given_options
+from hotstart.cli.flags import Commands, add_engine_flags, add_grouped_flags, engine_config, given_options
 from hotstart.cli.settings import prepare
 from hotstart.config.hub import check_names
 from hotstart.config.options import options_of
@@ -20,7 +20,26 @@ from hotstart.config.server import API_KEY_VARIABLE, Keys, ServerConfig
 if TYPE_CHECKING:
     from hotstart.server.service import Service
 
-__all__ = ["add_command"]
+__all__ = ["SERVER_GROUPS", "add_command"]
+
+
+SERVER_GROUPS = {
+    "server: answers": (
+        "served_model_name",
+        "chat_template",
+        "default_chat_template_kwargs",
+        "generation_config",
+        "override_generation_config",
+    ),
+    "server: pages of other origins": ("allowed_origins", "allowed_methods", "allowed_headers", "allow_credentials"),
+    "server: limits": (
+        "max_num_queued_reqs",
+        "shutdown_timeout",
+        "sse_keep_alive_interval",
+        "engine_timeout",
+        "step_timeout",
+    ),
+}
 
 
 def add_command(commands: Commands) -> None:
@@ -28,8 +47,7 @@ def add_command(commands: Commands) -> None:
         "serve", help="answer OpenAI's API over HTTP", description=__doc__, prepare=partial(prepare, of_vllm=True)
     )
     add_engine_flags(parser)
-    group = parser.add_argument_group("server")
-    add_flags(group, options_of(ServerConfig))
+    group = add_grouped_flags(parser, "server", options_of(ServerConfig), SERVER_GROUPS)["server"]
     group.add_argument(
         "--api-key",
         action="extend",
