@@ -90,10 +90,10 @@ class Guides:
             if made.done():
                 del self._compiling[request.id]
                 error = made.exception()
-                if isinstance(error, GrammarError):
-                    yield request, InvalidSamplingParams(str(error))
-                else:
+                if error is None:
                     yield request, made.result()
+                else:
+                    yield request, InvalidSamplingParams(f"{error or type(error).__name__}")
 
     def bind(self, request_id: str, sequence_id: int, guide: _Guide) -> None:
         self._by_request[request_id] = sequence_id, guide

@@ -1,10 +1,13 @@
 """Grammars for a real tokenizer: what they accept, what they refuse, and that calls they force are read back."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hotstart.errors import CheckpointError, RequestError
 from hotstart.request import StructuredOutputsParams
@@ -37,9 +40,12 @@ TAG_CALL = (
 TAG_STOP = "<tool_call>\n<function=stop>\n</function>\n</tool_call>"
 
 
-@pytest.fixture(scope="module")
+ANY_GRAMMARS = Grammars(CHECKPOINT, 448, (397,))
+
+
+@pytest.fixture
 def grammars():
-    return Grammars(CHECKPOINT, 448, (397,))
+    return ANY_GRAMMARS
 
 
 def accepts(grammars, text, **wish):
@@ -94,6 +100,49 @@ def test_few_grammars_are_kept(grammars):
     for number in range(30):
         grammars.matcher(StructuredOutputsParams(choice=("x" * 200_000 + str(number),)))
     assert sum(map(len, grammars._cache)) <= 2**22 and len(grammars._cache) > 10
+
+
+KEYWORDS = ["type", "properties", "items", "enum", "const", "anyOf", "allOf", "required", "pattern", "$ref", "format"]
+KEYWORDS += ["minimum", "maxLength", "minItems", "additionalProperties", "prefixItems", "not", "$defs", "multipleOf"]
+VALUES = st.sampled_from(["object", "string", "integer", "array", "null", "#", "#/$defs/a", "date-time", "[a-", "a{9}"])
+VALUES |= st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
+SCHEMAS = st.recursive(
+    VALUES,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(KEYWORDS), inner, max_size=4)
+        | st.dictionaries(st.text(max_size=2), inner, max_size=2)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(KEYWORDS), SCHEMAS, max_size=4), st.randoms(use_true_random=False))
+def test_any_schema_is_followed_or_refused(schema, dice):
+    grammars = ANY_GRAMMARS
+    try:
+        matcher = grammars.matcher(StructuredOutputsParams(json=schema))
+    except GrammarError as error:
+        assert len(error.hint) < 200
+        return
+    masks = np.zeros((1, 16), np.int32)
+    for _ in range(30):
+        matcher.unsafe_compute_mask_ptr(masks.ctypes.data, masks.nbytes)
+        allowed = np.unpackbits(masks.view(np.uint8)[0], bitorder="little").nonzero()[0]
+        assert len(allowed) and max(allowed) < 400
+        assert matcher.consume_token(int(dice.choice(allowed))) or matcher.is_error()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.sampled_from(["a", ".", "*", "+", "?", "{2,9}", "(", ")", "[a-z]", "|", "\\d", "^", "$", "\\", "é"]))
+)
+def test_any_expression_is_followed_or_refused(parts):
+    for kind in ("regex", "grammar"):
+        if parts:
+            with contextlib.suppress(GrammarError):
+                ANY_GRAMMARS.matcher(StructuredOutputsParams(**{kind: "".join(parts)}))
 
 
 @pytest.mark.parametrize(("as_tags", "call", "stop"), [(False, JSON_CALL, JSON_STOP), (True, TAG_CALL, TAG_STOP)])
