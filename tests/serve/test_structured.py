@@ -100,6 +100,19 @@ def test_strict_tools_leave_an_answer_free(server: Server) -> None:
     assert made.choices[0].message.content == "714" and made.choices[0].finish_reason == "stop"
 
 
+def test_an_answer_of_a_shape_may_be_a_call_instead(server: Server) -> None:
+    for seed in range(4):
+        made = server.client.chat.completions.create(
+            model=MODEL, messages=USER, tools=TOOLS, response_format=FORMAT, temperature=2, seed=seed, max_tokens=150
+        )
+        message = made.choices[0].message
+        assert (message.content is None) == bool(message.tool_calls)
+        if message.content and made.choices[0].finish_reason == "stop":
+            check(message.content)
+        for call in message.tool_calls or ():
+            assert call.function.name in ("add", "sort")
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     *(({"response_format": value}, "response_format") for value in ("json", {"type": "xml"}, {"type": "json_schema"})),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format.json_schema"),

@@ -37,10 +37,12 @@ async def shape_of(service: Service, request: SamplingFields) -> StructuredOutpu
 
 async def shape_of_chat(service: Service, request: ChatRequest, prompt: str) -> StructuredOutputsParams | None:
     """A grammar begins where the answer does: after the reasoning.  Raises an ApiError that names the field."""
-    wish, calls = _wish(request), _calls(service, request)
-    if wish is not None and calls is not None and request.tool_choice not in (None, "auto"):
+    wish = _wish(request)
+    if wish is not None and request.tool_choice not in (None, "auto", "none"):
         raise bad_request(f"{wish[0]} and a tool_choice that forces a call exclude each other", wish[0])
-    wish = wish or calls
+    if wish is None or wish[0].startswith("response_format"):
+        # Whoever asks for JSON and has tools gets either.
+        wish = _calls(service, request, wish) or wish
     if wish is None:
         return None
     after = END if Thinking.after(prompt).is_inside else None
@@ -83,12 +85,12 @@ def _wish(request: SamplingFields) -> _Wish | None:
     return wishes[0] if wishes else None
 
 
-def _calls(service: Service, request: ChatRequest) -> _Wish | None:
-    """The grammar of a call that is forced, or of those of strict tools."""
+def _calls(service: Service, request: ChatRequest, answer: _Wish | None) -> _Wish | None:
+    """The grammar of a call that is forced, or stands beside an answer of some shape, or of those of strict tools."""
     tools, choice = request.tools or [], request.tool_choice
     if not tools or choice == "none":
         return None
-    forced = choice == "required" or isinstance(choice, NamedTool)
+    forced = choice == "required" or isinstance(choice, NamedTool) or answer is not None
     if not forced and not any(tool.function.strict for tool in tools):
         return None
     if isinstance(choice, NamedTool):
@@ -100,11 +102,12 @@ def _calls(service: Service, request: ChatRequest) -> _Wish | None:
             {tool.function.name: _arguments(tool, forced) for tool in tools},
             as_tags=template.calls_by_tags,
             forced=forced,
-            several=choice == "required" and request.parallel_tool_calls is not False,
+            several=not isinstance(choice, NamedTool) and request.parallel_tool_calls is not False,
+            answer=None if answer is None else answer[1].get("json", {"type": "object"}),
         )
     except RequestError as error:
         raise bad_request(str(error), "tools") from None
-    return "tools", {"grammar": grammar}
+    return ("tools" if answer is None else answer[0]), {"grammar": grammar}
 
 
 def _arguments(tool: Tool, forced: bool) -> Mapping[str, Any] | None:

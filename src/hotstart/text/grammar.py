@@ -17,12 +17,12 @@ from hotstart.errors import CheckpointError, InvalidSamplingParams
 from hotstart.request import MAX_GRAMMAR_CHARACTERS, StructuredOutputsParams
 from hotstart.text.tokenizer import special_tokens_of
 
-__all__ = ["GrammarError", "Grammars", "grammar_text"]
+__all__ = ["JSON_OPTIONS", "GrammarError", "Grammars", "grammar_text"]
 
 MAX_CACHED = 64
 MAX_CACHED_CHARACTERS = 2**22  # of their texts; what is compiled is some ten times as large
 # Between the parts of JSON one space, or a line's end and an indent: no answer is blanks for ever.
-_JSON_OPTIONS = {"whitespace_pattern": r"( |\n( {0,24}|\t{0,8}))?"}
+JSON_OPTIONS = {"whitespace_pattern": r"( |\n( {0,24}|\t{0,8}))?"}
 # Of JSON Schema: an error may repeat these, and no other words of a client.
 _KEYWORDS = re.compile(
     r"\"((?:all|any|one)Of|not|if|then|else|const|enum|type|pattern|format|required|contains|contentEncoding"
@@ -95,7 +95,7 @@ def grammar_text(wish: StructuredOutputsParams) -> tuple[str, str]:
 
 
 def _json_grammar(schema: str) -> str:
-    return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS)  # type: ignore[arg-type]  # its type is not exported
+    return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS)  # type: ignore[arg-type]  # its type is not exported
 
 
 _READERS: dict[str, Callable[[str], str]] = {

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from hotstart.errors import RequestError
+from hotstart.text.grammar import JSON_OPTIONS
 
 __all__ = ["tool_grammar"]
 
@@ -24,12 +25,17 @@ _ANY_PARAMETERS = '("<parameter=" /[A-Za-z0-9_.-]+/ ">\\n" text "\\n")*'
 
 
 def tool_grammar(
-    schemas: Mapping[str, Mapping[str, Any] | None], *, as_tags: bool, forced: bool, several: bool = True
+    schemas: Mapping[str, Mapping[str, Any] | None],
+    *,
+    as_tags: bool,
+    forced: bool,
+    several: bool = True,
+    answer: Mapping[str, Any] | None = None,
 ) -> str:
     """In Lark's notation.  `schemas`: of each tool's arguments, by its name; None: any arguments.
 
-    Forced, the answer is one call, or several; else it is free but for what stands in its calls.  Raises RequestError
-    for a name that no call could hold.
+    Forced, the answer is one call, or several, or JSON of `answer` where that is a schema; else it is free but for what
+    stands in its calls.  Raises RequestError for a name that no call could hold.
     """
     rules, names = [], []
     for number, (name, schema) in enumerate(schemas.items()):
@@ -41,7 +47,8 @@ def tool_grammar(
     rules.append(f'inner: "\\n" ({" | ".join(names)}) "\\n</tool_call>"\n')
     if forced:
         more = ' ("\\n" call)*' if several else ""
-        rules.append(f'call: "<tool_call>" inner\nstart: ("\\n" ("\\n")?)? call{more}\n')
+        other = "" if answer is None else f" | %json {json.dumps({**answer, 'x-guidance': JSON_OPTIONS})}"
+        rules.append(f'call: "<tool_call>" inner\nstart: ("\\n" ("\\n")?)? call{more}{other}\n')
     else:
         rules.append('begin[lazy]: ANY "<tool_call>"\nANY: /(.|\\n)*/\nrest: ANY\nstart: (begin inner)* rest\n')
     return _HEAD + "".join(rules) + (_TEXT if as_tags else "")

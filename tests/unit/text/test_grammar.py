@@ -155,6 +155,8 @@ def test_forced_calls_are_read_back(grammars, as_tags, call, stop):
     for wrong in ("Hello", "", call + " and", call.replace("limit", "size"), stop.replace("stop", "halt")):
         assert not forced(wrong), wrong
     assert not forced(call.replace("3", '"3"')) and not forced(call.removesuffix("</tool_call>"))
+    assert forced('{"sum": 3}', answer={"type": "object"}) and forced(call, answer={"type": "object"})
+    assert not forced("[3]", answer={"type": "object"})
     parser = ToolCalls(TOOLS)
     calls = joined(parser.push(call + "\n" + stop)[1] + parser.finish()[1])
     assert [one.name for one in calls] == ["find", "stop"] and json.loads(calls[0].arguments)["limit"] == 3
