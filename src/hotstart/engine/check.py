@@ -19,7 +19,6 @@ from hotstart.config.model import ModelConfig
 from hotstart.engine.device import CpuDevice
 from hotstart.engine.engine import Engine
 from hotstart.engine.graphs import DecodeGraphs
-from hotstart.engine.guides import Guides
 from hotstart.engine.inputs import BuiltStep, InputBuilder
 from hotstart.engine.limits import StepLimits
 from hotstart.engine.memory import solve
@@ -32,7 +31,7 @@ from hotstart.engine.scheduler import Scheduler
 from hotstart.engine.sizes import GpuSizes
 from hotstart.engine.sizing import Known, read_wishes, scheduler_limits
 from hotstart.engine.space import launch_space
-from hotstart.engine.stub import ReplayDevice
+from hotstart.engine.stub import AnyGuides, ReplayDevice
 from hotstart.engine.traffic import random_traffic
 from hotstart.kernels import dry, tune
 from hotstart.kernels.backends import Backend, ops_for
@@ -154,7 +153,9 @@ class Checker:
         model = build_model(self.config, self.ops, *self.dtypes, num_positions=at.max_model_len)
         fill_random(model, 0, partial(device.arena.allocate, "weights"))
         layout = model.layout(at.page_size)
-        inputs, sampler = _AlignedInputs(at, device), Sampler(model.logits, model.ops, at, device)
+        guides = AnyGuides()
+        inputs = _AlignedInputs(at, device, guides.fill)
+        sampler = Sampler(model.logits, model.ops, at, device)
 
         def runner(num_pages: int, num_slots: int, graphs: DecodeGraphs | None = None) -> Runner:
             cache = CacheTensors(layout, num_pages, num_slots, partial(device.arena.allocate, "cache"))
@@ -188,7 +189,7 @@ class Checker:
             device=device,
             vocab_size=self.config.vocab_size,
             memory_plan=plan,
-            guides=Guides(None),
+            guides=guides,
         )
 
 

@@ -18,12 +18,14 @@ from hotstart.errors import InvalidSamplingParams
 from hotstart.request import Request, StructuredOutputsParams, TokenEvent
 from hotstart.text.grammar import GrammarError, Grammars
 
-__all__ = ["Guides"]
+__all__ = ["Guide", "Guides"]
 
 MAX_THREADS = 8
 
 
-class _Guide:
+class Guide:
+    """One answer's grammar.  Before it has said `after` it is free."""
+
     def __init__(self, matcher: LLMatcher, after: str | None) -> None:
         self.matcher = matcher
         self._after = None if after is None else after.encode()
@@ -51,9 +53,9 @@ class Guides:
 
     def __init__(self, grammars: Grammars | None) -> None:
         self._grammars = grammars
-        self._compiling: dict[str, tuple[Request, Future[_Guide]]] = {}
-        self._by_request: dict[str, tuple[int, _Guide]] = {}
-        self._by_sequence: dict[int, _Guide] = {}
+        self._compiling: dict[str, tuple[Request, Future[Guide]]] = {}
+        self._by_request: dict[str, tuple[int, Guide]] = {}
+        self._by_sequence: dict[int, Guide] = {}
         self._compiler = ThreadPoolExecutor(1, "compile grammars")
         self._filler = ThreadPoolExecutor(1, "fill masks")
         self._masks = LLExecutor(max(1, min((os.cpu_count() or 1) // 2, MAX_THREADS)))
@@ -80,9 +82,9 @@ class Guides:
         """Raises InvalidSamplingParams where no request can have a grammar."""
         if self._grammars is None:
             raise InvalidSamplingParams("structured_outputs need the model's tokenizer.json, which is not there")
-        self._compiling[request.id] = request, self._compiler.submit(_Guide.of, self._grammars, wish)
+        self._compiling[request.id] = request, self._compiler.submit(Guide.of, self._grammars, wish)
 
-    def ready(self, timeout_s: float) -> Iterator[tuple[Request, _Guide | InvalidSamplingParams]]:
+    def ready(self, timeout_s: float) -> Iterator[tuple[Request, Guide | InvalidSamplingParams]]:
         """Requests whose grammar is compiled, or cannot be; waits for the first of them if none is."""
         if timeout_s:
             wait([made for _, made in self._compiling.values()], timeout_s, FIRST_COMPLETED)
@@ -95,7 +97,7 @@ class Guides:
                 else:
                     yield request, InvalidSamplingParams(f"{error or type(error).__name__}")
 
-    def bind(self, request_id: str, sequence_id: int, guide: _Guide) -> None:
+    def bind(self, request_id: str, sequence_id: int, guide: Guide) -> None:
         self._by_request[request_id] = sequence_id, guide
         self._by_sequence[sequence_id] = guide
 
@@ -129,7 +131,7 @@ class Guides:
         guides = [(self._by_sequence[sequence_id], row) for sequence_id, row in rows]
         return self._filler.submit(self._fill, guides, masks)
 
-    def _fill(self, guides: list[tuple[_Guide, int]], masks: NDArray[np.int32]) -> None:
+    def _fill(self, guides: list[tuple[Guide, int]], masks: NDArray[np.int32]) -> None:
         count, width = masks.shape
         assert self._grammars is not None, "a guide without grammars"
         for guide, row in guides:

@@ -7,21 +7,26 @@ as on a GPU, and what is recorded is called again where a graph would be replaye
 
 import random
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from hotstart.config.engine import EngineConfig
 from hotstart.engine.device import Arena, Fetched, Landing, Peak, Recorder, Staging
+from hotstart.engine.guides import Guide, Guides
 from hotstart.engine.meter import StepMeter
 from hotstart.engine.sizes import Budget, GpuSizes
+from hotstart.errors import InvalidSamplingParams
 from hotstart.kernels.backends import Backend
 from hotstart.kernels.gpus import Gpu
 from hotstart.kernels.watch import MemoryWatch
+from hotstart.request import Request, StructuredOutputsParams, TokenEvent
 
-__all__ = ["ReplayDevice"]
+__all__ = ["AnyGuides", "ReplayDevice"]
 
 _META = torch.device("meta")
 
@@ -128,3 +133,30 @@ class _StubRecorder:
         return self._arena.reserved_bytes()
 
     def forget(self) -> None: ...
+
+
+class AnyGuides(Guides):
+    """Every answer is of its grammar: which tokens may come changes no launch."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    @property
+    def can_guide(self) -> bool:
+        return True
+
+    def prepare(self, request: Request, wish: StructuredOutputsParams) -> None:
+        made: Future[Guide] = Future()
+        made.set_result(Guide(None, None))  # type: ignore[arg-type]  # nobody asks for its matcher
+        self._compiling[request.id] = request, made
+
+    def follow(self, events: Sequence[TokenEvent]) -> dict[str, InvalidSamplingParams]:
+        for event in events:
+            if event.finish_reason is not None:
+                self.drop(event.request_id)
+        return {}
+
+    def fill(self, rows: list[tuple[int, int]], masks: NDArray[np.int32]) -> Future[None]:
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done

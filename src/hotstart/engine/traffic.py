@@ -3,7 +3,7 @@
 import random
 
 from hotstart.engine.engine import Engine
-from hotstart.request import Request, SamplingParams
+from hotstart.request import Request, SamplingParams, StructuredOutputsParams
 
 __all__ = ["random_traffic"]
 
@@ -35,6 +35,7 @@ def _request(dice: random.Random, id: str, engine: Engine) -> Request:
     chunk = limits.chunk_length
     length = dice.choice((1, 2, 3, chunk, chunk + 1, int(2 ** dice.uniform(0, 14))))
     edited = dice.random() < 0.3
+    shape = StructuredOutputsParams(regex=".*") if engine.can_guide and dice.random() < 0.1 else None
     params = SamplingParams(
         temperature=dice.choice((0.0, 0.0, 0.8)),
         top_k=dice.choice((0, 0, 5)),
@@ -44,7 +45,8 @@ def _request(dice: random.Random, id: str, engine: Engine) -> Request:
         presence_penalty=dice.choice((0.0, 0.5)) if edited else 0.0,
         logit_bias={1: 2.0} if edited and dice.random() < 0.3 else None,
         bad_word_ids=((2,), (3, 4)) if edited and dice.random() < 0.3 else (),
-        allowed_token_ids=(0, 1, 5) if edited and dice.random() < 0.2 else None,
+        allowed_token_ids=(0, 1, 5) if edited and not shape and dice.random() < 0.2 else None,
+        structured_outputs=shape,
         seed=dice.randrange(100),
         max_tokens=dice.choice((1, 2, 5, 40)),
         min_tokens=dice.choice((0, 0, 1)),
