@@ -65,7 +65,9 @@ def add_command(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from hotstart.engine.progress import show_startup  # here, so that `--help` needs no server
+    from rich.console import Console  # here, so that `--help` takes no time
+
+    from hotstart.engine.progress import show_startup
     from hotstart.server.run import serve
 
     server = ServerConfig(**given_options(arguments, options_of(ServerConfig)))
@@ -81,7 +83,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
         def on_ready(service: "Service", url: str) -> None:
             progress.close()  # bars that are drawn anew ten times a second would cost the requests their time
+            console = Console(highlight=False, soft_wrap=True)
+            console.print("\n" * console.is_terminal, end="")
             for name, value in banner(service, url).items():
-                print(f"{name:<12} {value}", flush=True)
+                console.print(f"{name:<12} ", style="bold", end="")
+                console.print(value, markup=False)
 
         serve(config, server, keys, on_phase, on_ready)
