@@ -213,10 +213,9 @@ def gdn_decode(
     v, g, beta = v.view(n, H, -1), _exp(g).view(n, HV, 1, 1), beta.view(n, HV, 1)
     pieces = stretches(writes, max(1, SLAB_BYTES // (4 * HV * V * K)))
     if len(pieces) == 1 or 4 * n * HV * V * K < len(pieces) * MOVED_BYTES:
-        index = decode.write_slots[:n]
-        states = take(state, writes, index)
+        states = take(state, writes)
         o = _rule_step(q, k, v, g, beta, states)
-        store(state, writes, index, states)
+        store(state, writes, states)
     else:
         parts = [(q[i:j], k[i:j], v[i:j], g[i:j], beta[i:j], state[writes[i] : writes[i] + j - i]) for i, j in pieces]
         o = torch.cat([_rule_step(*part) for part in parts])
@@ -278,11 +277,10 @@ def gdn_prefill(
             batch = batch_of(lengths[first:last], L, W, packed.device)
             order = batch.order
             slots = tuple(writes[first + i] for i in order)
-            index = prefill.write_slots[first:last].index_select(0, batch.order_index)
-            states = take(state, slots, index)
+            states = take(state, slots)
             past = rings.index_select(0, ring_rows(slots, tuple(starts[first + i] for i in order), W, conv.device))
             past = _prefill_batch(*part, past, states, L, batch, dims, out[start:stop])
-            store(state, slots, index, states)
+            store(state, slots, states)
         slots, ends = (tuple(of[first + i] for i in order) for of in (writes, prefill.contexts))
         rings.index_copy_(0, ring_rows(slots, ends, W, conv.device), past)
         start = stop

@@ -32,7 +32,6 @@ class Batch:
     """Where the chunks of several spans lie: N spans of T tokens, R chunks of L tokens."""
 
     order: tuple[int, ...]  # spans with tokens, longest first
-    order_index: Tensor  # the same on the device
     counts: tuple[int, ...]  # how many chunks have index 0, 1, ...
     windows: Tensor  # [R * (W - 1 + L)]: rows of (conv states of the spans in order, oldest first | tokens)
     tails: Tensor  # [N * W]: rows of the same that are the new conv states
@@ -74,4 +73,4 @@ def batch_of(lengths: tuple[int, ...], chunk_length: int, conv_width: int, devic
     def index(values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=device)
 
-    return Batch(order, index(order), tuple(counts), index(windows), index(tails), index(tokens), index(places))
+    return Batch(order, tuple(counts), index(windows), index(tails), index(tokens), index(places))

@@ -6,6 +6,7 @@ A read slot of -1 is the zero state.  A sequence works in its write slot alone, 
 from functools import lru_cache
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 __all__ = ["bring", "store", "stretches", "take"]
@@ -34,17 +35,23 @@ def stretches(slots: tuple[int, ...], limit: int) -> tuple[tuple[int, int], ...]
     return tuple(parts)
 
 
-def take(pool: Tensor, slots: tuple[int, ...], index: Tensor) -> Tensor:
-    """The rows of `slots` (`index` on the device) [N, ...]: a view where they are consecutive, else a copy."""
+def take(pool: Tensor, slots: tuple[int, ...]) -> Tensor:
+    """The rows of `slots`, [N, ...]: a view where they are consecutive, else a copy."""
     if _consecutive(slots):
         return pool.narrow(0, slots[0], len(slots))
-    return pool.index_select(0, index)
+    return pool.index_select(0, _index(slots, pool.device))
 
 
-def store(pool: Tensor, slots: tuple[int, ...], index: Tensor, rows: Tensor) -> None:
+def store(pool: Tensor, slots: tuple[int, ...], rows: Tensor) -> None:
     """Write back what `take` gave, after it was changed in place."""
     if not _consecutive(slots):
-        pool.index_copy_(0, index.long(), rows)
+        pool.index_copy_(0, _index(slots, pool.device), rows)
+
+
+# The same for all layers of a step.
+@lru_cache(maxsize=8)
+def _index(slots: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(slots, dtype=torch.int64, device=device)
 
 
 def _consecutive(slots: tuple[int, ...]) -> bool:
