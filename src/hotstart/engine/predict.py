@@ -98,7 +98,8 @@ class Prediction:
         head = f"{self.model} on {self.gpu}: foretold, nothing was run; constants: {self.where}"
         lines = [head, *table, _limits("expected", self.expected), _limits("at worst", self.worst)]
         if self.worst is None:
-            return "\n".join([*lines, f"verdict: it does not fit for certain: {self.refusal}"])
+            verdict = "it does not fit" if self.expected is None else "it fits as expected, and does not at worst"
+            return "\n".join([*lines, f"verdict: {verdict}: {self.refusal}"])
         return "\n".join([*lines, *(f"lowered: {note}" for note in self.worst.notes), "verdict: it fits"])
 
     def as_dict(self) -> dict[str, Any]:

@@ -73,7 +73,9 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
         layout = model.layout(config.block_size)
         weights_bytes = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
         # What cannot fit is refused here, before a byte of it is loaded.
-        solve(wishes, known.measured(layout, weights_bytes, 0, {wishes.max_num_batched_tokens.value: 0}))
+        token_rungs, row_rungs = device.token_rungs(limits.max_num_batched_tokens), device.row_rungs(limits.slab_rows)
+        buffers_bytes = limits.staging_bytes(token_rungs, row_rungs) + limits.sampling_bytes
+        solve(wishes, known.measured(layout, weights_bytes, buffers_bytes, {limits.max_num_batched_tokens: 0}))
         running.detail = f"{as_size(weights_bytes)} of weights, on meta"
     with phases.phase("load weights") as running:
         _load(config, model, device, running)
