@@ -34,8 +34,8 @@ class StructuredOutputsParams:
     """What an answer must be, as one of these: JSON that a schema describes, or any object; text of a regular
     expression; one of several texts; text of a grammar (Lark's or GBNF's notation).  Names are vLLM's.
 
-    With `after`, the answer is free until it has said that, and does not end before.  Raises InvalidSamplingParams;
-    whether a schema, an expression or a grammar can be followed is known when it is compiled.
+    With `after`, the answer is free until it has said that, and does not end before; line ends may follow it.  Raises
+    InvalidSamplingParams; whether a schema, an expression or a grammar can be followed is known when it is compiled.
     """
 
     json: str | dict[str, Any] | None = field(default=None, hash=False)

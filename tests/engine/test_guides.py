@@ -4,10 +4,12 @@ import json
 import random
 import re
 
+import numpy as np
 import pytest
 
 from hotstart import LLM, SamplingParams, StructuredOutputsParams
 from hotstart.engine.device import CpuDevice
+from hotstart.engine.guides import Guide
 from hotstart.errors import InvalidSamplingParams, RequestError
 from hotstart.request import Request
 
@@ -89,6 +91,21 @@ def test_every_answer_is_of_its_grammar(llm):
     llm.engine.check()
     assert llm.late_events == () and llm.engine.growth.arena_bytes == 0
     assert llm.engine.use.pages_used == 0 and not llm.engine._guides._by_sequence
+
+
+def test_line_ends_may_stand_before_the_grammar_where_it_begins_later(llm):
+    guides = llm.engine._guides
+    tokenizer = llm.get_tokenizer()
+    (line_end,), (one, *_), (end, *_) = (tokenizer.encode(text) for text in ("\n", "1", "END"))
+    for tokens, allowed in (((one,), {end, line_end}), ((one, line_end), {end}), ((), set(range(60)))):
+        guide = Guide.of(guides._grammars, StructuredOutputsParams(choice=("END",), after="1"))
+        for token in tokens:
+            guide.take(token, guides._grammars)
+        masks = np.zeros((2, 16), np.int32)
+        guides._fill([(guide, 1)], masks)
+        found = set(np.unpackbits(masks.view(np.uint8)[1], bitorder="little").nonzero()[0].tolist())
+        assert not masks[0].any() and allowed <= found and (found <= allowed | {end} or not tokens)
+        assert not found & {397, 399}, "it does not end before"
 
 
 def test_logprobs_are_of_what_the_grammar_leaves(llm):

@@ -24,28 +24,30 @@ MAX_THREADS = 8
 
 
 class Guide:
-    """One answer's grammar.  Before it has said `after` it is free."""
+    """One answer's grammar.  Before it has said `after` it is free; between that and the grammar may be line ends."""
 
     def __init__(self, matcher: LLMatcher, after: str | None) -> None:
         self.matcher = matcher
-        self._after = None if after is None else after.encode()
+        self.is_free = after is not None
+        self.may_break = False  # the next token may be line ends, which the grammar does not see
+        self._after = (after or "").encode()
         self._said = b""  # of an answer that is still free, as much as could become `after`
 
     @classmethod
     def of(cls, grammars: Grammars, wish: StructuredOutputsParams) -> Self:
         return cls(grammars.matcher(wish), wish.after)
 
-    @property
-    def is_free(self) -> bool:
-        return self._after is not None
-
-    def take(self, token_id: int, token: bytes) -> None:
-        if self._after is None:
+    def take(self, token_id: int, grammars: Grammars) -> None:
+        if self.is_free:
+            token = grammars.tokenizer.decode_bytes([token_id])
+            self._said = (self._said + token)[-len(self._after) - len(token) :]
+            self.is_free = self._after not in self._said
+            self.may_break = not self.is_free
+        elif not self.may_break or token_id not in grammars.line_ends:
             self.matcher.consume_token(token_id)
-            return
-        self._said = (self._said + token)[-len(self._after) - len(token) :]
-        if self._after in self._said:
-            self._after = None
+            self.may_break = False
+        else:
+            self.may_break = False
 
 
 class Guides:
@@ -117,7 +119,7 @@ class Guides:
             _, guide = self._by_request[event.request_id]
             assert self._grammars is not None, "a guide without grammars"
             for token_id in event.token_ids:
-                guide.take(token_id, self._grammars.tokenizer.decode_bytes([token_id]) if guide.is_free else b"")
+                guide.take(token_id, self._grammars)
             if event.finish_reason is not None:
                 self.drop(event.request_id)
             elif guide.matcher.is_error():
@@ -134,15 +136,18 @@ class Guides:
     def _fill(self, guides: list[tuple[Guide, int]], masks: NDArray[np.int32]) -> None:
         count, width = masks.shape
         assert self._grammars is not None, "a guide without grammars"
-        for guide, row in guides:
-            if guide.is_free:
-                masks[row] = -1
-                bits = masks[row].view(np.uint8)
-                for token_id in self._grammars.end_ids:
-                    bits[token_id // 8] &= 0xFF ^ 1 << token_id % 8
         bound = [(guide.matcher, row) for guide, row in guides if not guide.is_free]
         if bound:
             self._masks.unsafe_compute_mask_ptr(bound, masks.ctypes.data, 4 * width, count)
+        for guide, row in guides:
+            bits = masks[row].view(np.uint8)
+            if guide.is_free:
+                bits[:] = 0xFF
+                for token_id in self._grammars.end_ids:
+                    bits[token_id // 8] &= 0xFF ^ 1 << token_id % 8
+            elif guide.may_break:
+                for token_id in self._grammars.line_ends:
+                    bits[token_id // 8] |= 1 << token_id % 8
 
     def close(self) -> None:
         self._compiler.shutdown(wait=False, cancel_futures=True)

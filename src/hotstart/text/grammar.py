@@ -56,6 +56,8 @@ class Grammars:
             self.tokenizer = LLTokenizer(read_text(path), n_vocab=padded, eos_token=self.end_ids)
         except (ValueError, RuntimeError) as error:
             raise CheckpointError(f"{path} gives no grammars: {error}; fetch it again") from error
+        pieces = [self.tokenizer.tokenize_str(text) for text in ("\n", "\n\n")]
+        self.line_ends = frozenset(ids[0] for ids in pieces if len(ids) == 1)
         self._cache: OrderedDict[str, LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
