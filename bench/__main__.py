@@ -3,7 +3,13 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("bench.cpu_vs_transformers", "bench.first_request_cpu", "bench.figures")
+BENCHMARKS = (
+    "bench.cpu_vs_transformers",
+    "bench.first_request_cpu",
+    "bench.first_chat",
+    "bench.server_cpu",
+    "bench.figures",
+)
 
 for name in BENCHMARKS:
     print(f"== {name}", flush=True)

@@ -93,6 +93,23 @@ def shown(language: int) -> list[str]:
     return ["| | |", "|---|---:|", *(f"| {row[language]} | {row[2](found)} |" for row in SHOWN)]
 
 
+def server_cpu(record: dict[str, Any]) -> list[str]:
+    streams, start = record["rows"]
+    tokens = f"{streams['offline_tokens_s']} | {streams['server_tokens_s']}"
+    met = f"{_target(streams['ratio'] >= streams['target'])} {streams['target']:g}"
+    soon = f"{_target(start['seconds'] <= start['target_s'])} {start['target_s']:g} s"
+    return [
+        "| what | offline, tokens/s | server, tokens/s | ratio | target |",
+        "|---|---:|---:|---:|---:|",
+        f"| {streams['what']} | {tokens} | {streams['ratio']:.2f} | {met} |",
+        "",
+        f"Of each token the process that speaks HTTP takes {streams['http_cpu_us_a_token']:.0f} us of a core. From the "
+        f"command to the first answer: {start['seconds']:.2f} s ({soon}).",
+        "",
+        circumstances(record),
+    ]
+
+
 def _target(met: bool) -> str:
     return "met:" if met else "**missed:**"
 
@@ -102,6 +119,8 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
     "docs/PERFORMANCE.md": {
         "cpu_vs_transformers": lambda: against_transformers(figures_gpu.read("cpu_vs_transformers")),
         "first_request_cpu": lambda: first_request(figures_gpu.read("first_request_cpu")),
+        "first_chat": lambda: first_request(figures_gpu.read("first_chat")),
+        "server_cpu": lambda: server_cpu(figures_gpu.read("server_cpu")),
         "gpu_promise": figures_gpu.promise,
         "gpu_speed": figures_gpu.speed,
         "first_request": figures_gpu.first_requests,

@@ -1,4 +1,4 @@
-"""The first chat request after /ready against the median of the next twenty, each kind in five fresh servers.
+"""The first chat request after /ready against the median of the next twenty, each kind in nine fresh servers.
 
 python -m bench.first_chat
 """
@@ -14,7 +14,7 @@ from typing import Any
 from bench.measure import write_result
 from bench.server_cpu import server, status
 
-NUM_SERVERS, NUM_LATER = 5, 20
+NUM_SERVERS, NUM_LATER = 9, 20
 WORDS, ANSWER = 24, 16
 PAUSE_S = 0.05  # between two requests: whoever comes first comes to a server that rests
 TARGET = 1.1
