@@ -112,8 +112,8 @@ class Workspace:
         carry = _carry(dims)
         tiles = torch.empty(sum(sizes[:4]), dtype=operand, device=like.device)
         floats = torch.empty(sum(sizes[4:]) + 2 * carry, dtype=torch.float32, device=like.device)
-        q, k, z, x = tiles.split(sizes[:4])
-        carry_in, carry_out, factors, decays = floats.split([carry, carry, *sizes[4:]])
+        q, k, z, x = tiles.split_with_sizes(sizes[:4])
+        carry_in, carry_out, factors, decays = floats.split_with_sizes([carry, carry, *sizes[4:]])
         if like.dtype != operand:
             q, k = q.view(like.dtype), k.view(like.dtype)
         return cls(q, k, z, x, factors, decays, (carry_in, carry_out))
