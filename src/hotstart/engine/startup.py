@@ -6,7 +6,8 @@
 Everything that can compile, tune, load or take memory does so before the caches are sized.
 """
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,8 +25,9 @@ from hotstart.engine.foretell import foretell_peaks
 from hotstart.engine.graphs import DecodeGraphs
 from hotstart.engine.guides import Guides
 from hotstart.engine.inputs import InputBuilder
-from hotstart.engine.kernels import KernelChoice, choose_kernels, warm_up_kernels
-from hotstart.engine.memory import Measured, Wishes, as_size, fits, solve, step_sizes
+from hotstart.engine.kernels import KernelChoice, WarmKernels, choose_kernels, warm_up_kernels
+from hotstart.engine.limits import StepLimits
+from hotstart.engine.memory import Measured, MemoryPlan, Wishes, as_size, fits, solve, step_sizes
 from hotstart.engine.phases import OnPhase, PhaseLog, RunningPhase, ignore_phases
 from hotstart.engine.rungs import capture, run_rungs, try_capture, try_requests
 from hotstart.engine.runner import Runner
@@ -56,6 +58,61 @@ def start(config: EngineConfig, on_phase: OnPhase = ignore_phases) -> Engine:
 
 
 def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog) -> Engine:
+    loaded = _load_model(config, device, phases)
+    parts = _size(loaded, device, phases)
+    plan = parts.plan
+    with phases.phase("allocate caches"):
+        take = partial(device.arena.allocate, "cache")
+        runner = parts.runner(CacheTensors(loaded.layout, plan.num_pages, plan.num_slots, take), parts.graphs)
+    if parts.graphs is not None:
+        with phases.phase("capture graphs") as running:
+            capture(parts.graphs, runner, parts.inputs, plan.max_num_seqs, running)
+    engine = Engine(
+        scheduler=Scheduler(scheduler_limits(config, loaded.model_config, plan, device)),
+        runner=runner,
+        watch=watch,
+        device=device,
+        vocab_size=loaded.model_config.vocab_size,
+        memory_plan=plan,
+        guides=loaded.guides,
+    )
+    with phases.phase("trial requests"):
+        device.hold(plan.measured.step_peak(plan.max_num_batched_tokens))
+        if not config.unsafe_skip_warmup:
+            try_requests(engine, device)
+    if loaded.warm is not None:
+        engine.warm_kernels = loaded.warm.by_kernel()
+    engine.seal(phases.report())
+    return engine
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A model with its weights, whose kernels are warm; nothing has run yet."""
+
+    config: EngineConfig
+    model_config: ModelConfig
+    wishes: Wishes
+    limits: StepLimits
+    guides: Guides
+    known: Known
+    model: Qwen35
+    layout: CacheLayout
+    weights_bytes: int
+    warm: WarmKernels | None
+
+    def measured(self, device: Device, peaks: Peaks, graphs_bytes: int = 0) -> Measured:
+        """What is known by now; where the driver's word can be had, it is asked again."""
+        process_bytes, known = device.loaded_bytes(), self.known
+        if process_bytes is not None:
+            known = replace(known, process_bytes=process_bytes, process_detail=device.used_detail())
+        owners = device.arena.by_owner()
+        buffers_bytes = sum(owners.values()) - self.weights_bytes - owners.get("minimal cache", 0)
+        tuning_bytes = self.warm.tiles.scratch_bytes if self.warm else 0
+        return known.measured(self.layout, self.weights_bytes, buffers_bytes, peaks, tuning_bytes, graphs_bytes)
+
+
+def _load_model(config: EngineConfig, device: Device, phases: PhaseLog) -> _Loaded:
     with phases.phase("read config") as running:
         model_config = read_model_config(config.model)
         wishes = read_wishes(config, model_config, device)
@@ -82,71 +139,54 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
         weights_bytes = device.arena.by_owner()["weights"]
     with phases.phase("warm up kernels") as running:
         warm = warm_up_kernels(kernels, config, running)
-        kernels = replace(kernels, space=None)  # its steps have buffers
+    return _Loaded(config, model_config, wishes, limits, guides, known, model, layout, weights_bytes, warm)
 
-    def measured(peaks: Peaks, graphs_bytes: int = 0) -> Measured:
-        """What is known by now; where the driver's word can be had, it is asked again."""
-        process_bytes, now = device.loaded_bytes(), known
-        if process_bytes is not None:
-            now = replace(known, process_bytes=process_bytes, process_detail=device.used_detail())
-        owners = device.arena.by_owner()
-        buffers_bytes = sum(owners.values()) - weights_bytes - owners.get("minimal cache", 0)
-        tuning_bytes = warm.tiles.scratch_bytes if warm else 0
-        return now.measured(layout, weights_bytes, buffers_bytes, peaks, tuning_bytes, graphs_bytes)
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What serves once there are caches, and how large they are to be."""
+
+    plan: MemoryPlan
+    inputs: InputBuilder
+    runner: Callable[..., Runner]  # of a cache, and graphs or none
+    graphs: DecodeGraphs | None
+
+
+def _size(loaded: _Loaded, device: Device, phases: PhaseLog) -> _Parts:
+    """Run every size of step, and plan with what is left."""
+    config, model, limits, wishes = loaded.config, loaded.model, loaded.limits, loaded.wishes
 
     def enough(peaks: Peaks, size: int) -> bool:
-        return fits(wishes, measured(peaks), size)
+        return fits(wishes, loaded.measured(device, peaks), size)
 
     with phases.phase("run rungs") as running:
-        inputs = InputBuilder(limits, device, guides.fill)
+        inputs = InputBuilder(limits, device, loaded.guides.fill)
         sampler = Sampler(model.logits, model.ops, limits, device)
         num_weights = sum(p.numel() for p in model.parameters())
         make_runner = partial(Runner, model, num_weights, inputs, sampler, device.step_scope)
         sizes = step_sizes(*wishes.max_num_batched_tokens)
         if config.unsafe_skip_warmup:
-            peaks = foretell_peaks(model_config, model.dtype, inputs, sizes, enough)
+            peaks = foretell_peaks(loaded.model_config, model.dtype, inputs, sizes, enough)
             running.detail = f"SKIPPED; foretold step peak {as_size(max(peaks.values()))}"
         else:
-            minimal = _minimal_cache(layout, device)
-            runner = Runner(model.one_of_each_kind(), num_weights, inputs, sampler, device.step_scope, minimal)
-            peaks = run_rungs(make_runner(minimal), runner, inputs, sizes, enough, device, running)
-            del minimal, runner
+            minimal = _minimal_cache(loaded.layout, device)
+            kinds = Runner(model.one_of_each_kind(), num_weights, inputs, sampler, device.step_scope, minimal)
+            peaks = run_rungs(make_runner(minimal), kinds, inputs, sizes, enough, device, running)
+            del minimal, kinds
             running.detail = f"{len(inputs.rungs)} rungs, step peak {as_size(max(peaks.values()))}"
-    graphs, graphs_bytes = _graphs(config, model, inputs, kernels, device), 0
+    graphs, graphs_bytes = _graphs(config, model, inputs, device), 0
     if graphs is not None:
         with phases.phase("try capture") as running:
-            runner = make_runner(_minimal_cache(layout, device), graphs)
+            runner = make_runner(_minimal_cache(loaded.layout, device), graphs)
             graphs_bytes = try_capture(graphs, runner, inputs)
             del runner
             running.detail = f"{len(graphs.sizes)} sizes take at most {as_size(graphs_bytes)}"
     with phases.phase("plan memory") as running:
-        plan = solve(wishes, measured(peaks, graphs_bytes))
+        plan = solve(wishes, loaded.measured(device, peaks, graphs_bytes))
         running.detail = f"{plan.num_pages} pages, {plan.num_slots} slots"
         for note in plan.notes:
             log.info("limit lowered", what=note)
-    with phases.phase("allocate caches"):
-        cache = CacheTensors(layout, plan.num_pages, plan.num_slots, partial(device.arena.allocate, "cache"))
-    runner = make_runner(cache, graphs)
-    if graphs is not None:
-        with phases.phase("capture graphs") as running:
-            capture(graphs, runner, inputs, plan.max_num_seqs, running)
-    engine = Engine(
-        scheduler=Scheduler(scheduler_limits(config, model_config, plan, device)),
-        runner=runner,
-        watch=watch,
-        device=device,
-        vocab_size=model_config.vocab_size,
-        memory_plan=plan,
-        guides=guides,
-    )
-    with phases.phase("trial requests"):
-        device.hold(plan.measured.step_peak(plan.max_num_batched_tokens))
-        if not config.unsafe_skip_warmup:
-            try_requests(engine, device)
-    if warm is not None:
-        engine.warm_kernels = warm.by_kernel()
-    engine.seal(phases.report())
-    return engine
+    return _Parts(plan, inputs, make_runner, graphs)
 
 
 def _device(config: EngineConfig) -> Device:
@@ -181,13 +221,11 @@ def _minimal_cache(layout: CacheLayout, device: Device) -> CacheTensors:
     return CacheTensors(layout, 1, 1, partial(device.arena.allocate, "minimal cache"))
 
 
-def _graphs(
-    config: EngineConfig, model: Qwen35, inputs: InputBuilder, kernels: KernelChoice, device: Device
-) -> DecodeGraphs | None:
+def _graphs(config: EngineConfig, model: Qwen35, inputs: InputBuilder, device: Device) -> DecodeGraphs | None:
     """None where no step is captured: on a CPU, under --enforce-eager, with ops that read the plan on the host; nor
     where nothing has run before."""
     recorder = device.recorder()
-    if recorder is None or config.enforce_eager or config.unsafe_skip_warmup or not replays(kernels.ops):
+    if recorder is None or config.enforce_eager or config.unsafe_skip_warmup or not replays(model.ops):
         return None
     wished = config.cudagraph_capture_sizes
     sizes = tuple(size for size in inputs.decode_rungs if wished is None or size in wished)
