@@ -4,6 +4,7 @@ A command line written for vLLM can be pasted: `hotstart vllm serve ...`.
 """
 
 import argparse
+import os
 import sys
 from contextlib import ExitStack
 from functools import partial
@@ -65,9 +66,7 @@ def add_command(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from rich.console import Console  # here, so that `--help` takes no time
-
-    from hotstart.engine.progress import show_startup
+    from hotstart.engine.progress import show_startup  # here, so that `--help` takes no time
     from hotstart.server.run import serve
 
     server = ServerConfig(**given_options(arguments, options_of(ServerConfig)))
@@ -83,10 +82,10 @@ def _run(arguments: argparse.Namespace) -> None:
 
         def on_ready(service: "Service", url: str) -> None:
             progress.close()  # bars that are drawn anew ten times a second would cost the requests their time
-            console = Console(highlight=False, soft_wrap=True)
-            console.print("\n" * console.is_terminal, end="")
+            # Not by rich, which imports what it needs when it prints: that would be late.
+            begin, end = ("\033[1m", "\033[0m") if sys.stdout.isatty() and "NO_COLOR" not in os.environ else ("", "")
+            print("\n" * sys.stdout.isatty(), end="")
             for name, value in banner(service, url).items():
-                console.print(f"{name:<12} ", style="bold", end="")
-                console.print(value, markup=False)
+                print(f"{begin}{name:<12}{end} {value}", flush=True)
 
         serve(config, server, keys, on_phase, on_ready)
