@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import figures_gpu
+from bench import figures_gdn, figures_gpu
 
 ROOT = Path(__file__).parents[1]
 MODELS = {"tiny": "shipped checkpoint", "0.8b": "Qwen3.5-0.8B shape, random weights"}
@@ -130,6 +130,13 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
         "plan_check": figures_gpu.plan_check,
         "usable_tokens": figures_gpu.usable_tokens,
     },
+    "docs/PREFILL.md": {
+        "prefill": figures_gdn.prefill,
+        "kernels": figures_gdn.kernels,
+        "chunk_lengths": figures_gdn.chunk_lengths,
+        "binaries": figures_gdn.binaries,
+    },
+    "docs/WARMUP.md": {"short_prompts": figures_gdn.short_prompts},
     "README.md": {"figures": partial(shown, 0)},
     "README.zh-CN.md": {"figures": partial(shown, 1)},
 }
