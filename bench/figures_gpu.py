@@ -36,7 +36,7 @@ def promise() -> list[str]:
     served = not burst["failed"] and not burst["num_late"]
     median, p95 = lengths["median"], lengths["p95"]
     ready = cold["process_to_ready_s"]
-    warm = statistics.median(read(name)["process_to_ready_s"] for name in ("gpu_warm", "gpu_warm2", "gpu_tight"))
+    warm = statistics.median(read(name)["process_to_ready_s"] for name in ("gpu_warm", "gpu_tight"))
     rows = [
         (
             f"growth after ready: {traffic['requests']} random requests, then 1024 at once of 8 + 8 tokens",
@@ -87,10 +87,9 @@ def promise() -> list[str]:
 
 
 def speed() -> list[str]:
-    run = read("gpu_warm")
+    run = read("gpu_speed")
     one, latency = run["first-request"], run["latency"]
     lines = ["| what | figure |", "|---|---:|"]
-    lines.append(f"| start of the process to ready, caches warm | {run['process_to_ready_s']:.1f} s |")
     lines.append(f"| first request, {one['prompt']} in and {one['answer']} out | {one['first_ms']:.1f} ms |")
     lines.append(f"| median of the next 20 | {one['later_ms']:.1f} ms |")
     lines += [f"| time to first token, {name} tokens | {ms:.1f} ms |" for name, ms in latency["ttft_ms"].items()]
