@@ -142,14 +142,23 @@ def test_a_long_answer_is_stopped(server: Server, browser: Browser) -> None:
 
 def test_start_up_is_shown_while_it_runs(server: Server, browser: Browser, scene: Stage, tmp_path: Path) -> None:
     whole = server.ask("/plan")[1]
-    begun = {**whole, "status": "loading", "phase": "run rungs", "percent": 46.2, "memory_plan": None, "device": None}
+    begun = {
+        **whole,
+        "status": "loading",
+        "phase": "run rungs",
+        "note": "9 left",
+        "percent": 46.2,
+        "memory_plan": None,
+        "device": None,
+    }
     begun |= {"startup": whole["startup"][:4], "warmup": {"kernels": [], "requests": []}}
     scene.plan = begun
     browser.look()
     browser.open(scene.url)
     browser.wait("document.querySelector('#count').innerText === '46%'", "loading")
     assert browser.text("#status") == "starting, 46 %"
-    assert browser.text("#phases tr:last-child").startswith("run rungs")
+    last = browser.text("#phases tr:last-child")
+    assert last.startswith("run rungs") and last.endswith("9 left")
     assert browser.value("document.querySelector('#progress').getAttribute('aria-valuenow')") == "46"
     assert not browser.value("document.querySelector('#try').checkVisibility()")
     kept(browser, "starting", tmp_path)
@@ -160,7 +169,7 @@ def test_start_up_is_shown_while_it_runs(server: Server, browser: Browser, scene
 
 def test_start_up_is_no_secret_behind_a_key(server: Server, browser: Browser, scene: Stage) -> None:
     phases = server.ask("/plan")[1]["startup"][:3]
-    scene.ready = {"status": "loading", "phase": "load weights", "percent": 31.0, "phases": phases}
+    scene.ready = {"status": "loading", "phase": "load weights", "percent": 31.0, "phases": phases, "note": ""}
     browser.open(scene.url)
     browser.wait("document.querySelector('#status').innerText === 'starting, 31 %'", "loading")
     assert "load weights" in browser.text("#phases")
@@ -181,7 +190,7 @@ def test_what_came_late_is_told(server: Server, browser: Browser, scene: Stage, 
 
 def test_a_server_that_goes_is_missed(browser: Browser) -> None:
     with stage() as scene:
-        scene.ready = {"status": "ready", "phase": "ready", "percent": 100.0, "phases": []}
+        scene.ready = {"status": "ready", "phase": "ready", "percent": 100.0, "phases": [], "note": ""}
         browser.open(scene.url)
         browser.wait("document.querySelector('#status').innerText === 'ready'", "ready")
     browser.wait("document.querySelector('#status').innerText === 'not reachable'", "missed")

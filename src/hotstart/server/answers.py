@@ -216,6 +216,7 @@ class Readiness(Struct):
     phase: str
     percent: float
     phases: list[PhaseReport]
+    note: str = ""
 
 
 class Version(Struct):

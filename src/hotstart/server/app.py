@@ -165,7 +165,7 @@ class App:
         phases = [PhaseReport(p.name, p.seconds, p.num_bytes, p.detail) for p in startup.phases]
         is_ready = status == "ready"
         percent = 100.0 if self._service.is_open else startup.percent
-        body = Readiness(status, status if self._service.is_open else startup.phase, percent, phases)
+        body = Readiness(status, status if self._service.is_open else startup.phase, percent, phases, startup.note)
         await exchange.answer_json(body, 200 if is_ready else 503, () if is_ready else ((b"retry-after", b"1"),))
 
     async def _version(self, exchange: Exchange) -> None:

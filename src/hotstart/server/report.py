@@ -75,6 +75,7 @@ def plan(service: "Service") -> dict[str, Any]:
     return {
         "status": service.status,
         "phase": startup.phase,
+        "note": startup.note,
         "percent": 100.0 if service.is_open else startup.percent,
         "version": __version__,
         "models": list(service.model_names),

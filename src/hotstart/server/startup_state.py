@@ -43,6 +43,7 @@ class StartupState:
     phase: str = "load libraries"
     done: int = 0
     total: int = 0
+    note: str = ""  # what it does just now, and how long it may yet take
     phases: list[Phase] = field(default_factory=list)
     requests: list[WarmedRequest] = field(default_factory=list)
 
@@ -54,7 +55,7 @@ class StartupState:
         return round(100 * (PHASES.index(self.phase) + share) / len(PHASES), 1)
 
     def begin(self, name: str, done: int, total: int, note: str = "") -> None:
-        self.phase, self.done, self.total = name, done, total
+        self.phase, self.done, self.total, self.note = name, done, total, note
         self.on_phase(PhaseProgress(name, done, total, note))
 
     def end(self, phase: Phase) -> None:
