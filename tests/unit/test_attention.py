@@ -38,5 +38,5 @@ def test_masks_are_as_cudnn_wants_them(name, monkeypatch):
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
     dims = AttentionDims(6, 2, 24, 8, eps=1e-6)
     run(make_case(*STEPS[name], dims, page_size=4), attention_prepare_torch, paged_attention_torch)
-    assert masks or name == "one token"
+    assert masks or name in ("one token", "decodes of very different lengths")
     assert all(mask.is_contiguous() and mask.data_ptr() % 16 == 0 for mask in masks)
