@@ -1,0 +1,65 @@
+"""A whole start-up for a GPU that is not here: every phase, graphs among them, then traffic under --strict."""
+
+import json
+
+import pytest
+from tiny import CONFIGS
+
+from hotstart.config.engine import EngineConfig
+from hotstart.engine import kernels, startup
+from hotstart.engine.check import StubDevice
+from hotstart.engine.space import launch_space
+from hotstart.engine.stub import ReplayDevice
+from hotstart.engine.traffic import random_traffic
+from hotstart.errors import LateEventError
+from hotstart.kernels import dry
+
+GPU_PHASES = [
+    "read config",
+    "prepare grammars",
+    "choose kernels",
+    "build model",
+    "load weights",
+    "warm up kernels",
+    "run rungs",
+    "try capture",
+    "plan memory",
+    "allocate caches",
+    "capture graphs",
+    "trial requests",
+]
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["moe"]))
+
+    def make(gpu, **wishes):
+        monkeypatch.setattr(startup, "_device", lambda config: ReplayDevice(dry.parse_gpu(gpu)))
+        # The warm-up's second pass is on tensors with data.
+        monkeypatch.setattr(kernels, "launch_space", lambda *args: launch_space(*args[:4], StubDevice(), *args[5:]))
+        small = {"max_model_len": 200, "max_num_seqs": 20, "max_num_batched_tokens": 256, "tune": "off"}
+        limits = {"kv_cache_memory_bytes": "2MiB", "load_format": "dummy", "jit_monitor_mode": "error"}
+        return startup.start(EngineConfig(model=str(tmp_path), **small, **limits, **wishes))
+
+    return make
+
+
+def test_start_to_sealed_and_traffic_after_it(start):
+    with dry.gpu("rtx5090"):
+        engine = start("rtx5090")
+        assert [phase.name for phase in engine.startup.phases] == GPU_PHASES
+        random_traffic(engine, 80)
+        assert engine.late_events == () and engine.growth.arena_bytes == 0
+        engine.close()
+
+
+def test_without_the_warm_up_everything_is_late(start):
+    with dry.gpu("h200"):
+        engine = start("h200", unsafe_skip_warmup=True)
+        details = {phase.name: phase.detail for phase in engine.startup.phases}
+        assert details["warm up kernels"] == "SKIPPED" and details["run rungs"].startswith("SKIPPED; foretold")
+        assert "try capture" not in details
+        with pytest.raises(LateEventError, match="late compile"):
+            random_traffic(engine, 5)
+        engine.close()
