@@ -1,11 +1,11 @@
-"""Figures of the prefill kernels: beside other libraries, kernel by kernel, and at three chunk lengths."""
+"""Figures of the Gated DeltaNet kernels: prefill beside other libraries, and kernel by kernel; forms of decode."""
 
 from statistics import median
 from typing import Any
 
 from bench.figures_gpu import read
 
-__all__ = ["binaries", "chunk_lengths", "kernels", "prefill", "short_prompts"]
+__all__ = ["binaries", "chunk_lengths", "decode_forms", "kernels", "prefill", "short_prompts"]
 
 Row = dict[str, Any]
 LENGTHS = (16, 32, 64)
@@ -121,3 +121,62 @@ def binaries() -> list[str]:
     lines = ["| | chunk 16 | chunk 32 | chunk 64 | all three |", "|---|---|---|---|---|"]
     lines += [f"| {label} | {' | '.join(values)} |" for label, values in rows]
     return [*lines, "", f"CPU time without the assembler's, Triton {record['triton']}; `{record['command']}`"]
+
+
+def decode_forms() -> list[str]:
+    """One line for each of the chosen rows: what it is, and which row of which call."""
+    record = read("gdn_decode_forms_h200")
+    copy = record["calls"][0]["copy_bytes_per_s"]
+    H, K, V = record["heads"][1], record["key_dim"], record["value_dim"]
+    floors = [2 * n * H * K * V * 4 / copy * 1e6 for n in record["sequences"]]
+    lines = ["| form | call | 1 | 8 | 64 | 256 |", "|---|---:|---:|---:|---:|---:|"]
+    lines.append(f"| floor: the state, read and written once, at the rate of a copy | 1 | {_cells(floors)} |")
+    lines.append(f"| before: two launches | 0 | {_cells(record['before']['us'])} |")
+    for label, call, wanted in _FORMS:
+        row = next(r for r in record["calls"][call - 1]["rows"] if wanted.items() <= r.items())
+        lines.append(f"| {label} | {call} | {_cells(row['us'])} |")
+    circumstances = f"{record['gpu']}, driver {record['driver']}, torch {record['torch']}, Triton {record['triton']}"
+    return [*lines, "", f"{circumstances}; 16 key heads, 32 value heads of 128, float32 states, microseconds a step"]
+
+
+def _cells(values: list[float]) -> str:
+    return " | ".join(_us(value) for value in values)
+
+
+_WHOLE = {"through": "registers", "rows_of_a_tile": 128, "copies_the_state_alone": False, "store_hint": "none"}
+_SHARED = {"through": "shared memory", "rows_of_a_tile": 16, "stages": 6, "warps": 4, "copies_the_state_alone": False}
+_FORMS: list[tuple[str, int, Row]] = [
+    (
+        "the state alone, copied in place by slot: no arithmetic",
+        2,
+        {"through": "registers", "copies_the_state_alone": True, "dependent_launch": "waits"},
+    ),
+    ("the same", 3, {"through": "registers", "copies_the_state_alone": True, "warps": 8}),
+    (
+        "one launch; each tap is kept as it is read, so that its load waits for the one before",
+        1,
+        _WHOLE | {"warps": 8, "piece_of_K": 32, "dependent_launch": "waits", "load_hint": "none"},
+    ),
+    ("all taps first; tiles through shared memory", 2, _SHARED | {"piece_of_K": 128, "l2_prefetch": False}),
+    ("K in pieces, lengths in every row; tiles through shared memory", 3, _SHARED | {"piece_of_K": 64, "maxnreg": 96}),
+    (
+        "the same, whole state in registers, 16 warps",
+        3,
+        _WHOLE | {"warps": 16, "piece_of_K": 32, "dependent_launch": "waits"},
+    ),
+    (
+        "8 warps, one program a multiprocessor",
+        3,
+        _WHOLE | {"warps": 8, "maxnreg": 255, "piece_of_K": 32, "dependent_launch": "waits", "load_hint": "none"},
+    ),
+    (
+        "8 warps, 128 registers: two programs a multiprocessor",
+        3,
+        _WHOLE | {"warps": 8, "maxnreg": 128, "piece_of_K": 32, "dependent_launch": "waits"},
+    ),
+    (
+        "and the next launch may begin: the form that was kept",
+        3,
+        _WHOLE | {"warps": 8, "maxnreg": 128, "piece_of_K": 32, "dependent_launch": "waits and triggers"},
+    ),
+]
