@@ -3,12 +3,14 @@
 Source: SwiGLU, Shazeer 2020, arXiv:2002.05202.
 """
 
+from functools import cache
+
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
+from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 
 __all__ = ["sigmoid_mul_torch", "silu_mul", "silu_mul_torch"]
 
@@ -42,9 +44,17 @@ def silu_mul(x: Tensor) -> Tensor:
     """x: gate | up [T, 2 I] -> [T, I]."""
     T, width = x.shape[0], x.shape[1] // 2
     y = x.new_empty(T, width)
-    block = min(_BLOCK, triton.next_power_of_2(width))
-    _launch((T * triton.cdiv(width, block),), x, y, WIDTH=width, BLOCK=block)
+    launch, num_blocks = _bound(width)
+    launch((T * num_blocks,), x, y)
     return y
+
+
+@cache
+def _bound(width: int) -> tuple[BoundLaunch, int]:
+    """And the programs of a row."""
+    block = min(_BLOCK, int(triton.next_power_of_2(width)))
+    launch = _launch.bind(WIDTH=width, BLOCK=block)
+    return launch, -(-width // block)
 
 
 def _warmup(space: LaunchSpace) -> None:

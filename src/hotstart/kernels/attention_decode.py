@@ -8,12 +8,14 @@ context of one part is finished by the first launch.
 Source: Dao et al. 2023, Flash-Decoding.
 """
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
+from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 from hotstart.kernels.ops import AttentionDims, Step
 
 __all__ = ["attention_decode"]
@@ -168,46 +170,36 @@ def attention_decode(
     group = H // Hkv
     parts = torch.empty(min(slab, num_rows), Hkv, MAX_PARTS, group, D, dtype=torch.float32, device=out.device)
     sums = torch.empty(min(slab, num_rows), Hkv, MAX_PARTS, group, dtype=torch.float32, device=out.device)
-    block_d = max(16, triton.next_power_of_2(D))
-    heads = {"H": H, "HKV": Hkv, "D": D, "ROW": packed.shape[1]}
-    shape = {"MAX_PARTS": MAX_PARTS, "PART_TOKENS": PART_TOKENS, "BLOCK_D": block_d}
+    shape = packed.shape[1], keys.shape[1], keys.element_size(), MAX_PARTS, PART_TOKENS, _TILE_BYTES
+    attend, join = _bound(dims, *shape)
+    table = decode.page_table
     for first in range(0, num_rows, slab):
         count = min(slab, num_rows - first)
-        _launch_attend(
-            (count * Hkv * MAX_PARTS,),
-            queries,
-            packed,
-            keys,
-            values,
-            decode.page_table,
-            decode.context_lens,
-            parts,
-            sums,
-            out,
-            D**-0.5 * _LOG2E,
-            first,
-            decode.page_table.shape[0],
-            decode.page_table.shape[1],
-            **heads,
-            PAGE=keys.shape[1],
-            **shape,
-            BLOCK_G=max(16, triton.next_power_of_2(group)),
-            BLOCK_N=min(64, max(16, _TILE_BYTES // (block_d * keys.element_size()))),
-            num_warps=_WARPS,
-            num_stages=_STAGES,
-        )
-        _launch_join(
-            (count * H,),
-            packed,
-            decode.context_lens,
-            parts,
-            sums,
-            out,
-            first,
-            decode.page_table.shape[0],
-            **heads,
-            **shape,
-        )
+        attend(
+            (count * Hkv * MAX_PARTS,), queries, packed, keys, values, table, decode.context_lens, parts, sums, out,
+            D**-0.5 * _LOG2E, first, *table.shape,
+        )  # fmt: skip
+        join((count * H,), packed, decode.context_lens, parts, sums, out, first, table.shape[0])
+
+
+@cache
+def _bound(
+    dims: AttentionDims, row: int, page: int, itemsize: int, max_parts: int, part_tokens: int, tile_bytes: int
+) -> tuple[BoundLaunch, BoundLaunch]:
+    H, Hkv, D = dims.num_heads, dims.num_kv_heads, dims.head_dim
+    block_d = max(16, int(triton.next_power_of_2(D)))
+    heads = {"H": H, "HKV": Hkv, "D": D, "ROW": row}
+    shape = {"MAX_PARTS": max_parts, "PART_TOKENS": part_tokens, "BLOCK_D": block_d}
+    attend = _launch_attend.bind(
+        **heads,
+        **shape,
+        PAGE=page,
+        BLOCK_G=max(16, triton.next_power_of_2(H // Hkv)),
+        BLOCK_N=min(64, max(16, tile_bytes // (block_d * itemsize))),
+        num_warps=_WARPS,
+        num_stages=_STAGES,
+    )
+    return attend, _launch_join.bind(**heads, **shape)
 
 
 def _warmup(space: LaunchSpace) -> None:

@@ -11,6 +11,7 @@ Source: Dao 2023, arXiv:2307.08691.
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 import triton
@@ -18,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hotstart.kernels.key import type_name
-from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
+from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 from hotstart.kernels.ops import AttentionDims, Step
 from hotstart.kernels.target import Target
 from hotstart.kernels.tiles import Trial, Tunable
@@ -175,32 +176,26 @@ def attention_prefill(
     prefill, T = step.prefill, out.shape[0]
     H, Hkv, D = dims.num_heads, dims.num_kv_heads, dims.head_dim
     tiles = _tiles(Family(D, type_name(queries.dtype)))
-    num_sequences = prefill.page_table.shape[0]
+    launch = _bound(dims, packed.shape[1], keys.shape[1], tiles)
+    num_sequences, table_width = prefill.page_table.shape
     num_blocks = (T - prefill.first_token) * (H // Hkv) // tiles.rows + num_sequences + 1
-    _launch(
-        (num_blocks * Hkv,),
-        queries,
-        packed,
-        keys,
-        values,
-        prefill.page_table,
-        prefill.context_lens,
-        prefill.cu_seqlens,
-        out,
-        D**-0.5 * _LOG2E,
-        prefill.first_token,
-        T,
-        num_sequences,
-        num_blocks,
-        prefill.page_table.shape[1],
-        H=H,
-        HKV=Hkv,
-        D=D,
-        ROW=packed.shape[1],
-        PAGE=keys.shape[1],
+    launch(
+        (num_blocks * Hkv,), queries, packed, keys, values, prefill.page_table, prefill.context_lens,
+        prefill.cu_seqlens, out, D**-0.5 * _LOG2E, prefill.first_token, T, num_sequences, num_blocks, table_width,
+    )  # fmt: skip
+
+
+@cache
+def _bound(dims: AttentionDims, row: int, page: int, tiles: Tiles) -> BoundLaunch:
+    return _launch.bind(
+        H=dims.num_heads,
+        HKV=dims.num_kv_heads,
+        D=dims.head_dim,
+        ROW=row,
+        PAGE=page,
         BLOCK_M=tiles.rows,
         BLOCK_N=tiles.keys,
-        BLOCK_D=_block_d(D),
+        BLOCK_D=_block_d(dims.head_dim),
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )

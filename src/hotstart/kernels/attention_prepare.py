@@ -6,12 +6,14 @@ Queries are returned, keys and values go where `step.kv_index` says.  The gates 
 attention reads them.  Everything is float32 until the one rounding that ends it.
 """
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
+from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 from hotstart.kernels.norm import row_length, scalar
 from hotstart.kernels.ops import AttentionDims, Step
 from hotstart.kernels.rotary import apply_rotary
@@ -134,30 +136,29 @@ def attention_prepare(
     T, H, Hkv, D = packed.shape[0], dims.num_heads, dims.num_kv_heads, dims.head_dim
     assert rope.shape[1] == dims.rotary_dim and keys.shape[2:] == (Hkv, D), (rope.shape, keys.shape)
     queries = packed.new_empty(T, H, D)
-    num_heads = H + 2 * Hkv
-    block_d = triton.next_power_of_2(D)
+    launch, num_blocks = _bound(dims, packed.shape[1])
+    launch(
+        (T * num_blocks,), packed, q_norm, k_norm, rope, step.positions, step.kv_index, queries, keys, values, dims.eps
+    )
+    return queries
+
+
+@cache
+def _bound(dims: AttentionDims, row: int) -> tuple[BoundLaunch, int]:
+    """And the programs of a token."""
+    num_heads = dims.num_heads + 2 * dims.num_kv_heads
+    block_d = triton.next_power_of_2(dims.head_dim)
     block_h = min(triton.next_power_of_2(num_heads), max(1, _TILE // block_d))
-    _launch(
-        (T * triton.cdiv(num_heads, block_h),),
-        packed,
-        q_norm,
-        k_norm,
-        rope,
-        step.positions,
-        step.kv_index,
-        queries,
-        keys,
-        values,
-        dims.eps,
-        H=H,
-        HKV=Hkv,
-        D=D,
+    launch = _launch.bind(
+        H=dims.num_heads,
+        HKV=dims.num_kv_heads,
+        D=dims.head_dim,
         R=dims.rotary_dim,
-        ROW=packed.shape[1],
+        ROW=row,
         BLOCK_H=block_h,
         BLOCK_D=block_d,
     )
-    return queries
+    return launch, -(-num_heads // block_h)
 
 
 def _warmup(space: LaunchSpace) -> None:

@@ -3,14 +3,14 @@
 rms(x) = sqrt(mean(x^2) + eps).  Source: Zhang & Sennrich 2019, arXiv:1910.07467; the 1 + w form is Qwen3-Next's.
 """
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
+from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 
 __all__ = [
     "add_rms_norm",
@@ -64,13 +64,15 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Ten
     T, D = x.shape
     assert residual.shape == x.shape, (residual.shape, x.shape)
     y = x.new_empty(T, D)  # empty_like on meta tensors imports all of sympy: a second of the start
-    _launch((T,), x, residual, weight, y, eps, D=D, BLOCK_D=triton.next_power_of_2(D), num_warps=_num_warps(D))
+    _bound(D)((T,), x, residual, weight, y, eps)
     return y
 
 
-def _num_warps(D: int) -> int:
-    """Eight values for each thread and load, within what one row can use."""
-    return int(min(16, max(1, triton.next_power_of_2(D) // 512)))
+@cache
+def _bound(D: int) -> BoundLaunch:
+    block_d = int(triton.next_power_of_2(D))
+    num_warps = min(16, max(1, block_d // 512))  # eight values for each thread and load, within what one row can use
+    return _launch.bind(D=D, BLOCK_D=block_d, num_warps=num_warps)
 
 
 def _warmup(space: LaunchSpace) -> None:
