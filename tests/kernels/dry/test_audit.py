@@ -90,7 +90,7 @@ def test_check_says_what_is_proved(model, capsys):
     assert main(["check", model, "--gpu", "rtx4090", "--steps", "10"]) == 0
     out = capsys.readouterr().out
     assert "10 random steps" in out
-    assert ": 0 late" in out
+    assert ", 0 late" in out
     assert {"proved", "predicted", "not"} <= {line.split(" ")[0] for line in out.splitlines()}
 
 
