@@ -34,9 +34,7 @@ def make_model(device: torch.device) -> Qwen3_5ForCausalLM:
 def answer(model: Qwen3_5ForCausalLM, length: int) -> None:
     start = time.perf_counter()
     ids = torch.arange(length, device=model.device)[None]
-    tokens = model.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, eos_token_id=-1
-    )
+    tokens = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
     tokens.tolist()  # waits for the device
     print(f"{length} tokens answered in {1e3 * (time.perf_counter() - start):.0f} ms", flush=True)
 
