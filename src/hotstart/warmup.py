@@ -11,17 +11,8 @@ for event in watch.events:
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from hotstart.kernels.launch import (
-    Kernel,
-    Launcher,
-    LaunchKey,
-    LaunchSpace,
-    WarmupReport,
-    kernel,
-    recording,
-    seal,
-    warm_up,
-)
+from hotstart.kernels.launch import Kernel, Launcher, LaunchKey, LaunchSpace, kernel, recording, seal
+from hotstart.kernels.warm_up import WarmupReport, warm_up
 from hotstart.kernels.watch import LateEvent, MemoryWatch, Watch
 
 __all__ = [

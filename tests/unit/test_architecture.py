@@ -75,7 +75,7 @@ MAY_CATCH_EVERYTHING = {
     "engine/worker.py",
     "server/app.py",
     "kernels/gdn_backends.py",  # a library that fails at start-up, however it does, is refused or replaced
-    "kernels/launch.py",
+    "kernels/warm_up.py",
     "text/tokenizer.py",  # the tokenizers library raises Exception itself for a corrupt file
 }
 

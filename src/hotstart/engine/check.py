@@ -35,7 +35,8 @@ from hotstart.engine.stub import AnyGuides, ReplayDevice
 from hotstart.engine.traffic import random_traffic
 from hotstart.kernels import dry, tune
 from hotstart.kernels.backends import Backend, ops_for
-from hotstart.kernels.launch import LaunchKey, LaunchSpace, Recording, WarmupReport, recording, warm_up
+from hotstart.kernels.launch import LaunchKey, LaunchSpace, Recording, recording
+from hotstart.kernels.warm_up import WarmupReport, warm_up
 from hotstart.kernels.watch import LateEvent, Watch
 from hotstart.models import build_model, resolve_dtype, resolve_state_dtype
 from hotstart.models.weights import fill_random

@@ -17,10 +17,11 @@ from hotstart.engine.space import launch_space
 from hotstart.kernels import tune
 from hotstart.kernels.backends import ops_for
 from hotstart.kernels.gdn_backends import PrefillChoice, choose_prefill, installed_packages, prove_prefill
-from hotstart.kernels.launch import LaunchSpace, WarmupReport, warm_up
+from hotstart.kernels.launch import LaunchSpace
 from hotstart.kernels.ops import Ops
 from hotstart.kernels.target import current_target
 from hotstart.kernels.tile_tables import Table, read_cached, shipped
+from hotstart.kernels.warm_up import WarmupReport, warm_up
 from hotstart.layers.gated_delta_net import gdn_dims
 from hotstart.models import resolve_dtype, resolve_state_dtype
 

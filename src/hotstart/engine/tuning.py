@@ -20,10 +20,11 @@ from hotstart.errors import ConfigError, WarmupError
 from hotstart.kernels import tune
 from hotstart.kernels.backends import ops_for
 from hotstart.kernels.gdn_backends import RuleFamily, choose_prefill, installed_packages, prove_prefill
-from hotstart.kernels.launch import LaunchSpace, warm_up
+from hotstart.kernels.launch import LaunchSpace
 from hotstart.kernels.ops import GdnDims, Prefill
 from hotstart.kernels.target import current_target
 from hotstart.kernels.tile_tables import Entry, Table, read_table, write_table
+from hotstart.kernels.warm_up import warm_up
 
 __all__ = ["Comparison", "compare_backends", "export", "tune_models"]
 

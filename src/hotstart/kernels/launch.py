@@ -3,7 +3,7 @@
     @kernel             every parameter is a pointer, a tl.constexpr, or an annotated scalar
     Launcher            launches it; knows the key of each launch, and the warm-up that reaches all of them
     LaunchSpace         all that can change a binary: dims, dtypes, page size; written once by start-up
-    warm_up(space)      enumerate on meta tensors and compile, then load and launch each binary on small real tensors
+    warm_up(space)      reaches every launch, and compiles, loads and launches each binary (see warm_up.py)
     seal(), Watch       from then on a compile, a tuning run, a load or growth of memory is an event (see watch.py)
 
 A key is made of dtypes, constexprs and options alone: scalars are never specialised, tensors are dense and aligned.
@@ -12,10 +12,7 @@ So no token count, no view and no slot number can make a binary that the warm-up
 
 import functools
 import inspect
-import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
@@ -28,15 +25,13 @@ import triton.language as tl
 from triton import knobs
 from triton.runtime import driver
 
-from hotstart import log
-from hotstart.errors import StartupError, WarmupError
+from hotstart.errors import StartupError
 from hotstart.kernels.key import LaunchKey, options_in_words, pointer_type, type_name
 from hotstart.kernels.space import LaunchSpace
 from hotstart.kernels.watch import LateEvent, MemoryWatch, Watch
 
 __all__ = [
     "LAUNCHERS",
-    "Binary",
     "BoundLaunch",
     "Kernel",
     "LateEvent",
@@ -45,14 +40,12 @@ __all__ = [
     "Launcher",
     "MemoryWatch",
     "Recording",
-    "WarmupReport",
     "Watch",
+    "active_driver",
     "kernel",
     "launches_overlap",
-    "load",
     "recording",
     "seal",
-    "warm_up",
 ]
 
 ALIGNMENT = 16  # bytes; Triton compiles a second binary for a pointer that is off it
@@ -145,7 +138,7 @@ def recording() -> Iterator[Recording]:
         _recordings.remove(record)
 
 
-def _active_driver() -> Any:
+def active_driver() -> Any:
     try:
         return driver.active
     except RuntimeError as cause:
@@ -159,7 +152,7 @@ def launches_overlap() -> bool:
     """Whether a kernel may be launched (with `launch_pdl`) before the one it depends on has ended: from sm_90 on."""
     if knobs.runtime.interpret:
         return False
-    active = _active_driver()
+    active = active_driver()
     return _overlap_on(active.get_current_device())
 
 
@@ -240,7 +233,7 @@ class BoundLaunch:
         signature = devices.pop(), *map(_dtype, tensors)
         if self._loaded:
             # The path of serving: Triton's own binding and key are skipped, since ours is complete.
-            active = _active_driver()
+            active = active_driver()
             index = active.get_current_device()
             loaded = self._loaded.get((index, *signature))
             hook = knobs.runtime.launch_enter_hook
@@ -274,7 +267,7 @@ class BoundLaunch:
         if knobs.runtime.interpret:
             kernel.jit.run(*args, grid=grid, warmup=False, **self._constexprs)
             return
-        active = _active_driver()
+        active = active_driver()
         expected = active.get_active_torch_device()
         assert device == expected, f"{kernel.name}: tensors are on {device}, the active device is {expected}"
         compiled = kernel.jit.run(*args, grid=grid, warmup=False, enable_fp_fusion=_FP_FUSION, **self._constexprs)
@@ -287,7 +280,7 @@ class BoundLaunch:
     def _compile(self, args: tuple[Any, ...]) -> None:
         if knobs.runtime.interpret:
             return
-        _active_driver()
+        active_driver()
         launcher = self._launcher
         key = launcher.key(args, self._constexprs)
         compiled = launcher.kernel.jit.run(
@@ -296,112 +289,6 @@ class BoundLaunch:
         launcher.known.add(key)
         for record in _recordings:
             record.binaries.setdefault(key, compiled)
-
-
-@dataclass(frozen=True, slots=True)
-class Binary:
-    key: LaunchKey
-    compile_s: float  # 0 if it was compiled before
-    shared_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class WarmupReport:
-    target: str
-    binaries: tuple[Binary, ...]
-    compile_s: float  # enumerate and compile, wall time
-    launch_s: float  # load and launch
-
-    @property
-    def keys(self) -> frozenset[LaunchKey]:
-        return frozenset(binary.key for binary in self.binaries)
-
-
-class _TimedPool(ThreadPoolExecutor):
-    """Compiles in parallel, and remembers how long each binary took."""
-
-    def __init__(self, workers: int, record: Recording) -> None:
-        super().__init__(workers, thread_name_prefix="hotstart-compile")
-        self.record = record
-        self.seconds: dict[LaunchKey, float] = {}
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Future[Any]:
-        key = self.record.last
-        assert key is not None, "a compile without a launch"
-
-        def timed() -> Any:
-            start = time.perf_counter()
-            result = function(*args, **keywords)
-            self.seconds[key] = time.perf_counter() - start
-            return result
-
-        return super().submit(timed)
-
-
-def warm_up(space: LaunchSpace, *, workers: int | None = None) -> WarmupReport:
-    """Compile, load and launch every binary that the registered kernels can need; then nothing is left to do late.
-
-    First on meta tensors, compiling for the active target in parallel (finished binaries come from Triton's cache on
-    disk); then the same calls on small real tensors, which must ask for the same keys.  A failure is a WarmupError
-    that names the kernel, the key and the cause.
-    """
-    workers = workers or max(1, (os.cpu_count() or 2) - 1)
-    active = _active_driver()
-    target = active.get_current_target()
-    warmups = list(dict.fromkeys(launcher.warmup for launcher in LAUNCHERS))
-    start = time.perf_counter()
-    # Errors are raised below, by key, and not by whichever compile fails first.
-    with (
-        recording() as planned,
-        _TimedPool(workers, planned) as pool,
-        triton.AsyncCompileMode(pool, ignore_errors=True),
-    ):
-        for warmup in warmups:
-            _call(warmup, space.on(torch.device("meta")), planned)
-        compiled = {key: _finish(key, binary, "compile") for key, binary in planned.binaries.items()}
-    compile_s = time.perf_counter() - start
-    device = active.get_active_torch_device()
-    if device.type == "cuda":
-        for key, loaded in zip(compiled, load([*compiled.values()], device, workers), strict=True):
-            _finish(key, loaded, "load")
-    with recording() as launched:
-        for warmup in warmups:
-            _call(warmup, space.on(device), launched)
-    for key in planned.counts.keys() ^ launched.counts.keys():
-        there, missing = ("meta", "real") if key in planned.counts else ("real", "meta")
-        raise WarmupError(f"{key} is launched on {there} tensors only; the warm-up must not differ on {missing} ones")
-    launch_s = time.perf_counter() - start - compile_s
-    binaries = tuple(
-        Binary(key, pool.seconds.get(key, 0.0), binary.metadata.shared) for key, binary in compiled.items()
-    )
-    report = WarmupReport(f"sm_{target.arch}", binaries, compile_s, launch_s)
-    log.info("kernels warmed", target=report.target, binaries=len(binaries), compile_s=compile_s, launch_s=launch_s)
-    return report
-
-
-def _call(warmup: Callable[[LaunchSpace], None], space: LaunchSpace, record: Recording) -> None:
-    record.last = None
-    try:
-        warmup(space)
-        if space.device.type == "cuda":
-            torch.cuda.synchronize()  # a fault shows here, not in a later kernel's turn
-    except Exception as cause:
-        where = record.last or f"{warmup.__module__}.{warmup.__qualname__}, before its first launch"
-        raise WarmupError(f"warm-up failed at {where} on {space.device}: {type(cause).__name__}: {cause}") from cause
-
-
-def load(binaries: Sequence[Any], device: torch.device, workers: int) -> list[Future[Any]]:
-    """Side by side: up to Triton 3.6 each loads a launcher that the C compiler makes for it.  All are done."""
-    with ThreadPoolExecutor(workers, initializer=torch.cuda.set_device, initargs=(device,)) as pool:
-        return [pool.submit(getattr, binary, "run") for binary in binaries]
-
-
-def _finish(key: LaunchKey, work: Any, verb: str) -> Any:
-    """Wait for a compile or a load."""
-    try:
-        return work.result() if hasattr(work, "result") else work
-    except Exception as cause:
-        raise WarmupError(f"cannot {verb} {key}: {type(cause).__name__}: {cause}") from cause
 
 
 def seal(mode: str = "warn", memory: tuple[MemoryWatch, ...] = ()) -> Watch:

@@ -26,11 +26,12 @@ from triton.runtime import driver
 
 from hotstart import log
 from hotstart.errors import WarmupError
-from hotstart.kernels.launch import Recording, load, recording
+from hotstart.kernels.launch import Recording, recording
 from hotstart.kernels.space import LaunchSpace
 from hotstart.kernels.target import Target, current_target
 from hotstart.kernels.tile_tables import Entry, Table, cached_path, read_cached, shipped, write_table
 from hotstart.kernels.tiles import TUNABLES, Trial, Tunable
+from hotstart.kernels.warm_up import load
 
 __all__ = ["SCRATCH_BYTES", "Choice", "OnTuning", "TileReport", "TuneMode", "keep", "resolve", "shape_name"]
 

@@ -15,9 +15,10 @@ from hotstart.kernels.attention_prepare import attention_prepare
 from hotstart.kernels.edits import Masks, Records, mask_words, record
 from hotstart.kernels.gdn_chunked import gdn_prefill
 from hotstart.kernels.gdn_decode import gdn_decode
-from hotstart.kernels.launch import Watch, recording, warm_up
+from hotstart.kernels.launch import Watch, recording
 from hotstart.kernels.moe import moe
 from hotstart.kernels.norm import add_rms_norm
+from hotstart.kernels.warm_up import warm_up
 
 COUNTS = (1, 2, 3, 16, 17, 64)
 

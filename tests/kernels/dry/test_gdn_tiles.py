@@ -10,8 +10,8 @@ from hotstart.config.model import parse_model_config
 from hotstart.engine.check import Checker
 from hotstart.kernels import dry, gdn_tiles, tune
 from hotstart.kernels.gdn_tiles import ConvTiles, RuleShape, ScanTiles
-from hotstart.kernels.launch import warm_up
 from hotstart.kernels.target import current_target
+from hotstart.kernels.warm_up import warm_up
 from hotstart.kernels.watch import Watch
 
 OURS = gdn_tiles._conv, gdn_tiles._prep, gdn_tiles._scan

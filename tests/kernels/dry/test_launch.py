@@ -10,7 +10,8 @@ import triton.language as tl
 
 from hotstart.errors import WarmupError
 from hotstart.kernels import dry, norm
-from hotstart.kernels.launch import LAUNCHERS, Launcher, LaunchSpace, kernel, recording, warm_up
+from hotstart.kernels.launch import LAUNCHERS, Launcher, LaunchSpace, kernel, recording
+from hotstart.kernels.warm_up import warm_up
 
 pytestmark = pytest.mark.usefixtures("sm_120")
 

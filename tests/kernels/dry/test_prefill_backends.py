@@ -17,7 +17,8 @@ from hotstart.errors import WarmupError
 from hotstart.kernels import dry, gdn_external
 from hotstart.kernels.backends import ops_for
 from hotstart.kernels.gdn_backends import PrefillChoice
-from hotstart.kernels.launch import LAUNCHERS, warm_up
+from hotstart.kernels.launch import LAUNCHERS
+from hotstart.kernels.warm_up import warm_up
 from hotstart.kernels.watch import Watch
 
 OURS = {"_inputs_kernel"}

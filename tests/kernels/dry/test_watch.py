@@ -13,7 +13,8 @@ from triton.runtime.autotuner import Autotuner
 from hotstart.errors import LateEventError
 from hotstart.kernels import norm
 from hotstart.kernels.key import LaunchKey, explain, options_in_words
-from hotstart.kernels.launch import recording, seal, warm_up
+from hotstart.kernels.launch import recording, seal
+from hotstart.kernels.warm_up import warm_up
 from hotstart.warmup import MemoryWatch, watch
 
 pytestmark = pytest.mark.usefixtures("sm_120")

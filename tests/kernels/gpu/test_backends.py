@@ -14,10 +14,11 @@ from hotstart.config.published import published_config
 from hotstart.engine.check import Checker
 from hotstart.kernels import gdn_external, tune
 from hotstart.kernels.gdn_backends import choose_prefill, installed_packages, prove_prefill
-from hotstart.kernels.launch import LAUNCHERS, Launcher, kernel, warm_up
+from hotstart.kernels.launch import LAUNCHERS, Launcher, kernel
 from hotstart.kernels.target import current_target
 from hotstart.kernels.tile_tables import Table
 from hotstart.kernels.tiles import TUNABLES, Trial, Tunable
+from hotstart.kernels.warm_up import warm_up
 from hotstart.kernels.watch import Watch
 
 OPS = {"fla": gdn_external.gdn_prefill_fla, "flashinfer": gdn_external.gdn_prefill_flashinfer}

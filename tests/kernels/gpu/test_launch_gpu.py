@@ -10,7 +10,8 @@ from test_gdn import make_dims, make_inputs
 from hotstart.errors import LateEventError, WarmupError
 from hotstart.kernels import norm
 from hotstart.kernels.gdn_decode import gdn_decode
-from hotstart.kernels.launch import LAUNCHERS, Launcher, LaunchSpace, kernel, recording, warm_up
+from hotstart.kernels.launch import LAUNCHERS, Launcher, LaunchSpace, kernel, recording
+from hotstart.kernels.warm_up import warm_up
 from hotstart.warmup import MemoryWatch, watch
 
 
