@@ -30,6 +30,7 @@ BROKEN = Path(__file__).parent / "break_the_seal"
 MODEL = "tiny-qwen3.5"
 FLAGS = ("--served-model-name", MODEL, "--dtype", "float32", "--max-model-len", "512", "--strict")
 STEADY_REQUESTS = 20
+PAUSE_S = 0.15
 GREEDY: dict[str, Any] = {"model": MODEL, "temperature": 0, "max_tokens": 80}
 
 console = Console(highlight=False)
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
         first = timed(server, sorting(rng))
         heading(f"A mixed batch: {arguments.requests} prompts at once, lengths drawn with --seed {seed}")
         show_batch(server, draw(arguments.requests, seed))
-        heading("The first request beside steady ones")
+        heading("The first request beside steady ones, each after a pause")
         show_times(first, [timed(server, sorting(rng)) for _ in range(STEADY_REQUESTS)])
         heading("Since the seal")
         return show_seal(server)
@@ -86,7 +87,11 @@ def sorting(rng: random.Random) -> Example:
 
 
 def timed(server: Served, example: Example) -> tuple[float, float]:
-    """Milliseconds to the first event, and to the last, over a bare connection: a client has first times of its own."""
+    """Milliseconds to the first event, and to the last, over a bare connection: a client has first times of its own.
+
+    Each request comes after a pause, since the first one does: a machine that was kept busy answers sooner.
+    """
+    time.sleep(PAUSE_S)
     body = {"messages": [{"role": "user", "content": example.prompt}], "stream": True, **GREEDY}
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     start = time.perf_counter()
