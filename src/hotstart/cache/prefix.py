@@ -47,10 +47,6 @@ class PrefixIndex:
         self._root = _Node(None, b"", ())
         self._snapshots: OrderedDict[_Node, None] = OrderedDict()  # least recently used first
 
-    @property
-    def num_snapshots(self) -> int:
-        return len(self._snapshots)
-
     def keys_of(self, prompt: Sequence[int]) -> tuple[bytes, ...]:
         """The prompt's blocks, without its last token: from that one on something must be left to compute."""
         size = self.block_length

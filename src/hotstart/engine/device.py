@@ -26,7 +26,7 @@ ONE_THREAD = 12_000_000  # multiplications: with fewer, threads wait for each ot
 
 
 class Arena:
-    """Every tensor that outlives a step is allocated here, or entered here once it is: weights, caches, buffers."""
+    """Every tensor that outlives a step is allocated here: weights, caches, buffers."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -35,10 +35,6 @@ class Arena:
     def allocate(self, owner: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Zeroed by writing, so that no later request pays for the first touch of its memory."""
         tensor = torch.empty(shape, dtype=dtype, device=self._device).zero_()
-        self._ledger.add(tensor, owner)
-        return tensor
-
-    def adopt(self, owner: str, tensor: Tensor) -> Tensor:
         self._ledger.add(tensor, owner)
         return tensor
 
