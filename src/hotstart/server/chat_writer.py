@@ -26,6 +26,7 @@ from hotstart.server.exchange import Exchange
 from hotstart.server.generation import Choice, Generation
 from hotstart.server.schemas import ChatRequest, FunctionCall
 from hotstart.server.service import Service
+from hotstart.server.stream import stream
 from hotstart.text.thinking import Thinking
 from hotstart.text.tool_calls import CallPiece, ToolCalls, joined
 
@@ -98,24 +99,15 @@ class ChatWriter:
         return ChatCompletion(self._id, self._created, self._model, choices, self._usage())
 
     async def stream(self, exchange: Exchange) -> None:
-        options = self._request.stream_options
-        wants_usage = bool(options and options.include_usage)
-        always = wants_usage and bool(options and options.continuous_usage_stats)
-        no_usage = None if wants_usage else UNSET
-        keep_alive_s = float(self._service.server.sse_keep_alive_interval)
-        while not self._generation.finished:
-            grown = await self._generation.grow(keep_alive_s)
-            if not exchange.began_stream:
-                await exchange.begin_stream()
-            if not grown:
-                await exchange.send_comment()
-            pieces = [piece for choice in grown for piece in self._pieces(self._voices[choice.number])]
-            usage = self._usage() if always else no_usage
-            if pieces:
-                await exchange.send_events(*(self._chunk([piece], usage) for piece in pieces))
-        if wants_usage:
-            await exchange.send_events(self._chunk([], self._usage()))
-        await exchange.end_stream()
+        await stream(
+            exchange,
+            self._generation,
+            self._request.stream_options,
+            keep_alive_s=float(self._service.server.sse_keep_alive_interval),
+            pieces_of=lambda grown: [piece for c in grown for piece in self._pieces(self._voices[c.number])],
+            chunk=self._chunk,
+            usage=self._usage,
+        )
 
     def _usage(self) -> Usage:
         return self._generation.usage(sum(voice.num_reasoning_tokens for voice in self._voices))

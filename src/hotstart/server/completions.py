@@ -13,6 +13,7 @@ from hotstart.server.generation import Choice, Generation, Wish
 from hotstart.server.sampling import params_of
 from hotstart.server.schemas import MAX_PROMPTS, CompletionRequest
 from hotstart.server.service import Service
+from hotstart.server.stream import stream
 from hotstart.server.structured import shape_of
 
 __all__ = ["complete"]
@@ -110,25 +111,19 @@ class _Writer:
         return self._completion([self._piece(choice) for choice in self._generation.choices], self._usage())
 
     async def stream(self, exchange: Exchange) -> None:
-        options = self._request.stream_options
-        wants_usage = bool(options and options.include_usage)
-        always = wants_usage and bool(options and options.continuous_usage_stats)
-        no_usage = None if wants_usage else UNSET
-        keep_alive_s = float(self._service.server.sse_keep_alive_interval)
-        while not self._generation.finished:
-            grown = await self._generation.grow(keep_alive_s)
-            if not exchange.began_stream:
-                await exchange.begin_stream()
-            if not grown:
-                await exchange.send_comment()
-            pieces = [self._piece(choice) for choice in grown]
-            shown = [p for p in pieces if p.text or p.finish_reason or p.logprobs or p.token_ids]
-            usage = self._usage() if always else no_usage
-            if shown:
-                await exchange.send_events(*(self._completion([piece], usage) for piece in shown))
-        if wants_usage:
-            await exchange.send_events(self._completion([], self._usage()))
-        await exchange.end_stream()
+        await stream(
+            exchange,
+            self._generation,
+            self._request.stream_options,
+            keep_alive_s=float(self._service.server.sse_keep_alive_interval),
+            pieces_of=self._new_pieces,
+            chunk=self._completion,
+            usage=self._usage,
+        )
+
+    def _new_pieces(self, grown: list[Choice]) -> list[TextChoice]:
+        pieces = [self._piece(choice) for choice in grown]
+        return [p for p in pieces if p.text or p.finish_reason or p.logprobs or p.token_ids]
 
     def _usage(self) -> Usage:
         usage = self._generation.usage()
