@@ -1,5 +1,6 @@
 """Names on the hub: only the files that are needed, the cache and offline mode honoured, errors that say what to do."""
 
+import json
 import os
 import subprocess
 import sys
@@ -54,6 +55,12 @@ def test_names_on_the_hub(tmp_path: Path) -> None:
         assert "no revision 'v9'" in errors[1]
 
         hub.fetched.clear()
+        small = ["--max-model-len", "64", "--max-num-seqs", "4", "--max-num-batched-tokens", "64", "--quiet"]
+        bench = subprocess.run(
+            [sys.executable, "-m", "hotstart", "bench", "startup", NAME, *small],
+            capture_output=True, text=True, check=False, env=environment_of(tmp_path, hub.url, HF_HUB_OFFLINE="1"),
+        )  # fmt: skip
+        assert bench.returncode == 0 and json.loads(bench.stdout)["startup"]["ready_s"] > 0, bench.stderr
         assert ask(tmp_path, hub.url, NAME, "", HF_HUB_OFFLINE="1") == [folder, "quiet"]
         assert hub.fetched == []
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hotstart.cli.flags import Commands, add_engine_flags, engine_config, engine_options
+from hotstart.cli.flags import Commands, add_engine_flags, engine_options, local_config
 from hotstart.cli.settings import prepare
 from hotstart.errors import ConfigError
 
@@ -48,7 +48,7 @@ def _run(arguments: argparse.Namespace) -> int:
     name = Path(arguments.model or "").name
     suites = SUITES | {"traffic": partial(traffic, num_requests=arguments.requests)}
     with _folder(arguments), show_startup(not arguments.quiet) as on_phase:
-        engine = start(engine_config(arguments), on_phase)
+        engine = start(local_config(arguments, on_phase), on_phase)
     ready = process_seconds()
     with contextlib.closing(engine):
         found: dict[str, Any] = {
