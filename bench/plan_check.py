@@ -9,22 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from bench.measure import RESULTS
+from bench.shapes import model_config
 from hotstart.config.engine import EngineConfig
-from hotstart.config.model import parse_model_config
-from hotstart.config.published import PUBLISHED
 from hotstart.engine.predict import predict
 from hotstart.kernels.gpus import parse_gpu
-
-# Of a model that is none of the published ones.
-SMALL = PUBLISHED["qwen3-next-80b-a3b"] | {"num_hidden_layers": 12, "num_experts": 64}
 
 
 def row(role: str, found: dict[str, Any]) -> dict[str, Any]:
     options = {name: value for name, value in found["options"].items() if name != "jit_monitor_mode"}
-    shape = PUBLISHED.get(found["model"], SMALL)
-    plan = predict(
-        EngineConfig(model="x", **options), parse_model_config(dict(shape), {}), "x", parse_gpu("h200")
-    ).expected
+    plan = predict(EngineConfig(model="x", **options), model_config(found["model"]), "x", parse_gpu("h200")).expected
     assert plan is not None
     theirs = {line.name: line.num_bytes for line in plan.lines}
     lines = [

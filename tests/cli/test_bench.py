@@ -13,13 +13,15 @@ SMALL = ["--max-model-len", "128", "--max-num-seqs", "8", "--max-num-batched-tok
 
 def test_all_suites_in_one_process(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
-    what = "startup,first-request,latency,lengths,traffic"
+    what = "startup,first-request,latency,steps,options,lengths,traffic"
     model = str(ROOT / "checkpoints" / "tiny-qwen3.5")
     assert main(["bench", what, model, *SMALL, "--requests", "30", "--output", str(out), "--quiet"]) == 0
     found = json.loads(out.read_text())
     assert found["num_late"] == 0 and found["reserved_growth_bytes"] == 0 and found["traffic"]["failed"] == 0
     assert len(found["first-request"]["times_ms"]) == 21 and len(found["lengths"]["samples_ms"]) == 50
     assert list(found["latency"]["ttft_ms"]) == ["64"] and found["startup"]["ready_s"] > 0
+    assert not found["options"]["errors"] and found["options"]["times_as_long"]["greedy"] == 1.0
+    assert sum(tokens for tokens, _, _ in found["steps"]["steps"]) >= 8 * (64 + 31)
     assert found["plan"]["num_slots"] == 8
     assert str(tmp_path) not in out.read_text()
 

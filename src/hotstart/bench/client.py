@@ -3,12 +3,12 @@
 import random
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from hotstart.engine.engine import Engine
 from hotstart.request import Request, SamplingParams
 
-__all__ = ["Client", "Drained", "state"]
+__all__ = ["Client", "Drained", "Step", "state"]
 
 
 @dataclass(slots=True)
@@ -19,6 +19,14 @@ class Drained:
     last_s: float = 0.0
     num_tokens: int = 0
     errors: list[str] = field(default_factory=list)
+
+
+class Step(NamedTuple):
+    """One call of `Engine.step`: it makes the next step, and waits for the one before."""
+
+    tokens: int  # of the step that landed
+    ms: float
+    waited_ms: float  # for the device
 
 
 class Client:
@@ -49,8 +57,23 @@ class Client:
         found.last_s = time.perf_counter() - start
         return found
 
+    def steps(self) -> list[Step]:
+        """Drain, and tell each step."""
+        engine, found = self.engine, []
+        while engine.has_work:
+            start, tokens, waited_s = time.perf_counter(), engine.num_step_tokens, engine.waited_s
+            engine.step()
+            seconds = time.perf_counter() - start
+            found.append(Step(engine.num_step_tokens - tokens, 1e3 * seconds, 1e3 * (engine.waited_s - waited_s)))
+        return found
+
     def one(self, prompt: int, answer: int) -> Drained:
-        self.add(prompt, answer)
+        return self.crowd(1, prompt, answer)
+
+    def crowd(self, count: int, prompt: int, answer: int, **params: Any) -> Drained:
+        """As many requests at once."""
+        for _ in range(count):
+            self.add(prompt, answer, **params)
         return self.drain()
 
     def abort_last(self) -> None:

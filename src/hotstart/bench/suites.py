@@ -7,16 +7,36 @@ import random
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from hotstart.bench.client import Client, state
+from hotstart.bench.client import Client, Step, state
+from hotstart.request import StructuredOutputsParams
 
 __all__ = ["SUITES", "Suite"]
 
 Suite = Callable[[Client], dict[str, Any]]
 NUM_LATER = 20
 NUM_LENGTHS = 50
+# An answer that must be this has no end within its tokens.
+_NUMBERS = {"type": "array", "items": {"type": "integer"}, "minItems": 1000}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "temperature": {"temperature": 0.8},
+    "temperature, top_k 40": {"temperature": 0.8, "top_k": 40},
+    "temperature, top_p 0.9": {"temperature": 0.8, "top_p": 0.9},
+    "temperature, min_p 0.05": {"temperature": 0.8, "min_p": 0.05},
+    "repetition, presence and frequency penalty": {
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.5,
+    },
+    "logit_bias of 10 tokens": {"logit_bias": dict.fromkeys(range(10), 1.0)},
+    "logprobs 5": {"logprobs": 5},
+    "json schema": {"structured_outputs": StructuredOutputsParams(json=_NUMBERS)},
+}
 NEIGHBOUR = """
 import sys, torch
 held = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
@@ -53,9 +73,17 @@ def first_request(client: Client) -> dict[str, Any]:
 def latency(client: Client) -> dict[str, Any]:
     """Time to the first token by length of the prompt, and milliseconds a token of one answer alone."""
     lengths = [n for n in (64, 256, 1024, 4096, 8192, 32768) if client.fits(n, 1)]
-    prompts = {str(n): [1e3 * client.one(n, 1).last_s for _ in range(7)] for n in lengths}
+
+    def first_ms(length: int) -> float:
+        return 1e3 * client.one(length, 1).last_s
+
+    prompts = {str(n): _samples(partial(first_ms, n), 7, enough_s=4.0) for n in lengths}
     long = min(256, client.longest - 65)
-    gaps = [1e3 * (client.one(64, 1 + long).last_s - client.one(64, 1).last_s) / long for _ in range(3)]
+
+    def token_ms() -> float:
+        return 1e3 * (client.one(64, 1 + long).last_s - client.one(64, 1).last_s) / long
+
+    gaps = _samples(token_ms, 3)
     return {
         "ttft_samples_ms": prompts,
         "ttft_ms": {name: statistics.median(times) for name, times in prompts.items()},
@@ -66,16 +94,16 @@ def latency(client: Client) -> dict[str, Any]:
 
 def throughput(client: Client) -> dict[str, Any]:
     """Crowds that come at once: 512 tokens in, 128 out."""
-    found = {}
-    prompt, answer = min(512, client.longest // 2), min(128, client.longest // 4)
+    found, (prompt, answer) = {}, _each(client)
+
+    def rate(count: int, errors: list[str]) -> float:
+        run = client.crowd(count, prompt, answer)
+        errors += run.errors
+        return run.num_tokens / run.last_s
+
     for count in (64, 256):
-        rates, errors = [], []
-        for _ in range(3):
-            for _ in range(count):
-                client.add(prompt, answer)
-            run = client.drain()
-            rates.append(run.num_tokens / run.last_s)
-            errors += run.errors
+        errors: list[str] = []
+        rates = _samples(partial(rate, count, errors), 3)
         found[f"{count}x{prompt}/{answer}"] = {
             "samples_per_s": rates,
             "output_tokens_per_s": statistics.median(rates),
@@ -84,13 +112,66 @@ def throughput(client: Client) -> dict[str, Any]:
     return found
 
 
+def steps(client: Client) -> dict[str, Any]:
+    """Every step of a crowd, and what the host takes of one in which all of its requests get a token."""
+    (prompt, answer), count = _each(client), _together(client)
+    rows: list[Step] = []
+    for _ in range(2):  # the second is told
+        for _ in range(count):
+            client.add(prompt, answer)
+        rows = client.steps()
+    answers = [row for row in rows if row.tokens == count]
+    return {
+        "fields": Step._fields,
+        "steps": [(row.tokens, round(row.ms, 4), round(row.waited_ms, 4)) for row in rows],
+        "answers": count,
+        "answer_step_ms": statistics.median(row.ms for row in answers) if answers else None,
+        "answer_host_ms": statistics.median(row.ms - row.waited_ms for row in answers) if answers else None,
+    }
+
+
+def options(client: Client) -> dict[str, Any]:
+    """What each option costs: the rate of a crowd of greedy requests over the rate of the same with the option."""
+    (prompt, answer), count = _each(client), _together(client)
+    ways = {name: way for name, way in OPTIONS.items() if "structured_outputs" not in way or client.engine.can_guide}
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    errors: list[str] = []
+    for round_id in range(3):
+        for name, way in ways.items():
+            run = client.crowd(count, prompt, answer, **way)
+            if round_id:
+                rates[name].append(run.num_tokens / run.last_s)
+            errors += run.errors
+    plain = statistics.median(rates["greedy"])
+    ratios = {name: plain / statistics.median(found) for name, found in rates.items()}
+    return {"samples_per_s": rates, "times_as_long": ratios, "errors": errors[:3], **state(client.engine)}
+
+
+def _each(client: Client) -> tuple[int, int]:
+    """Tokens in and out of each request of a crowd."""
+    return min(512, client.longest // 2), min(128, client.longest // 4)
+
+
+def _together(client: Client) -> int:
+    """Requests of a crowd that is answered at once."""
+    return min(64, client.engine.limits.max_num_seqs)
+
+
+def _samples(call: Callable[[], float], count: int, enough_s: float = 12.0) -> list[float]:
+    """As many; fewer, but three, once they have taken so many seconds."""
+    start, found = time.perf_counter(), []
+    for i in range(count):
+        if i >= 3 and time.perf_counter() - start > enough_s:
+            break
+        found.append(call())
+    return found
+
+
 def burst(client: Client) -> dict[str, Any]:
     """1024 requests at once, 8 tokens in and 8 out, twice."""
     seconds, errors = [], []
     for _ in range(2):
-        for _ in range(1024):
-            client.add(8, 8)
-        run = client.drain()
+        run = client.crowd(1024, 8, 8)
         seconds.append(run.last_s)
         errors += run.errors
     return {"seconds": seconds, "failed": len(errors), "errors": errors[:3], **state(client.engine)}
@@ -152,6 +233,8 @@ SUITES: dict[str, Suite] = {
     "first-request": first_request,
     "latency": latency,
     "throughput": throughput,
+    "steps": steps,
+    "options": options,
     "lengths": lengths,
     "traffic": traffic,
     "burst": burst,

@@ -1,7 +1,8 @@
 """`hotstart bench WHAT MODEL`: measure an engine on this machine, raw samples as JSON.
 
-WHAT is one of them or several, in their order: startup, first-request, latency, throughput, lengths, traffic, burst,
-neighbour.  All of them run in one process after one start, so a cold or warm start is a matter of the caches on disk.
+WHAT is one of them or several, in their order: startup, first-request, latency, throughput, steps, options, lengths,
+traffic, burst, neighbour.  All of them run in one process after one start, so a cold or warm start is a matter of the
+caches on disk.
 """
 
 import argparse
@@ -18,7 +19,10 @@ from hotstart.errors import ConfigError
 
 __all__ = ["add_command"]
 
-NAMES = ("startup", "first-request", "latency", "throughput", "lengths", "traffic", "burst", "neighbour")
+NAMES = (
+    *("startup", "first-request", "latency", "throughput", "steps"),
+    *("options", "lengths", "traffic", "burst", "neighbour"),
+)
 
 
 def add_command(commands: Commands) -> None:

@@ -1,5 +1,6 @@
 """Engine: add a request, step, abort.  It is built by `startup.start` alone, and is sealed when you get it."""
 
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,9 @@ class _FailedFlight:
     plan: StepPlan
     error: Exception
 
+    def sync(self) -> None:
+        raise self.error
+
     def wait(self) -> StepResult:
         raise self.error
 
@@ -80,6 +84,7 @@ class Engine:
         self._closed = False
         self.num_steps = 0  # that have landed, and the tokens they computed
         self.num_step_tokens = 0
+        self.waited_s = 0.0  # for the device to finish them: a step's other seconds are the host's
         self._death: Exception | None = None  # what lost the device
         self._sealed_bytes = (0, 0)
 
@@ -88,6 +93,7 @@ class Engine:
         self.startup = startup
         self._sealed_bytes = (self.device.reserved_bytes(), self.device.resident_bytes() or 0)
         self.num_steps = self.num_step_tokens = 0
+        self.waited_s = 0.0
         self._watch.seal()
 
     @property
@@ -168,7 +174,10 @@ class Engine:
         flight = self._flights.popleft()
         self.num_steps += 1
         self.num_step_tokens += flight.plan.num_tokens
+        start = time.perf_counter()
         try:
+            flight.sync()
+            self.waited_s += time.perf_counter() - start
             result = flight.wait()
             self._watch.check()
         except (RuntimeError, MemoryError, StepError) as error:

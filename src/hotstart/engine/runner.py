@@ -28,6 +28,10 @@ class Flight:
     plan: StepPlan
     _sampled: Sampled
 
+    def sync(self) -> None:
+        """Until the device has finished it."""
+        self._sampled.fetched.wait()
+
     def wait(self) -> StepResult:
         return self._sampled.result(self.plan)
 
