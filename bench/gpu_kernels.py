@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.device import copy_rate
-from hotstart.cache.step import DecodeInputs, PrefillInputs, StepInputs
+from hotstart.cache.step import DecodeInputs, EndInputs, PrefillInputs, StepInputs
 from hotstart.kernels.activation import silu_mul
 from hotstart.kernels.attention import paged_attention
 from hotstart.kernels.draw import sample
@@ -80,7 +80,8 @@ def make_step(count: int, length: int, context: int) -> StepInputs:
     )
     tokens = count * length
     unused = torch.zeros(tokens, dtype=torch.int32, device="cuda")
-    return StepInputs(tokens, unused, unused, unused.long(), decode, prefill, unused)
+    ends = EndInputs(0, unused[:0], unused[:0], unused[:0].long(), decode, prefill)
+    return StepInputs(tokens, unused, unused, unused.long(), decode, prefill, ends, False, unused)
 
 
 def attention(shapes: list[tuple[int, int]], decoding: bool) -> Iterator[Pair]:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from padding import PaddingDevice
 
 from hotstart.engine.device import CpuDevice
 from hotstart.engine.inputs import InputBuilder
@@ -44,13 +45,13 @@ def test_a_mixed_step_becomes_the_tensors_it_describes():
     assert step.kv_index[71:74].tolist() == [9 * 16 + 14, 9 * 16 + 15, 10 * 16]
     assert (step.kv_index[74:] == -1).all() and (step.token_ids[74:] == 0).all()
 
-    assert step.decode.page_table.tolist() == [[4, 2, 0, 0, 0, 0, 0]]
+    assert step.decode.page_table.tolist() == [[4, 2, 0, 0, 0, 0, 0, 0]]
     assert step.decode.context_lens.tolist() == [18] and step.decode.max_context == 18
     assert step.prefill.lengths == (70, 3) and step.prefill.contexts == (70, 33)
     assert step.prefill.cu_seqlens.tolist() == [1, 71, 74] and step.prefill.cu_chunks.tolist() == [0, 2, 3]
     assert step.prefill.chunks.tolist() == [[0, 1, 64, 0], [0, 65, 6, 1], [1, 71, 3, 0]]
     assert step.prefill.read_slots.tolist() == [NO_SLOT, 3] and step.prefill.write_slots.tolist() == [2, 3]
-    assert step.prefill.page_table[0].tolist() == [1, 3, 5, 6, 7, 0, 0]
+    assert step.prefill.page_table[0].tolist() == [1, 3, 5, 6, 7, 0, 0, 0]
 
 
 def test_sample_and_prompt_rows_follow_the_plan():
@@ -67,6 +68,31 @@ def test_sample_and_prompt_rows_follow_the_plan():
     assert prompts.spans == ((1, 70), (2, 2)) and prompts.logprobs == 3
     assert built.inputs.logit_rows[2:74].tolist() == [*range(1, 71), 71, 72]
     assert prompts.targets[:72].tolist() == [*range(101, 170), 99, 8, 9]
+
+
+def test_the_last_layer_is_asked_for_the_last_token_of_each_span():
+    spans = mixed_plan().spans
+    plan = StepPlan(0, tuple(span._replace(prompt_logprobs=None) for span in spans))
+    for device, padding in ((CpuDevice(), 0), (PaddingDevice(), 1)):
+        step = InputBuilder(LIMITS, device).build(plan).inputs
+        ends = step.ends
+        assert step.ends_alone and ends.num_tokens == ends.num_decodes == 3 and not ends.prefill.num_sequences
+        assert ends.rows.tolist() == [0, 70, 73] + [0] * padding
+        assert ends.positions.tolist() == step.positions[[0, 70, 73]].tolist() + [0] * padding
+        assert ends.kv_index.tolist() == step.kv_index[[0, 70, 73]].tolist() + [-1] * padding
+        assert ends.decode.context_lens.tolist() == [18, 70, 33] + [0] * padding
+        assert ends.decode.contexts == (18, 70, 33) and ends.decode.max_context == 70
+        tables = torch.cat([step.decode.page_table, step.prefill.page_table])
+        assert ends.decode.page_table.tolist() == tables.tolist() + [[0] * 8] * padding
+        assert step.logit_rows[:2].tolist() == [0, 2]
+        for tensor in (ends.rows, ends.positions, ends.kv_index, ends.decode.context_lens, ends.decode.page_table):
+            assert tensor.data_ptr() % 16 == 0
+
+
+def test_nothing_is_left_out_of_steps_of_answers_and_where_prompts_want_log_probabilities():
+    for plan in (mixed_plan(), StepPlan(0, mixed_plan().spans[:1])):
+        step = InputBuilder(LIMITS, PaddingDevice()).build(plan).inputs
+        assert not step.ends_alone and not len(step.ends.rows) and not step.ends.num_tokens
 
 
 def test_edits_and_records_are_the_same_on_both_sides():

@@ -1,5 +1,6 @@
 """Stepper: a model, its caches and a few sequences, advanced by plans made by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -71,13 +72,17 @@ class Stepper:
         self.pages = [tuple(range(i, count * limits.max_pages, count)) for i in range(count)]
         self.cache = CacheTensors(model.layout(PAGE_SIZE), count * limits.max_pages, count, allocate)
 
-    def step(self, lengths: list[int]) -> list[Tensor]:
-        """Advance sequence i by lengths[i] of its tokens (0: it rests); the logits of those, [lengths[i], vocab]."""
+    def step(self, lengths: list[int], *, ends_alone: bool = False) -> list[Tensor]:
+        """Advance sequence i by lengths[i] of its tokens (0: it rests); the logits of those, [lengths[i], vocab], or
+        of the last of them, [1, vocab]."""
         moving = [i for i, length in enumerate(lengths) if length]
         spans = sorted((self._span(i, lengths[i]) for i in moving), key=lambda span: span.length > 1)
         plan = StepPlan(0, tuple(spans))
-        logits = self.model.logits(self.model(self.inputs.build(plan).inputs, self.cache)[: plan.num_tokens])
-        parts = dict(zip([s.sequence_id for s in spans], logits.split([s.length for s in spans]), strict=True))
+        inputs = self.inputs.build(plan).inputs
+        counts = [1 if ends_alone else s.length for s in spans]
+        hidden = self.model(inputs if ends_alone else replace(inputs, ends_alone=False), self.cache)
+        logits = self.model.logits(hidden[: sum(counts)])
+        parts = dict(zip([s.sequence_id for s in spans], logits.split(counts), strict=True))
         for i in moving:
             self.done[i] += lengths[i]
         return [parts.get(i, logits[:0]) for i in range(len(lengths))]

@@ -1,12 +1,12 @@
 """StepInputs made by hand, for tests of ops."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from hotstart.cache.step import DecodeInputs, PrefillInputs, StepInputs
+from hotstart.cache.step import DecodeInputs, EndInputs, PrefillInputs, StepInputs
 
 __all__ = ["Row", "make_step", "moved"]
 
@@ -23,9 +23,15 @@ class Row:
 
 
 def make_step(
-    decodes: list[Row], prefills: list[Row], page_size: int = 4, chunk_length: int = 64, padding: int = 0
+    decodes: list[Row],
+    prefills: list[Row],
+    page_size: int = 4,
+    chunk_length: int = 64,
+    padding: int = 0,
+    ends_alone: bool = False,
 ) -> StepInputs:
-    """Tokens are zeros; `padding` tokens follow the real ones, and as many padding rows follow the decoding ones."""
+    """Tokens are zeros; `padding` tokens follow the real ones, and as many padding rows follow the decoding ones and
+    the ends."""
     rows = [*decodes, *prefills]
     num_tokens = sum(row.length for row in rows)
     width = max([1, *(len(row.pages) for row in rows)])
@@ -57,9 +63,9 @@ def make_step(
         read_slots=ints([r.read for r in padded]),
         write_slots=ints([r.write for r in padded]),
     )
-    ends = torch.tensor([len(decodes), *(r.length for r in prefills)]).cumsum(0)
+    offsets = torch.tensor([len(decodes), *(r.length for r in prefills)]).cumsum(0)
     chunks = [
-        (i, int(ends[i]) + first, min(chunk_length, row.length - first), first // chunk_length)
+        (i, int(offsets[i]) + first, min(chunk_length, row.length - first), first // chunk_length)
         for i, row in enumerate(prefills)
         for first in range(0, row.length, chunk_length)
     ]
@@ -72,13 +78,35 @@ def make_step(
         writes=tuple(r.write for r in prefills),
         num_chunks=len(chunks),
         chunk_length=chunk_length,
-        cu_seqlens=ends.int(),
+        cu_seqlens=offsets.int(),
         context_lens=ints([r.start + r.length for r in prefills]),
         page_table=tables(prefills),
         read_slots=ints([r.read for r in prefills]),
         write_slots=ints([r.write for r in prefills]),
         chunks=torch.tensor(chunks, dtype=torch.int32).view(-1, 4),
         cu_chunks=torch.tensor([0, *(-(-r.length // chunk_length) for r in prefills)]).cumsum(0).int(),
+    )
+    end_rows = [sum(r.length for r in rows[: i + 1]) - 1 for i in range(len(rows))]
+    end_decode = DecodeInputs(
+        num_sequences=len(rows),
+        max_context=max(r.start + r.length for r in rows),
+        contexts=tuple(r.start + r.length for r in rows),
+        reads=(),
+        writes=(),
+        page_table=tables([*rows, *[blank] * padding]),
+        context_lens=ints([*(r.start + r.length for r in rows), *[0] * padding]),
+        read_slots=ints([]),
+        write_slots=ints([]),
+    )
+    ends = EndInputs(
+        num_tokens=len(rows),
+        rows=ints(end_rows + [0] * padding),
+        positions=ints([positions[i] for i in end_rows] + [0] * padding),
+        kv_index=ints([kv[i] for i in end_rows] + [-1] * padding, torch.int64),
+        decode=end_decode,
+        prefill=replace(
+            prefill, num_sequences=0, lengths=(), contexts=(), reads=(), writes=(), page_table=prefill.page_table[:0]
+        ),
     )
     return StepInputs(
         num_tokens=num_tokens,
@@ -87,6 +115,8 @@ def make_step(
         kv_index=ints(kv + [-1] * padding, torch.int64),
         decode=decode,
         prefill=prefill,
+        ends=ends,
+        ends_alone=ends_alone,
         logit_rows=ints(list(range(num_tokens))),
     )
 

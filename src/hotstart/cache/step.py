@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["DecodeInputs", "PrefillInputs", "StepInputs"]
+__all__ = ["DecodeInputs", "EndInputs", "PrefillInputs", "StepInputs"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # by identity: what an op derives from one serves all layers of its step
@@ -57,6 +57,24 @@ class PrefillInputs:
 
 
 @dataclass(frozen=True, slots=True)
+class EndInputs:
+    """The last token of every span, as a step of answers alone: what it attends to is complete once the keys and
+    values of the whole step are written.  It has no slots, since states are not read again.
+    """
+
+    num_tokens: int  # E, as many as there are spans
+    rows: Tensor  # [rows] int32: where they stand among the step's tokens; those of padding repeat the first token
+    positions: Tensor  # [rows] int32
+    kv_index: Tensor  # [rows] int64, -1 for padding
+    decode: DecodeInputs
+    prefill: PrefillInputs  # none
+
+    @property
+    def num_decodes(self) -> int:
+        return self.decode.num_sequences
+
+
+@dataclass(frozen=True, slots=True)
 class StepInputs:
     num_tokens: int  # real tokens; token_ids has the rung's length
     token_ids: Tensor  # [T] int32
@@ -64,6 +82,8 @@ class StepInputs:
     kv_index: Tensor  # [T] int64: page * page_size + offset where the token's key and value go, -1 for padding
     decode: DecodeInputs
     prefill: PrefillInputs
+    ends: EndInputs
+    ends_alone: bool  # host: nobody wants more of the last layer than the ends, which are empty otherwise
     logit_rows: Tensor  # [R] int32: rows of the hidden states whose logits are wanted
 
     @property

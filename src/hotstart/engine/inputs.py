@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hotstart.cache.step import DecodeInputs, PrefillInputs, StepInputs
 from hotstart.engine.device import Device
+from hotstart.engine.ends import end_inputs, end_sections, no_prompts, write_ends
 from hotstart.engine.limits import StepLimits
 from hotstart.engine.masks import FillMasks, MaskBuffer
 from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Span, StepPlan
@@ -43,6 +44,7 @@ class InputBuilder:
         self._staging = device.staging(limits.staging_bytes(self.rungs, self.row_rungs))
         self._masks = MaskBuffer(limits, device, fill_masks)
         self._sheets: dict[tuple[int, _Sizes], Sheet] = {}
+        self._no_prompts = no_prompts(self._staging.image, limits.chunk_length)
 
     def rung(self, num_tokens: int) -> int:
         return self.rungs[bisect_left(self.rungs, num_tokens)]
@@ -56,6 +58,10 @@ class InputBuilder:
     def decode_rung_of(self, num_sequences: int) -> int:
         return self.decode_rungs[bisect_left(self.decode_rungs, num_sequences)]
 
+    def _padded_ends(self, num_spans: int) -> int:
+        """A size that start-up has run: products with so many rows are those of as many answers."""
+        return self.decode_rung_of(num_spans) if self.decode_rungs else self.rung(num_spans)
+
     def build(self, plan: StepPlan) -> BuiltStep:
         num_tokens, num_decodes = plan.num_tokens, plan.num_decodes
         decodes, prefills = plan.spans[:num_decodes], plan.spans[num_decodes:]
@@ -64,11 +70,13 @@ class InputBuilder:
         self._masks.start()
         decode_rung = self.decode_rung(plan)
         num_chunks = sum(-(-span.length // self.limits.chunk_length) for span in prefills)
+        num_ends = self._padded_ends(len(plan.spans)) if rows.ends_alone else 0
         sheet = self._sheet(
             _Sizes(
                 tokens=decode_rung or self.rung(num_tokens),
                 decodes=decode_rung or num_decodes,
                 prefills=len(prefills),
+                ends=num_ends,
                 chunks=num_chunks,
                 samples=rows.num_samples,
                 prompts=rows.num_prompts,
@@ -81,6 +89,8 @@ class InputBuilder:
         self._write_decodes(arrays, decodes)
         if prefills:
             self._write_prefills(arrays, prefills, num_decodes)
+        if num_ends:
+            write_ends(arrays, plan)
         rows.write(arrays)
         self._staging.upload(sheet.num_bytes)
         return BuiltStep(
@@ -89,8 +99,10 @@ class InputBuilder:
                 token_ids=image["token_ids"],
                 positions=image["positions"],
                 kv_index=image["kv_index"],
-                decode=_decode_inputs(image, decodes),
+                decode=_decode_inputs(image, decodes, together=not prefills),
                 prefill=_prefill_inputs(image, prefills, num_decodes, num_chunks, self.limits.chunk_length),
+                ends=end_inputs(image, plan.spans if num_ends else (), self._no_prompts),
+                ends_alone=rows.ends_alone,
                 logit_rows=image["logit_rows"],
             ),
             samples=rows.sample_rows(image),
@@ -107,7 +119,7 @@ class InputBuilder:
         if sheet is None:
             if len(self._sheets) == MAX_SHEETS:
                 self._sheets.clear()
-            sections = _sections(sizes, self.limits.max_pages)
+            sections = _sections(sizes, self.limits.table_width)
             sheet = self._sheets[key] = Sheet(words.view(np.int32), self._staging.image, sections)
         return sheet
 
@@ -127,12 +139,12 @@ class InputBuilder:
         names = ("token_ids", "positions", "kv_index", "decode_contexts", "decode_reads", "decode_writes")
         for name, column in zip(names, columns.T, strict=True):
             arrays[name][:real] = column
-        _write_pages(arrays["decode_pages"], spans)
+        _write_pages(arrays["pages"], spans)
 
-    def _write_prefills(self, arrays: "_Arrays", spans: tuple[Span, ...], at: int) -> None:
+    def _write_prefills(self, arrays: "_Arrays", spans: tuple[Span, ...], first_span: int) -> None:
         size, chunk = self.limits.page_size, self.limits.chunk_length
         cu_seqlens, cu_chunks, table = arrays["cu_seqlens"], arrays["cu_chunks"], arrays["chunks"]
-        cu_seqlens[0] = at
+        cu_seqlens[0] = at = first_span  # the spans before it have one token each
         num_chunks = 0
         for i, span in enumerate(spans):
             end, where = at + span.length, np.arange(span.start, span.start + span.length)
@@ -153,7 +165,7 @@ class InputBuilder:
         arrays["prefill_contexts"][:] = [span.start + span.length for span in spans]
         arrays["prefill_reads"][:] = [span.read_slot for span in spans]
         arrays["prefill_writes"][:] = [span.write_slot for span in spans]
-        _write_pages(arrays["prefill_pages"], spans)
+        _write_pages(arrays["pages"][first_span:], spans)
 
 
 _Arrays = dict[str, np.ndarray]
@@ -165,30 +177,31 @@ class _Sizes(NamedTuple):
     tokens: int  # with padding, as all of these are
     decodes: int
     prefills: int
+    ends: int
     chunks: int
     samples: int
     prompts: int
     edit_words: int
 
 
-def _sections(n: _Sizes, max_pages: int) -> tuple[Section, ...]:
+def _sections(n: _Sizes, table_width: int) -> tuple[Section, ...]:
     """A graph is replayed with the addresses of its capture: what the model reads comes first, in sizes that follow
     from the rung alone."""
     return (
         Section("kv_index", (n.tokens,), "int64"),
         Section("token_ids", (n.tokens,)),
         Section("positions", (n.tokens,)),
-        Section("decode_pages", (n.decodes, max_pages)),
+        Section("pages", (max(n.decodes + n.prefills, n.ends), table_width)),
         Section("decode_contexts", (n.decodes,)),
         Section("decode_reads", (n.decodes,)),
         Section("decode_writes", (n.decodes,)),
         Section("cu_seqlens", (n.prefills + 1,)),
         Section("cu_chunks", (n.prefills + 1,)),
-        Section("prefill_pages", (n.prefills, max_pages)),
         Section("prefill_contexts", (n.prefills,)),
         Section("prefill_reads", (n.prefills,)),
         Section("prefill_writes", (n.prefills,)),
         Section("chunks", (n.chunks, 4)),
+        *end_sections(n.ends),
         *row_sections(n.samples, n.prompts, n.edit_words),
     )
 
@@ -198,7 +211,7 @@ def _write_pages(table: np.ndarray, spans: tuple[Span, ...]) -> None:
         row[: len(span.pages)] = span.pages
 
 
-def _decode_inputs(image: dict[str, Tensor], spans: tuple[Span, ...]) -> DecodeInputs:
+def _decode_inputs(image: dict[str, Tensor], spans: tuple[Span, ...], *, together: bool) -> DecodeInputs:
     contexts = tuple([span.start + 1 for span in spans])
     return DecodeInputs(
         num_sequences=len(spans),
@@ -206,7 +219,7 @@ def _decode_inputs(image: dict[str, Tensor], spans: tuple[Span, ...]) -> DecodeI
         contexts=contexts,
         reads=tuple([span.read_slot for span in spans]),
         writes=tuple([span.write_slot for span in spans]),
-        page_table=image["decode_pages"],
+        page_table=image["pages"] if together else image["pages"][: len(spans)],
         context_lens=image["decode_contexts"],
         read_slots=image["decode_reads"],
         write_slots=image["decode_writes"],
@@ -227,7 +240,7 @@ def _prefill_inputs(
         chunk_length=chunk_length,
         cu_seqlens=image["cu_seqlens"],
         context_lens=image["prefill_contexts"],
-        page_table=image["prefill_pages"],
+        page_table=image["pages"][first_token : first_token + len(spans)],
         read_slots=image["prefill_reads"],
         write_slots=image["prefill_writes"],
         chunks=image["chunks"],

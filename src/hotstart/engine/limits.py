@@ -76,6 +76,11 @@ class StepLimits:
         return -(-self.max_model_len // self.page_size)
 
     @property
+    def table_width(self) -> int:
+        """Of a row of page tables: every row is aligned, so that rows of some sequences are a table too."""
+        return -(-self.max_pages // ALIGN_WORDS) * ALIGN_WORDS
+
+    @property
     def mask_words(self) -> int:
         """Bits of a row's allowed tokens, in words; rows are 16-byte aligned."""
         return -(-self.vocab_size // 128) * 4
@@ -88,8 +93,9 @@ class StepLimits:
     def staging_bytes(self, token_rungs: Sequence[int], row_rungs: Sequence[int]) -> int:
         """A bound on the data of any step within the limits, with the padding of every section (see inputs.py)."""
         tokens, seqs = token_rungs[-1], self.max_num_seqs
+        spans = next((rung for rung in token_rungs if rung >= seqs), seqs)  # where a rung pads them
         samples, prompts = (count + row_rungs[-1] for count in (seqs, tokens))
-        words = 4 * tokens + seqs * (self.max_pages + 6) + 4 * (tokens // self.chunk_length + seqs)
+        words = 4 * tokens + spans * (self.table_width + 5) + 6 * seqs + 4 * (tokens // self.chunk_length + seqs)
         words += 15 * samples + 3 * prompts
         edited = MAX_STOP_TOKEN_IDS + self.num_end_ids + MAX_LOGIT_BIAS + 2 * MAX_BAD_WORDS
         edits = seqs * (18 + 2 * edited) + 6 * ALIGN_WORDS * (seqs // self.slab_rows + 1)

@@ -48,13 +48,15 @@ class RowList:
         self._prompts: list[tuple[int, int]] = []  # span index, rows
         self._targets: list[int] = []
         self._prompt_logprobs = 0
+        # Where prompts are all that is long in a step, and nobody wants the log-probabilities of their tokens.
+        self.ends_alone = plan.num_decodes < len(plan.spans) and all(s.prompt_logprobs is None for s in plan.spans)
         sample_rows: list[int] = []
         prompt_rows: list[int] = []
         first, edited = 0, False
         for index, span in enumerate(plan.spans):
             if span.sampling is not None:
                 self._samples.append((index, span.sampling, span))
-                sample_rows.append(first + span.length - 1)
+                sample_rows.append(index if self.ends_alone else first + span.length - 1)
                 edited = edited or span.sampling.edits_logits
             if span.penalties is not None:
                 self._records.append((span.penalties.slot, span.start, first, span.length))

@@ -48,8 +48,19 @@ class GatedAttention(Layer):
 
     def forward(self, x: Tensor, step: StepInputs, cache: CacheTensors) -> Tensor:  # [T, D] -> [T, D]
         keys, values = cache.kv(self.index)
-        packed = self.qkv_proj(x)
-        q = self.ops.attention_prepare(
-            packed, self.q_norm_weight, self.k_norm_weight, self.rotary.table, keys, values, step, self.dims
-        )
+        q, packed = self._prepare(x, step, keys, values)
         return self.o_proj(self.ops.paged_attention(q, packed, keys, values, step, self.dims))
+
+    def ends(self, x: Tensor, step: StepInputs, cache: CacheTensors) -> Tensor:  # [T, D] -> [E, D]
+        """Keys and values of all tokens; attention of the spans' last ones."""
+        keys, values = cache.kv(self.index)
+        rows = step.ends.rows
+        q, packed = (part.index_select(0, rows) for part in self._prepare(x, step, keys, values))
+        return self.o_proj(self.ops.paged_attention(q, packed, keys, values, step.ends, self.dims))
+
+    def _prepare(self, x: Tensor, step: StepInputs, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries, and the projection that holds their gates."""
+        packed = self.qkv_proj(x)
+        norms = self.q_norm_weight, self.k_norm_weight
+        q = self.ops.attention_prepare(packed, *norms, self.rotary.table, keys, values, step, self.dims)
+        return q, packed

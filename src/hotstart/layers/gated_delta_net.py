@@ -77,12 +77,19 @@ class GatedDeltaNet(Layer):
         return [Piece("in_proj_qkvz.weight", (q, k, v, z)), Piece("in_proj_ba.weight", (b, a))]
 
     def forward(self, x: Tensor, step: StepInputs, cache: CacheTensors) -> Tensor:  # [T, D] -> [T, D]
+        return self.out_proj(self._mix(x, step, cache))
+
+    def ends(self, x: Tensor, step: StepInputs, cache: CacheTensors) -> Tensor:  # [T, D] -> [E, D]
+        """States after all tokens; outputs of the spans' last ones."""
+        return self.out_proj(self._mix(x, step, cache).index_select(0, step.ends.rows))
+
+    def _mix(self, x: Tensor, step: StepInputs, cache: CacheTensors) -> Tensor:
         packed = self.in_proj(x)
         weights, conv, state = self._gathered(), cache.conv(self.index), cache.state(self.index)
         out = x.new_empty(x.shape[0], self.value_width)  # rows of padding stay undefined
         self.ops.gdn_decode(packed, weights, conv, state, step.decode, self.dims, out)
         self.ops.gdn_prefill(packed, weights, conv, state, step.prefill, self.dims, out)
-        return self.out_proj(out)
+        return out
 
     def _gathered(self) -> GdnWeights:
         """One object as long as the parameters are the same: ops keep there what they make of them."""

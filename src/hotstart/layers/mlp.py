@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from hotstart.cache.step import StepInputs
-from hotstart.kernels.ops import Ops
+from hotstart.kernels.ops import Ops, Step
 from hotstart.layers.fused import Fused, by_rows
 from hotstart.layers.linear import Layer, Linear
 
@@ -22,5 +21,5 @@ class MLP(Layer):
     def fused(self) -> list[Fused]:
         return [Fused(self.gate_up_proj.weight, (by_rows(self.gate_up_proj.weight, self.widths),))]
 
-    def forward(self, x: Tensor, step: StepInputs) -> Tensor:  # [T, D] -> [T, D]
+    def forward(self, x: Tensor, step: Step) -> Tensor:  # [T, D] -> [T, D]
         return self.down_proj(self.ops.silu_mul(self.gate_up_proj(x)))

@@ -3,9 +3,8 @@
 import torch
 from torch import Tensor
 
-from hotstart.cache.step import StepInputs
 from hotstart.config.model import ModelConfig
-from hotstart.kernels.ops import MoeDims, Ops
+from hotstart.kernels.ops import MoeDims, Ops, Step
 from hotstart.layers.fused import Fused, Piece
 from hotstart.layers.linear import Layer, Linear, meta_parameter
 from hotstart.layers.mlp import MLP
@@ -44,7 +43,7 @@ class SparseMoE(Layer):
             Fused(self.down_proj, ([stacked("down_proj", self.down_proj)], by_expert("down_proj", self.down_proj))),
         ]
 
-    def forward(self, x: Tensor, step: StepInputs) -> Tensor:  # [T, D] -> [T, D]
+    def forward(self, x: Tensor, step: Step) -> Tensor:  # [T, D] -> [T, D]
         y = self.ops.moe(x, self.gate(x), self.gate_up_proj, self.down_proj, self.dims, step)
         return y.addcmul_(torch.sigmoid(self.shared_expert_gate(x)), self.shared_expert(x, step))
 

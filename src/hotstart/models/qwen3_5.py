@@ -1,6 +1,8 @@
 """Qwen3.5, dense and with experts, text part: three Gated DeltaNet layers, then one of gated attention, and again."""
 
 import copy
+from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,9 +43,18 @@ class DecoderLayer(Layer):
             self.mlp = MLP(D, config.intermediate_size, ops, dtype)
 
     def forward(self, x: Tensor, residual: Tensor, step: StepInputs, cache: CacheTensors) -> Tensor:
-        mixer = self.self_attn if self.has_attention else self.linear_attn
-        x = mixer(self.input_layernorm(x, residual), step, cache)
+        x = self.mixer(self.input_layernorm(x, residual), step, cache)
         return self.mlp(self.post_attention_layernorm(x, residual), step)
+
+    def ends(self, x: Tensor, residual: Tensor, step: StepInputs, cache: CacheTensors) -> tuple[Tensor, Tensor]:
+        """The same for the spans' last tokens alone, and their residual: all that nobody else reads is left out."""
+        x = self.mixer.ends(self.input_layernorm(x, residual), step, cache)
+        residual = residual.index_select(0, step.ends.rows)
+        return self.mlp(self.post_attention_layernorm(x, residual), step.ends), residual
+
+    @property
+    def mixer(self) -> GatedAttention | GatedDeltaNet:
+        return self.self_attn if self.has_attention else self.linear_attn
 
 
 class Qwen35(Layer):
@@ -66,11 +77,17 @@ class Qwen35(Layer):
         self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, ops, dtype)
 
     def forward(self, step: StepInputs, cache: CacheTensors) -> Tensor:
-        """Hidden states after the last norm, [T, D].  Keys, values and states are written to the cache."""
+        """Hidden states after the last norm, [T, D], or [E, D] of the ends if those are all that is wanted.  Keys,
+        values and states are written to the cache."""
         x = self.embed_tokens(step.token_ids)
         residual = torch.zeros_like(x)
-        for layer in self.layers:
+        *layers, last = cast("Iterable[DecoderLayer]", self.layers)
+        for layer in layers:
             x = layer(x, residual, step, cache)
+        if step.ends_alone:
+            x, residual = last.ends(x, residual, step, cache)
+        else:
+            x = last(x, residual, step, cache)
         return self.norm(x, residual)
 
     def logits(self, hidden: Tensor) -> Tensor:  # [R, D] -> [R, vocab]
