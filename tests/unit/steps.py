@@ -89,7 +89,7 @@ def make_step(
     end_rows = [sum(r.length for r in rows[: i + 1]) - 1 for i in range(len(rows))]
     end_decode = DecodeInputs(
         num_sequences=len(rows),
-        max_context=max(r.start + r.length for r in rows),
+        max_context=max([0, *(r.start + r.length for r in rows)]),
         contexts=tuple(r.start + r.length for r in rows),
         reads=(),
         writes=(),
