@@ -106,20 +106,36 @@ def test_neighbours_do_not_change_an_answer(start_engine):
     assert serve(engine)[0]["alone"] == alone
 
 
-def test_launching_waits_for_nothing(start_engine, monkeypatch):
-    engine = start_engine()
-    launch = engine._runner.launch
+WAYS = (
+    {},
+    {"temperature": 0.8, "top_k": 5, "top_p": 0.9, "seed": 1, "logprobs": 3},
+    {"temperature": 0.8, "min_p": 0.1, "repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": 0.5},
+    {"logit_bias": {1: 2.0}, "bad_word_ids": ((2,), (3, 4)), "min_tokens": 2, "stop_token_ids": (3,)},
+    {"temperature": 1.0, "allowed_token_ids": (1, 2, 5), "logprobs": 0},
+    {"prompt_logprobs": 2},
+)
+
+
+@pytest.mark.parametrize("family", ["dense", "moe"])
+def test_launching_waits_for_nothing(family, start_engine, monkeypatch):
+    """Neither steps of prompts, nor of answers, nor of both, in every way to sample."""
+    engine = start_engine(family, enable_prefix_caching=True)
+    launch, kinds = engine._runner.launch, set()
 
     def watched(plan):
+        kinds.add((plan.num_decodes > 0, plan.num_decodes < len(plan.spans)))
         with no_waits():
             return launch(plan)
 
     monkeypatch.setattr(engine._runner, "launch", watched)
-    for i in range(6):
-        hot = {"temperature": 0.8, "top_k": 5 * (i % 2), "top_p": 0.9, "seed": i, "logprobs": 3}
-        engine.add(request(f"r{i}", 1 + 50 * i, **(hot if i % 3 else {}), min_tokens=2, stop_token_ids=(3,)))
-    _, _, ends = serve(engine)
-    assert [event.error for event in ends.values()] == [None] * 6
+    events = []
+    for i in range(3 * len(WAYS)):
+        engine.add(request(f"r{i}", 2 + 13 * i, **WAYS[i % len(WAYS)]))
+        events += engine.step()
+    while engine.has_work:
+        events += engine.step()
+    assert kinds == {(True, True), (True, False), (False, True)}
+    assert [event.error for event in events if event.finish_reason is not None] == [None] * 3 * len(WAYS)
 
 
 @pytest.mark.parametrize(
