@@ -12,7 +12,7 @@ ARGS         ?=
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN := $(VENV)/bin/python
 
-.PHONY: help install dev demo test test-gpu check check-gpus fmt bench figures bench-kernels constraints clean
+.PHONY: help install dev demo test test-gpu check check-gpus fmt bench figures bench-gpu bench-kernels constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -51,6 +51,9 @@ bench: dev  ## speed against transformers
 
 figures: dev  ## every number and picture of the documents, from bench/results
 	$(RUN) -m bench.figures
+
+bench-gpu: dev  ## speed on all GPUs that are here: every shape, a cold and a warm start, peers (4 minutes on two GPUs)
+	$(RUN) -m bench.gpu_table $(ARGS)
 
 bench-kernels: dev  ## the Gated DeltaNet kernels on this GPU
 	$(RUN) -m bench.gdn_prefill $(ARGS)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import figures_gdn, figures_gpu
+from bench import figures_gdn, figures_gpu, figures_table
 
 ROOT = Path(__file__).parents[1]
 MODELS = {"tiny": "shipped checkpoint", "0.8b": "Qwen3.5-0.8B shape, random weights"}
@@ -52,7 +52,7 @@ SHOWN: list[tuple[str, str, Callable[[dict[str, Any]], str]]] = [
     (
         "Qwen3.5-4B's shape on an H200: first request over the median of the next 20",
         "H200 上 Qwen3.5-4B 的形状：首个请求与其后 20 个请求中位数之比",
-        lambda found: f"{found['gpu_speed']['first-request']['ratio']:.3f}",
+        lambda found: f"{found['table/4b']['first-request']['ratio']:.3f}",
     ),
     (
         "the same, with nearly all of the card in use",
@@ -67,17 +67,17 @@ SHOWN: list[tuple[str, str, Callable[[dict[str, Any]], str]]] = [
     (
         "start of the process to ready, caches warm",
         "从进程启动到就绪（缓存已热）",
-        lambda found: f"{found['gpu_warm']['process_to_ready_s']:.1f} s",
+        lambda found: f"{found['table/4b-warm']['process_to_ready_s']:.1f} s",
     ),
     (
         "time to first token, 1024 tokens of prompt",
         "首个 token 的时间（提示 1024 个 token）",
-        lambda found: f"{found['gpu_speed']['latency']['ttft_ms']['1024']:.1f} ms",
+        lambda found: f"{found['table/4b']['latency']['ttft_ms']['1024']:.1f} ms",
     ),
     (
         "a token, one sequence at a time",
         "单序列时每个 token",
-        lambda found: f"{found['gpu_speed']['latency']['token_ms']:.2f} ms",
+        lambda found: f"{found['table/4b']['latency']['token_ms']:.2f} ms",
     ),
     (
         "the shipped checkpoint on 2 cores of a CPU: first request over later ones",
@@ -88,7 +88,7 @@ SHOWN: list[tuple[str, str, Callable[[dict[str, Any]], str]]] = [
 
 
 def shown(language: int) -> list[str]:
-    found = {name: figures_gpu.read(name) for name in ("gpu_warm", "gpu_speed", "gpu_tight")}
+    found = {name: figures_gpu.read(name) for name in ("gpu_tight", "table/4b", "table/4b-warm")}
     found["first_request_cpu"] = figures_gpu.read("first_request_cpu")["rows"][0]
     return ["| | |", "|---|---:|", *(f"| {row[language]} | {row[2](found)} |" for row in SHOWN)]
 
@@ -122,7 +122,7 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
         "first_chat": lambda: first_request(figures_gpu.read("first_chat")),
         "server_cpu": lambda: server_cpu(figures_gpu.read("server_cpu")),
         "gpu_promise": figures_gpu.promise,
-        "gpu_speed": figures_gpu.speed,
+        **{name: getattr(figures_table, name) for name in figures_table.__all__},
         "first_request": figures_gpu.first_requests,
     },
     "docs/MEMORY.md": {

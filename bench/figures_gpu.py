@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-__all__ = ["first_requests", "foretold", "picture", "plan_check", "promise", "read", "speed", "usable_tokens"]
+__all__ = ["first_requests", "foretold", "picture", "plan_check", "promise", "read", "usable_tokens"]
 
 RESULTS = Path(__file__).parent / "results"
 MIB, GIB = 2**20, 2**30
@@ -84,19 +84,6 @@ def promise() -> list[str]:
     lines = ["| what | vLLM 0.25.1 | must | hotstart |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     return [*lines, "", f"{circumstances(tight)}; vLLM: {peers['where']}"]
-
-
-def speed() -> list[str]:
-    run = read("gpu_speed")
-    one, latency = run["first-request"], run["latency"]
-    lines = ["| what | figure |", "|---|---:|"]
-    lines.append(f"| first request, {one['prompt']} in and {one['answer']} out | {one['first_ms']:.1f} ms |")
-    lines.append(f"| median of the next 20 | {one['later_ms']:.1f} ms |")
-    lines += [f"| time to first token, {name} tokens | {ms:.1f} ms |" for name, ms in latency["ttft_ms"].items()]
-    lines.append(f"| a token at batch 1 | {latency['token_ms']:.2f} ms |")
-    for name, crowd in run["throughput"].items():
-        lines.append(f"| {name}, output tokens | {crowd['output_tokens_per_s']:.0f} / s |")
-    return [*lines, "", circumstances(run)]
 
 
 def first_requests() -> list[str]:
