@@ -21,7 +21,7 @@ from hotstart.layers.rotary import RotaryTable
 from hotstart.models.checkpoint import StoredTensor, open_checkpoint, read_tensors, shortened
 from hotstart.models.qwen3_5 import Qwen35
 
-__all__ = ["Progress", "fill_random", "load_weights"]
+__all__ = ["Progress", "checkpoint_shapes", "fill_random", "load_weights"]
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -110,6 +110,11 @@ def fill_random(model: Qwen35, seed: int, allocate: Allocate) -> None:
         else:
             parameter.normal_(0.0, 1 / math.sqrt(parameter.shape[-1]), generator=generator)
     _zero_padding(_wanted(model))
+
+
+def checkpoint_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """What a checkpoint of the model holds: shapes by name, in the first of the spellings that are read."""
+    return {name: piece.shape for one in _wanted(model) for name, piece in one.spellings[0].pieces.items()}
 
 
 def _by_our_names(tensors: list[StoredTensor]) -> dict[str, StoredTensor]:
