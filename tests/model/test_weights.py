@@ -1,6 +1,7 @@
 """Loading: every tensor consumed, every parameter filled, or an error that names both; damaged files never crash."""
 
 import json
+import os
 import shutil
 import struct
 from pathlib import Path
@@ -14,7 +15,7 @@ from stepper import Stepper, allocate, load_model
 from hotstart.config.model import read_model_config
 from hotstart.errors import CheckpointError
 from hotstart.kernels.backends import ops_for
-from hotstart.models import build_model
+from hotstart.models import build_model, stream
 from hotstart.models.weights import fill_random, load_weights
 
 INDEX = "model.safetensors.index.json"
@@ -68,6 +69,33 @@ def test_every_parameter_is_filled(family, checkpoint):
     assert sum(p.numel() for p in model.parameters()) == model.config.num_parameters + padding
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1][0] == seen[-1][1] > 2 * model.config.num_parameters - 1
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_streamed_weights_are_the_same(family, checkpoint, monkeypatch):
+    """As a GPU gets them: in pieces, by several threads."""
+    monkeypatch.setattr(stream, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(stream, "AHEAD_BYTES", 5000)
+    folder, seen = checkpoint(family.name), []
+    mapped, streamed = build(folder), build(folder)
+    load_weights(mapped, folder, allocate)
+    load_weights(streamed, folder, allocate, lambda done, total: seen.append((done, total)), torch.device("cpu"))
+    assert seen[-1][0] == seen[-1][1] and len(seen) > 10
+    for (name, one), other in zip(mapped.named_parameters(), streamed.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_a_file_that_ends_early_is_told_while_it_is_streamed(copy_of):
+    folder = copy_of("dense-tied")
+    model, path = build(folder), folder / "model.safetensors"
+    size = path.stat().st_size
+
+    def cut_then_allocate(shape, dtype):
+        os.truncate(path, size // 2)
+        return torch.empty(shape, dtype=dtype)
+
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged .* bytes too early"):
+        load_weights(model, folder, cut_then_allocate, stream_to=torch.device("cpu"))
 
 
 def test_what_is_left_for_later_is_skipped(copy_of, caplog_hotstart):

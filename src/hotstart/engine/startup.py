@@ -248,4 +248,5 @@ def _load(config: EngineConfig, model: Qwen35, device: Device, running: RunningP
         fill_random(model, config.seed, allocate)
         running.detail = "random weights"
     else:
-        load_weights(model, config.model, allocate, running.progress)
+        stream_to = device.torch_device if device.kind == "cuda" else None
+        load_weights(model, config.model, allocate, running.progress, stream_to)

@@ -30,6 +30,12 @@ class Piece:
         first = self.parts[0]
         return (first.shape[0] * sum(part.shape[1] for part in self.parts), *first.shape[2:])
 
+    @property
+    def plain(self) -> Tensor | None:
+        """Where the stored bytes stand as they are in the checkpoint; None where they are spread."""
+        first = self.parts[0]
+        return first if len(self.parts) == 1 and first.shape[0] == 1 and first.is_contiguous() else None
+
     def fill(self, stored: Tensor) -> None:
         first = self.parts[0]
         rows = [part.shape[1] for part in self.parts]

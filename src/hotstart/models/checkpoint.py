@@ -13,7 +13,7 @@ from torch import Tensor
 from hotstart import log
 from hotstart.errors import CheckpointError
 
-__all__ = ["StoredTensor", "open_checkpoint", "read_tensors"]
+__all__ = ["StoredTensor", "damaged", "open_checkpoint", "read_tensors"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -66,7 +66,7 @@ def read_tensors(tensors: list[StoredTensor]) -> Iterator[tuple[StoredTensor, Te
                 for tensor in group:
                     yield tensor, file.get_tensor(tensor.name)
         except (SafetensorError, OSError) as error:
-            raise _corrupt(path, error) from error
+            raise damaged(path, error) from error
 
 
 def _from_index(folder: Path) -> list[StoredTensor]:
@@ -100,10 +100,10 @@ def _read_header(path: Path) -> list[StoredTensor]:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
             return [StoredTensor(name, tuple(s.get_shape()), s.get_dtype(), path) for name, s in slices.items()]
     except (SafetensorError, OSError) as error:
-        raise _corrupt(path, error) from error
+        raise damaged(path, error) from error
 
 
-def _corrupt(path: Path, error: Exception) -> CheckpointError:
+def damaged(path: Path, error: Exception) -> CheckpointError:
     if not path.exists():
         return CheckpointError(f"{path} does not exist, but the index names it; is the download complete?")
     return CheckpointError(f"{path} is damaged or no safetensors file ({error}); download it again")

@@ -5,7 +5,7 @@ what is left on both sides; all of that is known from the headers, before memory
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -20,6 +20,7 @@ from hotstart.layers.fused import Fused, Piece
 from hotstart.layers.rotary import RotaryTable
 from hotstart.models.checkpoint import StoredTensor, open_checkpoint, read_tensors, shortened
 from hotstart.models.qwen3_5 import Qwen35
+from hotstart.models.stream import stream_tensors
 
 __all__ = ["Progress", "checkpoint_shapes", "fill_random", "load_weights"]
 
@@ -59,10 +60,17 @@ class _Wanted:
     padding: tuple[Tensor, ...] = ()
 
 
-def load_weights(model: Qwen35, folder: str | Path, allocate: Allocate, on_progress: Progress | None = None) -> None:
+def load_weights(
+    model: Qwen35,
+    folder: str | Path,
+    allocate: Allocate,
+    on_progress: Progress | None = None,
+    stream_to: torch.device | None = None,
+) -> None:
     """Stream the checkpoint's tensors into the model's parameters.
 
-    `allocate(shape, dtype)` supplies each parameter's memory, and with it the device.  Raises CheckpointError.
+    `allocate(shape, dtype)` supplies each parameter's memory, and with it the device: `stream_to` says that it is one
+    which bytes are copied to, so that files are read ahead.  Raises CheckpointError.
     """
     folder = Path(folder)
     stored = _by_our_names(open_checkpoint(folder))
@@ -75,8 +83,8 @@ def load_weights(model: Qwen35, folder: str | Path, allocate: Allocate, on_progr
     names = {tensor: name for name, tensor in stored.items()}
     total = sum(tensor.num_bytes for tensor in names)
     done = 0
-    for tensor, values in read_tensors(list(names)):
-        pieces[names[tensor]].fill(values)
+    wishes = [(tensor, pieces[name]) for tensor, name in names.items()]
+    for tensor in _fill(wishes) if stream_to is None else stream_tensors(wishes, stream_to):
         done += tensor.num_bytes
         if on_progress:
             on_progress(done, total)
@@ -110,6 +118,13 @@ def fill_random(model: Qwen35, seed: int, allocate: Allocate) -> None:
         else:
             parameter.normal_(0.0, 1 / math.sqrt(parameter.shape[-1]), generator=generator)
     _zero_padding(_wanted(model))
+
+
+def _fill(wanted: list[tuple[StoredTensor, Piece]]) -> Iterator[StoredTensor]:
+    pieces = dict(wanted)
+    for tensor, values in read_tensors(list(pieces)):
+        pieces[tensor].fill(values)
+        yield tensor
 
 
 def checkpoint_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:

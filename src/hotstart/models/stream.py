@@ -1,0 +1,140 @@
+"""Stream: tensors of a checkpoint on their way to a GPU, as fast as its files can be read.
+
+Several threads read pieces of the files into pinned memory, each into a buffer of its own, from where they are copied
+while others are read.  A tensor whose bytes stand in the parameter as they stand in the file goes there directly; any
+other is put together on the device first.
+"""
+
+import json
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hotstart.layers.fused import Piece
+from hotstart.models.checkpoint import StoredTensor, damaged
+
+__all__ = ["stream_tensors"]
+
+PIECE_BYTES = 16 << 20
+AHEAD_BYTES = 512 << 20  # of tensors under way, beside the one that is waited for
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """A tensor under way: its pieces, and what is to be done when all of them have been given to the device."""
+
+    tensor: StoredTensor
+    pieces: list[Future[None]]
+    finish: Callable[[], None]
+
+
+def stream_tensors(wanted: Sequence[tuple[StoredTensor, Piece]], device: torch.device) -> Iterator[StoredTensor]:
+    """Fill each piece from its tensor; yields the tensors in their order, as they are done.  Raises CheckpointError."""
+    under_way: deque[_Coming] = deque()
+    ahead = 0
+    workers = max(1, min(8, (os.cpu_count() or 2) // 2))
+    with _Files() as files, ThreadPoolExecutor(workers, "hotstart-read") as pool:
+        readers = _Readers(files, device)
+        for tensor, piece in wanted:
+            target, finish = _destination(tensor, piece, device)
+            starts = range(0, tensor.num_bytes, PIECE_BYTES)
+            pieces = [pool.submit(readers.read, tensor, at, target[at : at + PIECE_BYTES]) for at in starts]
+            under_way.append(_Coming(tensor, pieces, finish))
+            ahead += tensor.num_bytes
+            while ahead > AHEAD_BYTES:
+                ahead -= under_way[0].tensor.num_bytes
+                yield _landed(under_way.popleft())
+        while under_way:
+            yield _landed(under_way.popleft())
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)  # the buffers are given back
+
+
+def _landed(coming: _Coming) -> StoredTensor:
+    try:
+        for piece in coming.pieces:
+            piece.result()
+    except OSError as error:
+        raise damaged(coming.tensor.path, error) from error
+    coming.finish()
+    return coming.tensor
+
+
+def _destination(tensor: StoredTensor, piece: Piece, device: torch.device) -> tuple[Tensor, Callable[[], None]]:
+    """Bytes to be written, and what then remains to be done."""
+    dtype, plain = _DTYPES[tensor.dtype], piece.plain
+    if plain is not None and plain.dtype == dtype:
+        return plain.view(-1).view(torch.uint8), lambda: None
+    whole = torch.empty(tensor.num_bytes, dtype=torch.uint8, device=device)
+    return whole, lambda: piece.fill(whole.view(dtype).view(tensor.shape))
+
+
+class _Files:
+    """Open files, and where the tensors in them begin."""
+
+    def __init__(self) -> None:
+        self._open: dict[Path, tuple[int, dict[str, int]]] = {}
+        self._lock = threading.Lock()
+
+    def find(self, tensor: StoredTensor) -> tuple[int, int]:
+        with self._lock:
+            if tensor.path not in self._open:
+                self._open[tensor.path] = _open(tensor.path)
+            opened = self._open[tensor.path]
+        return opened[0], opened[1][tensor.name]
+
+    def __enter__(self) -> "_Files":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, _begins in self._open.values():
+            os.close(number)
+
+
+def _open(path: Path) -> tuple[int, dict[str, int]]:
+    """A safetensors file: 8 bytes that tell the header's length, the header, and what its offsets count from."""
+    number = os.open(path, os.O_RDONLY)
+    length = int.from_bytes(os.pread(number, 8, 0), "little")
+    header: dict[str, Any] = json.loads(os.pread(number, length, 8))
+    header.pop("__metadata__", None)
+    return number, {name: 8 + length + one["data_offsets"][0] for name, one in header.items()}
+
+
+@dataclass(slots=True)
+class _Readers:
+    files: _Files
+    device: torch.device
+    _own: threading.local = field(default_factory=threading.local)
+
+    def read(self, tensor: StoredTensor, at: int, target: Tensor) -> None:
+        """From byte `at` of the tensor on.  In a worker's thread."""
+        number, begin = self.files.find(tensor)
+        buffer, copied = self._buffer()
+        if copied is not None:
+            copied.synchronize()
+        done, size, array = 0, target.numel(), buffer.numpy()
+        while done < size:
+            count = os.preadv(number, [array[done:size].data], begin + at + done)
+            if not count:
+                raise OSError(f"it ends {size - done} bytes too early")
+            done += count
+        with torch.inference_mode():
+            target.copy_(buffer[:size], non_blocking=True)
+        if copied is not None:
+            copied.record(torch.cuda.current_stream(self.device))
+
+    def _buffer(self) -> tuple[Tensor, torch.cuda.Event | None]:
+        if not hasattr(self._own, "buffer"):
+            is_gpu = self.device.type == "cuda"
+            self._own.buffer = torch.empty(PIECE_BYTES, dtype=torch.uint8, pin_memory=is_gpu)
+            self._own.copied = torch.cuda.Event() if is_gpu else None  # type: ignore[no-untyped-call]  # torch's own
+        return self._own.buffer, self._own.copied
