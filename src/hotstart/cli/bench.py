@@ -15,6 +15,7 @@ from typing import Any
 
 from hotstart.cli.flags import Commands, add_engine_flags, engine_options, local_config
 from hotstart.cli.settings import prepare
+from hotstart.engine.head_start import begin_context
 from hotstart.errors import ConfigError
 
 __all__ = ["add_command"]
@@ -38,6 +39,7 @@ def add_command(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    begin_context(engine_options(arguments).get("device", "auto"))
     from functools import partial  # here, so that `--help` needs no torch
 
     from hotstart.bench.client import Client, state

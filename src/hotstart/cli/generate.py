@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from hotstart.cli.flags import Commands, add_engine_flags, engine_options
 from hotstart.cli.settings import prepare
+from hotstart.engine.head_start import begin_context
 from hotstart.errors import InvalidPrompt
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def add_command(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    begin_context(engine_options(arguments).get("device", "auto"))
     from hotstart.engine.llm import LLM  # here, so that `--help` needs no torch
 
     texts = [_read(text) for text in arguments.prompt or ["-"]]

@@ -24,6 +24,7 @@ from hotstart.engine.engine import Engine
 from hotstart.engine.foretell import foretell_peaks
 from hotstart.engine.graphs import DecodeGraphs
 from hotstart.engine.guides import Guides
+from hotstart.engine.head_start import hash_compiler
 from hotstart.engine.inputs import InputBuilder
 from hotstart.engine.kernels import KernelChoice, WarmKernels, choose_kernels, warm_up_kernels
 from hotstart.engine.limits import StepLimits
@@ -120,6 +121,7 @@ def _load_model(config: EngineConfig, device: Device, phases: PhaseLog) -> _Load
     with phases.phase("prepare grammars") as running:
         guides = Guides(_grammars(config, model_config))
         running.detail = "" if guides.can_guide else "none: there is no tokenizer.json"
+    compiler = hash_compiler() if device.backend == "triton" else None
     known = Known.before_loading(config, device)
     with phases.phase("choose kernels") as running:
         limits = step_limits(config, model_config, wishes, device)
@@ -138,6 +140,8 @@ def _load_model(config: EngineConfig, device: Device, phases: PhaseLog) -> _Load
         _load(config, model, device, running)
         weights_bytes = device.arena.by_owner()["weights"]
     with phases.phase("warm up kernels") as running:
+        if compiler is not None:
+            compiler.result()
         warm = warm_up_kernels(kernels, config, running)
     return _Loaded(config, model_config, wishes, limits, guides, known, model, layout, weights_bytes, warm)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from hotstart import log
 from hotstart.engine.download import download
 from hotstart.engine.garbage import spare_collections
+from hotstart.engine.head_start import begin_context
 from hotstart.engine.imports import ImportWatch, late_import
 from hotstart.engine.messages import (
     Abort,
@@ -112,6 +113,7 @@ class Worker:
     def _start(self, config: "EngineConfig") -> "Engine":
         self._channel.send(PhaseBegan(LIBRARIES_PHASE))
         began = time.perf_counter()
+        begin_context(config.device)
         from hotstart.engine.startup import start  # here, so that the server hears of it while torch is imported
 
         self._on_phase(Phase(LIBRARIES_PHASE, time.perf_counter() - began, 0))
