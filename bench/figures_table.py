@@ -62,9 +62,7 @@ class Row:
 
 
 def _number(value: float) -> str:
-    if value >= 1000:
-        return f"{value:.0f}"
-    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def _floors(name: str, state_dtype: str = "float32") -> Floors:

@@ -46,7 +46,7 @@ def run_rungs(
         for done, plan in enumerate(worst):
             running.progress(done, len(worst) + len(inputs.rungs))
             with device.measure_peak() as peak:
-                whole.launch(plan).wait()
+                whole.launch(plan).sync()
             peaks[size] = max(peaks[size], peak.num_bytes)
         if enough(peaks, size):
             break
@@ -58,7 +58,7 @@ def run_rungs(
         _launch_all(kinds, plans, flights)
     _launch_all(kinds, _plans_of_answers(inputs), flights)
     while flights:
-        flights.popleft().wait()
+        flights.popleft().sync()
     running.progress(len(inputs.rungs), len(inputs.rungs))
     return peaks
 
@@ -68,7 +68,7 @@ def _launch_all(runner: Runner, plans: list[StepPlan], flights: deque[Flight]) -
     for plan in plans:
         flights.append(runner.launch(plan))
         if len(flights) == flights.maxlen:
-            flights.popleft().wait()
+            flights.popleft().sync()
 
 
 def _plans_of_answers(inputs: InputBuilder) -> list[StepPlan]:
@@ -99,7 +99,7 @@ def capture(
         running.progress(done, len(sizes))
         runner.capture(answer_plan(size, inputs.limits))
     for size in sizes:
-        runner.launch(answer_plan(size, inputs.limits)).wait()
+        runner.launch(answer_plan(size, inputs.limits)).sync()
     running.progress(len(sizes), len(sizes))
     running.detail = f"{len(sizes)} sizes"
 
