@@ -41,7 +41,7 @@ def paged_attention_torch(
     parts, first, n = [], 0, step.num_decodes
     # Together if padding at most doubles the work: a call for each sequence costs more than a short context.
     if n and n * step.decode.max_context <= 2 * sum(step.decode.contexts[:n]):
-        parts.append(_attend_together(queries[:n], keys, values, step.decode))
+        parts.append(_attend_together(queries[:n], keys, values, step))
         first = n
     for some in _gathers(_spans(step, first), keys):
         for (length, _, _), k, v in zip(some, _gather(keys, some), _gather(values, some), strict=True):
@@ -93,9 +93,9 @@ def _gathers(spans: list[Span], keys: Tensor) -> list[list[Span]]:
     return groups
 
 
-def _attend_together(q: Tensor, keys: Tensor, values: Tensor, decode: DecodeStep) -> Tensor:
+def _attend_together(q: Tensor, keys: Tensor, values: Tensor, step: Step) -> Tensor:
     """One query of each decoding sequence, contexts padded to the longest.  q: [N, H, D] -> [N, H, D]."""
-    index, mask = _places(decode, keys.shape[1], q.dtype)
+    index, mask = _places(step.decode, step.kv_index, keys.shape[1], q.dtype)
     shape = q.shape[0], -1, *keys.shape[2:]
     k, v = (x.flatten(0, 1).index_select(0, index).view(shape).transpose(1, 2) for x in (keys, values))
     return F.scaled_dot_product_attention(q.unsqueeze(2), k, v, attn_mask=mask, enable_gqa=True).squeeze(2)
@@ -103,19 +103,18 @@ def _attend_together(q: Tensor, keys: Tensor, values: Tensor, decode: DecodeStep
 
 # The same for all layers of a step.
 @lru_cache(maxsize=1)
-def _places(decode: DecodeStep, page_size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def _places(decode: DecodeStep, kv_index: Tensor, page_size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Where the keys of each context lie, [N * longest], and what is added to scores, [N, 1, 1, longest]."""
-    n, table = decode.num_sequences, decode.page_table
-    contexts = decode.context_lens[:n].unsqueeze(1)
-    places = torch.arange(decode.max_context, device=table.device)
-    mask = None
-    if n > 1:
-        hidden = (places >= contexts).view(n, 1, 1, -1)
-        mask = torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, -math.inf)
+    n, longest = decode.num_sequences, decode.max_context
+    positions = torch.arange(-(-longest // page_size) * page_size, device=kv_index.device)
+    pages = decode.page_table[:n, : len(positions) // page_size].unsqueeze(2)
+    places = torch.add(positions[:page_size], pages, alpha=page_size).view(n, -1)[:, :longest]
+    if n == 1:
+        return places.flatten(), None
+    beyond = positions[:longest] >= decode.context_lens[:n].unsqueeze(1)
     # Padding repeats the sequence's own last token: whatever else lies there may not be a number.
-    places = places.minimum(contexts - 1)
-    pages = table[:n].gather(1, places // page_size)
-    return (pages * page_size + places % page_size).flatten(), mask
+    places = torch.where(beyond, kv_index[:n].unsqueeze(1), places)
+    return places.flatten(), torch.where(beyond, -math.inf, 0.0).to(dtype).view(n, 1, 1, -1)
 
 
 def _gather(cache: Tensor, spans: list[Span]) -> list[Tensor]:

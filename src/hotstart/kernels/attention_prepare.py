@@ -6,7 +6,7 @@ Queries are returned, keys and values go where `step.kv_index` says.  The gates 
 attention reads them.  Everything is float32 until the one rounding that ends it.
 """
 
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 import triton
@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
-from hotstart.kernels.norm import row_length, scalar
+from hotstart.kernels.norm import norm_scale, row_length
 from hotstart.kernels.ops import AttentionDims, Step
 from hotstart.kernels.rotary import apply_rotary
 
@@ -41,15 +41,19 @@ def attention_prepare_torch(
         packed, positions, kv_index = packed[:n], positions[:n], kv_index[:n]
     heads, k, v, _ = packed.split_with_sizes((2 * H * D, Hkv * D, Hkv * D, packed.shape[1] - dims.packed_width), dim=1)
     qk = torch.cat([heads.view(n, H, 2 * D)[:, :, :D], k.view(n, Hkv, D)], dim=1).float()  # [n, H + Hkv, D]
-    qk = qk / row_length(qk, dims.eps * D)
-    q, k = qk.split_with_sizes((H, Hkv), dim=1)
-    for part, weight in ((q, q_norm), (k, k_norm)):
-        part.mul_(torch.add(scalar(D**0.5), weight.float(), alpha=D**0.5))
+    qk = (qk / row_length(qk, dims.eps * D)).mul_(_scales(q_norm, k_norm, H, Hkv))
     apply_rotary(qk, rope.index_select(0, positions))
+    q, k = qk.split_with_sizes((H, Hkv), dim=1)
     keys.view(-1, Hkv, D).index_copy_(0, kv_index, k.to(keys.dtype))
     values.view(-1, Hkv, D).index_copy_(0, kv_index, v.view(n, Hkv, D).to(values.dtype))
     queries = q.to(packed.dtype)
     return queries if n == T else torch.cat([queries, queries.new_zeros(T - n, H, D)])
+
+
+@lru_cache(maxsize=128)
+def _scales(q_norm: Tensor, k_norm: Tensor, H: int, Hkv: int) -> Tensor:
+    """Of each query head, then of each key head, [H + Hkv, D]."""
+    return torch.cat([norm_scale(q_norm).expand(H, -1), norm_scale(k_norm).expand(Hkv, -1)])
 
 
 @kernel

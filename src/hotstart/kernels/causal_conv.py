@@ -44,7 +44,7 @@ def causal_conv_step(x: Tensor, taps: Tensor, rings: Tensor, rows: Tensor) -> Te
     N, W = x.shape[0], taps.shape[0]
     rings.index_copy_(0, rows[W - 1 :: W], x)
     window = rings.index_select(0, rows).view(N, W, -1)
-    return F.silu((window.float() * taps).sum(1), inplace=True)
+    return F.silu(window.float().mul_(taps).sum(1), inplace=True)
 
 
 # The same for all layers of a step.

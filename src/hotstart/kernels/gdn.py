@@ -82,7 +82,7 @@ def gdn_reference(
 def _chunked_rule(u: Tensor, gates: Tensor, states: Tensor, counts: Sequence[int], dims: GdnDims) -> Tensor:
     """R chunks of N sequences; row after row, those of one index within their sequence are the first of the sequences.
 
-    u: [R, L, C], q | k | v after the convolution; gates: [R, L, 2, HV], g and beta; states: [N, HV, V, K], in place;
+    u: [R, L, C], q | k | v after the convolution; gates: [R, L, 2, HV], beta and g; states: [N, HV, V, K], in place;
     counts: rows of each index -> o [R, L, HV, V], K^0.5 too large (see `_gated_norm`).  All float32.
     """
     H, HV, K, V = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim
@@ -90,7 +90,7 @@ def _chunked_rule(u: Tensor, gates: Tensor, states: Tensor, counts: Sequence[int
     qk = u[..., : 2 * H * K].view(R, L, 2, H, K).permute(0, 3, 2, 1, 4)
     qk = torch.div(qk, row_length(qk, L2_EPS), out=u.new_empty(R, H, 2, L, K)).view(R * H, 2 * L, K)
     q, k = qk[:, :L], qk[:, L:]
-    g, beta = gates.permute(2, 0, 3, 1).contiguous().view(2, R * H, group, L, 1)
+    beta, g = gates.permute(2, 0, 3, 1).contiguous().view(2, R * H, group, L, 1)
     total = g.cumsum(2)  # [R * H, r, L, 1]
     carry = total[:, :, -1:]
     grown, left = _exp(total), _exp(carry - total)
@@ -163,13 +163,21 @@ def _unit_lower_inverse(a: Tensor) -> Tensor:
 
 
 def _columns(packed: Tensor, dims: GdnDims) -> tuple[Tensor, ...]:
-    """x | z | b | a of a packed projection, as views."""
-    return packed.split_with_sizes(dims.columns, dim=1)[:4]
+    """x | z | gates of a packed projection, as views."""
+    return packed.split_with_sizes(dims.columns, dim=1)[:3]
 
 
-def _gates(b: Tensor, a: Tensor, weights: GdnWeights) -> tuple[Tensor, Tensor]:
-    """g and beta, each [T, HV] float32."""
-    return F.softplus(a.float() + weights.dt_bias).mul_(weights.rates), b.float().sigmoid()
+def _log_gates(gates: Tensor, weights: GdnWeights) -> Tensor:
+    """The logarithm of beta, and g: [T, 2, HV] float32.  sigmoid(b) = exp(-softplus(-b)) makes one formula of both."""
+    sign, bias, rate = weights.gates
+    return F.softplus(torch.addcmul(bias, gates.float(), sign)).mul_(rate).view(gates.shape[0], 2, -1)
+
+
+def _gates(gates: Tensor, weights: GdnWeights) -> Tensor:
+    """beta and g, [T, 2, HV] float32."""
+    found = _log_gates(gates, weights)
+    found.select(1, 0).exp_()
+    return found
 
 
 def _gated_norm(o: Tensor, z: Tensor, weights: GdnWeights, dims: GdnDims, out: Tensor) -> None:
@@ -203,39 +211,37 @@ def gdn_decode(
     bring(state, reads, writes)
     if n < packed.shape[0]:
         packed, out = packed[:n], out[:n]
-    x, z, b, a = _columns(packed, dims)
+    x, z, gates = _columns(packed, dims)
     rows = ring_rows(writes, decode.contexts, dims.conv_width, conv.device)
     u = causal_conv_step(x, weights.taps, conv.view(-1, dims.conv_channels), rows)
     qk, v = u.split_with_sizes((2 * H * K, HV * V), dim=1)
-    qk = qk.view(n, 2 * H, K)
-    q, k = (qk / row_length(qk, L2_EPS)).view(n, 2, H, K).unbind(1)
-    g, beta = _gates(b, a, weights)
-    v, g, beta = v.view(n, H, -1), _exp(g).view(n, HV, 1, 1), beta.view(n, HV, 1)
+    qk = qk.view(n, 2, H, K)
+    q, k = torch.div(qk, row_length(qk, L2_EPS), out=u.new_empty(2, n, H, K).transpose(0, 1)).unbind(1)
+    beta, decay = _log_gates(gates, weights).exp_().view(n, 2, HV, 1, 1).unbind(1)
+    v = v.view(n, HV, V, 1)
     pieces = stretches(writes, max(1, SLAB_BYTES // (4 * HV * V * K)))
     if len(pieces) == 1 or 4 * n * HV * V * K < len(pieces) * MOVED_BYTES:
         states = take(state, writes)
-        o = _rule_step(q, k, v, g, beta, states)
+        o = _rule_step(q, k, v, beta, decay, states)
         store(state, writes, states)
     else:
-        parts = [(q[i:j], k[i:j], v[i:j], g[i:j], beta[i:j], state[writes[i] : writes[i] + j - i]) for i, j in pieces]
+        parts = [(*(x[i:j] for x in (q, k, v, beta, decay)), state[writes[i] : writes[i] + j - i]) for i, j in pieces]
         o = torch.cat([_rule_step(*part) for part in parts])
     _gated_norm(o, z, weights, dims, out)
 
 
-def _rule_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> Tensor:
-    """q, k: [N, H, K]; v: [N, H, r * V]; g: [N, HV, 1, 1]; beta: [N, HV, 1]; state: [N, HV, V, K], in place
-    -> [N, HV, V].
+def _rule_step(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, state: Tensor) -> Tensor:
+    """q, k: [N, H, K]; v: [N, HV, V, 1]; beta, decay: [N, HV, 1, 1]; state: [N, HV, V, K], in place -> [N, HV, V].
 
     Rows times matrices, not matrices times columns, which the CPU's products do several times slower.
     """
     N, HV, V, K = state.shape
-    q, k, v = q.reshape(-1, 1, K), k.reshape(-1, 1, K), v.reshape(q.shape[0] * q.shape[1], 1, -1)
+    q, k = q.view(-1, 1, K), k.view(-1, 1, K)
     wide = state.float()  # the state itself, if it is float32
-    s = wide.mul_(g).view(k.shape[0], -1, K)  # [N * H, r * V, K]
+    s = wide.mul_(decay).view(k.shape[0], -1, K)  # [N * H, r * V, K]
     columns = s.transpose(1, 2)
-    delta = torch.baddbmm(v, k, columns, alpha=-1)
-    delta.view(N, HV, V).mul_(beta)
-    s.addcmul_(delta.transpose(1, 2), k)
+    delta = (v - torch.bmm(k, columns).view(N, HV, V, 1)).mul_(beta)
+    s.addcmul_(delta.view(k.shape[0], -1, 1), k)
     if wide is not state:
         state.copy_(wide)
     return torch.bmm(q, columns).view(N, HV, V)
@@ -304,10 +310,10 @@ def _prefill_one(
     wide = state.float()
     for start in range(0, packed.shape[0], slab):
         rows = packed[start : start + slab]
-        x, z, b, a = _columns(rows, dims)
+        x, z, gates = _columns(rows, dims)
         window = torch.cat([past, x])
         past = window[rows.shape[0] :]
-        u, gates = causal_conv(window[1:], taps), torch.stack(_gates(b, a, weights), dim=1)
+        u, gates = causal_conv(window[1:], taps), _gates(gates, weights)
         chunks = -(-rows.shape[0] // L)
         tail = chunks * L - rows.shape[0]
         if tail:  # with g = beta = 0 a token changes nothing
@@ -332,11 +338,12 @@ def _prefill_batch(
     out: Tensor,
 ) -> Tensor:
     """Several spans in one slab.  past: [N * W, C]; state: [N, HV, V, K], in place; both in the batch's order."""
-    x, z, b, a = _columns(packed, dims)
+    x, z, gates = _columns(packed, dims)
     rows = torch.cat([past, x])
     u = causal_conv(rows.index_select(0, batch.windows).view(-1, taps.shape[0] - 1 + L, dims.conv_channels), taps)
-    gates = torch.stack(_gates(b, a, weights), dim=1)
-    gates = F.pad(gates, (0, 0, 0, 0, 0, 1)).index_select(0, batch.tokens)  # padding: g = beta = 0 changes nothing
+    gates = F.pad(_gates(gates, weights), (0, 0, 0, 0, 0, 1)).index_select(
+        0, batch.tokens
+    )  # padding: g = beta = 0 changes nothing
     wide = state.float()
     o = _chunked_rule(u, gates.view(u.shape[0], L, 2, -1), wide, batch.counts, dims)
     if wide is not state:

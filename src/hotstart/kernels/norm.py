@@ -15,6 +15,7 @@ from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 __all__ = [
     "add_rms_norm",
     "add_rms_norm_torch",
+    "norm_scale",
     "row_length",
     "scalar",
 ]
@@ -28,6 +29,13 @@ def row_length(x: Tensor, eps: float) -> Tensor:
     return torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), scalar(eps**0.5))
 
 
+@lru_cache(maxsize=1024)
+def norm_scale(weight: Tensor) -> Tensor:
+    """sqrt(D) (1 + weight), float32: what a row is multiplied by once it is divided by its length.  A weight stays."""
+    D = weight.shape[0]
+    return torch.add(scalar(D**0.5), weight.float(), alpha=D**0.5)
+
+
 @lru_cache(maxsize=64)
 def scalar(value: float) -> Tensor:
     """A constant where torch takes tensors alone; without dimensions it goes with tensors of any device."""
@@ -36,9 +44,8 @@ def scalar(value: float) -> Tensor:
 
 def add_rms_norm_torch(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
     """The norm of x + residual, which replaces `residual`; both are rounded to their dtype before the norm."""
-    D, wide = x.shape[-1], residual.add_(x).float()
-    scale = torch.add(scalar(D**0.5), weight.float(), alpha=D**0.5)
-    return (wide / row_length(wide, eps * D)).mul_(scale).to(x.dtype)
+    wide = residual.add_(x).float()
+    return (wide / row_length(wide, eps * x.shape[-1])).mul_(norm_scale(weight)).to(x.dtype)
 
 
 @kernel

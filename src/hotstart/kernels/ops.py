@@ -141,8 +141,8 @@ class GdnDims:
 
     @cached_property
     def columns(self) -> tuple[int, ...]:
-        """Widths within a row: q | k | v, then z, b, a and the padding."""
-        ends = (0, self.z_offset, self.b_offset, self.a_offset, self.a_offset + self.num_value_heads, self.packed_width)
+        """Widths within a row: q | k | v, then z, b | a and the padding."""
+        ends = (0, self.z_offset, self.b_offset, self.a_offset + self.num_value_heads, self.packed_width)
         return tuple(end - start for start, end in pairwise(ends))
 
 
@@ -161,9 +161,12 @@ class GdnWeights:
         return self.conv.T.float().contiguous()
 
     @cached_property
-    def rates(self) -> Tensor:
-        """-exp(A_log) [HV]."""
-        return self.A_log.exp().neg_()
+    def gates(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Sign, bias and rate of b | a, [2 HV] each: rate * softplus(sign * x + bias) is log(beta), and g."""
+        one = torch.ones_like(self.A_log)
+        parts = (-one, one), (torch.zeros_like(one), self.dt_bias), (-one, -self.A_log.exp())
+        sign, bias, rate = (torch.cat(pair) for pair in parts)
+        return sign, bias, rate
 
     @cached_property
     def norm_of_length(self) -> Tensor:
