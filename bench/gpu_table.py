@@ -3,7 +3,8 @@
 python -m bench.gpu_table [--jobs 4b,9b] [--limit SECONDS] [--out FOLDER]
 
 Jobs stand in two lanes, which share one GPU or have one each; a lane starts with empty caches of compiled kernels and
-of Python's bytecode, and its first start is a cold one.  A job that does not end within its limit is told and left out; what it measured stays.
+of Python's bytecode, and its first start is a cold one.  A job that does not end within its limit is told and left out;
+what it measured stays.
 """
 
 import argparse
