@@ -16,6 +16,7 @@ from hotstart.engine.device import Device
 from hotstart.engine.ends import end_inputs, end_sections, no_prompts, write_ends
 from hotstart.engine.limits import StepLimits
 from hotstart.engine.masks import FillMasks, MaskBuffer
+from hotstart.engine.page_rows import PageRows
 from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Span, StepPlan
 from hotstart.engine.rows import PromptRows, RowList, SampleRows, row_sections
 from hotstart.engine.sheet import Section, Sheet
@@ -43,6 +44,7 @@ class InputBuilder:
         self.row_rungs = device.row_rungs(limits.slab_rows)
         self._staging = device.staging(limits.staging_bytes(self.rungs, self.row_rungs))
         self._masks = MaskBuffer(limits, device, fill_masks)
+        self._pages = PageRows(limits.num_slots, limits.table_width)
         self._sheets: dict[tuple[int, _Sizes], Sheet] = {}
         self._no_prompts = no_prompts(self._staging.image, limits.chunk_length)
 
@@ -139,7 +141,7 @@ class InputBuilder:
         names = ("token_ids", "positions", "kv_index", "decode_contexts", "decode_reads", "decode_writes")
         for name, column in zip(names, columns.T, strict=True):
             arrays[name][:real] = column
-        _write_pages(arrays["pages"], spans)
+        self._pages.write(arrays["pages"], spans)
 
     def _write_prefills(self, arrays: "_Arrays", spans: tuple[Span, ...], first_span: int) -> None:
         size, chunk = self.limits.page_size, self.limits.chunk_length

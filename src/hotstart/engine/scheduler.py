@@ -20,7 +20,7 @@ from hotstart.engine.pending import DraftStep, PendingStep
 from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Span, SpanResult, StepPlan, StepResult
 from hotstart.engine.sequence import Sequence, Status
 from hotstart.errors import HotstartError, QueueFull
-from hotstart.request import FinishReason, Request, TokenEvent
+from hotstart.request import FinishReason, PositionLogprobs, Request, TokenEvent
 
 __all__ = ["Scheduler", "SchedulerLimits"]
 
@@ -161,11 +161,12 @@ class Scheduler:
         for sequence in tuple(self._running):
             if not draft.budget or sequence.status is not Status.RUNNING:
                 return  # preempted by an older one, as are all after it
-            if sequence.num_unplanned != 1 or sequence.is_full:
+            num_planned, num_tokens = sequence.num_planned, len(sequence.tokens)
+            if num_tokens - num_planned != 1 or num_tokens >= sequence.max_length:  # its last token is in flight
                 continue
             if sequence.waits and sequence.tokens[-1] == IN_FLIGHT:
                 continue
-            num_pages = sequence.num_planned // page_size + 1
+            num_pages = num_planned // page_size + 1
             if num_pages <= len(sequence.pages) or self._grow(sequence):
                 draft.add(sequence, sequence.extend(1, num_pages, sequence.slot))
 
@@ -282,10 +283,11 @@ class Scheduler:
         if reason is not None:
             self._finish(sequence)
         logprobs = () if answer.logprobs is None else (answer.logprobs,)
-        first = end == sequence.num_prompt and sequence.request.params.prompt_logprobs is not None
-        prompt_logprobs = tuple(sequence.prompt_logprobs) if first else ()
+        prompt_logprobs: tuple[PositionLogprobs | None, ...] = ()
+        request, admitted = sequence.request, None
+        if end == len(request.prompt_token_ids):
+            admitted = sequence.admitted_time
+            if request.params.prompt_logprobs is not None:
+                prompt_logprobs = tuple(sequence.prompt_logprobs)
         cached = sequence.num_cached or 0
-        admitted = sequence.admitted_time if end == sequence.num_prompt else None
-        return TokenEvent(
-            sequence.request.id, (token,), logprobs, prompt_logprobs, reason, stop_id, None, cached, admitted
-        )
+        return TokenEvent(request.id, (token,), logprobs, prompt_logprobs, reason, stop_id, None, cached, admitted)

@@ -13,6 +13,8 @@ from hotstart.request import PositionLogprobs, Request
 
 __all__ = ["Sequence", "Status", "token_bits"]
 
+_NOTHING = (None, None)
+
 
 class Status(Enum):
     WAITING = auto()  # never ran yet, or was preempted
@@ -65,18 +67,13 @@ class Sequence:
         return len(self.tokens) - self.num_planned
 
     @property
-    def is_full(self) -> bool:
-        """Its last token is known or in flight: there is nothing more to plan."""
-        return len(self.tokens) >= self.max_length
-
-    @property
     def held_slots(self) -> set[int]:
         return {self.slot, self.state_slot} - {NO_SLOT}
 
     def extend(self, length: int, num_pages: int, write_slot: int) -> Span:
         """Plan the next `length` tokens; a span that reaches the last one samples.  The pages are those it needs."""
         start, end = self.num_planned, self.num_planned + length
-        tokens = self.tokens
+        tokens, params = self.tokens, self.request.params
         span = Span(
             self.id,
             start,
@@ -85,8 +82,8 @@ class Sequence:
             self.pages if num_pages == len(self.pages) else self.pages[:num_pages],
             self.state_slot,
             write_slot,
-            self._sampling() if end == len(tokens) else None,
-            *self._prompt_logprobs_wish(start, end),
+            self._sampling(end) if end == len(tokens) else None,
+            *(_NOTHING if params.prompt_logprobs is None else self._prompt_logprobs_wish(start, end)),
             self.penalties,
         )
         if span.sampling is not None:
@@ -96,10 +93,9 @@ class Sequence:
         self.num_flights += 1
         return span
 
-    def _sampling(self) -> Sampling:
+    def _sampling(self, position: int) -> Sampling:
         params = self.request.params
-        position = len(self.tokens)
-        banned = self.banned_ids if position - self.num_prompt < params.min_tokens else ()
+        banned = self.banned_ids if params.min_tokens and position - self.num_prompt < params.min_tokens else ()
         if params.bad_word_ids:
             banned += self._ends_of_bad_words()
         return Sampling(
@@ -131,7 +127,7 @@ class Sequence:
         """How many alternatives the span reports, and the prompt's token after it; nothing is reported twice."""
         wanted = self.request.params.prompt_logprobs
         last = self.num_prompt - 1
-        if wanted is None or start >= last or len(self.prompt_logprobs) > min(end, last):
+        if start >= last or len(self.prompt_logprobs) > min(end, last):
             return None, None
         return wanted, self.tokens[end] if end <= last else None
 
