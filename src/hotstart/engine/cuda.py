@@ -38,6 +38,8 @@ class CudaDevice(GpuSizes):
             raise ConfigError("--device cuda: PyTorch sees no GPU here (its build, or the driver); use --device cpu")
         self.torch_device = torch.device("cuda", torch.cuda.current_device())
         self.backend = backend
+        if backend == "torch":  # whose attention takes parts of tensors: cuDNN's fails on the addresses of some
+            torch.backends.cuda.enable_cudnn_sdp(False)
         self.arena = Arena(self.torch_device)
         if capture_sizes:
             self.capture_sizes = capture_sizes

@@ -140,7 +140,6 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q.unsqueeze(2), k, v, enable_gqa=True).squeeze(2)
     q = q.transpose(0, 1).unsqueeze(0)
     # A slab sees all before it and, of itself, what is not above the diagonal: a part of one mask serves every slab.
-    # It is copied, because cuDNN's kernels take a mask that is not aligned and fail on its address.
     slab = min(QUERY_SLAB, length)
     above = torch.full((slab, slab), -math.inf, dtype=q.dtype, device=q.device).triu_(1)
     mask = torch.cat([above.new_zeros(slab, context), above], dim=1)
@@ -152,7 +151,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             q.narrow(2, start, count),
             k.narrow(2, 0, seen),
             v.narrow(2, 0, seen),
-            attn_mask=mask[:count, context - seen + count : context + count].contiguous(),
+            attn_mask=mask[:count, context - seen + count : context + count],
             enable_gqa=True,
         )
         rows.append(part[0].transpose(0, 1))
