@@ -16,6 +16,7 @@ with G the running sum of g in the chunk, M_ij = exp(G_i - G_j) for i >= j and A
 With T = (I + A)^-1, U = T (beta V) - T (beta exp(G) K) S^T: all but the products with S comes for many chunks at once.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -82,8 +83,8 @@ def gdn_reference(
 def _chunked_rule(u: Tensor, gates: Tensor, states: Tensor, counts: Sequence[int], dims: GdnDims) -> Tensor:
     """R chunks of N sequences; row after row, those of one index within their sequence are the first of the sequences.
 
-    u: [R, L, C], q | k | v after the convolution; gates: [R, L, 2, HV], beta and g; states: [N, HV, V, K], in place;
-    counts: rows of each index -> o [R, L, HV, V], K^0.5 too large (see `_gated_norm`).  All float32.
+    u: [R, L, C], q | k | v after the convolution; gates: [R, L, 2, HV], log(beta) and g; states: [N, HV, V, K], in
+    place; counts: rows of each index -> [R * L, HV, V], o of unit length (see `_unit_length`).  All float32.
     """
     H, HV, K, V = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim
     R, L, group = u.shape[0], u.shape[1], HV // H
@@ -91,6 +92,7 @@ def _chunked_rule(u: Tensor, gates: Tensor, states: Tensor, counts: Sequence[int
     qk = torch.div(qk, row_length(qk, L2_EPS), out=u.new_empty(R, H, 2, L, K)).view(R * H, 2 * L, K)
     q, k = qk[:, :L], qk[:, L:]
     beta, g = gates.permute(2, 0, 3, 1).contiguous().view(2, R * H, group, L, 1)
+    beta = beta.exp_()
     total = g.cumsum(2)  # [R * H, r, L, 1]
     carry = total[:, :, -1:]
     grown, left = _exp(total), _exp(carry - total)
@@ -103,44 +105,36 @@ def _chunked_rule(u: Tensor, gates: Tensor, states: Tensor, counts: Sequence[int
     v = u[..., 2 * H * K :].view(R, L, H, group, V).permute(0, 2, 3, 1, 4)
     wanted = torch.mul(v, beta.view(R, H, group, L, 1), out=u.new_empty(R, H, group, L, V))
     deltas = torch.bmm(inverse, wanted.view(R * HV, L, V))
-    b_k = k.unsqueeze(1)
+    b_q, b_k = q.unsqueeze(1), k.unsqueeze(1)
     lost = torch.bmm(inverse, (b_k * (grown * beta).neg_()).view(R * HV, L, K))
-    kept = (b_k * left).view(R * HV, L, K)
+    asked, kept = (b_q * grown).view(R * HV, L, K), (b_k * left).view(R * HV, L, K)
 
-    found = _scan(q, deltas, lost, kept, _exp(carry).view(R * HV, 1, 1), states, counts)
-    within = torch.bmm(reads.view(R * HV, L, L), deltas).view(R, H, group, L, V)
-    o = u.new_empty(R, L, H, group, V)
-    before = found.view(R, H, L, group, V).transpose(2, 3)
-    torch.addcmul(within, before, grown.view(R, H, group, L, 1), out=o.permute(0, 2, 3, 1, 4))
-    return o.view(R, L, HV, V)
+    o = _scan(asked, deltas, lost, kept, _exp(carry).view(R * HV, 1, 1), states, counts)
+    o.baddbmm_(reads.view(R * HV, L, L), deltas)
+    rows = u.new_empty(R, L, HV, V)
+    _unit_length(o.view(R, HV, L, V), dims, out=rows.transpose(1, 2))
+    return rows.view(R * L, HV, V)
 
 
 def _scan(
-    q: Tensor, deltas: Tensor, lost: Tensor, kept: Tensor, carry: Tensor, states: Tensor, counts: Sequence[int]
+    asked: Tensor, deltas: Tensor, lost: Tensor, kept: Tensor, carry: Tensor, states: Tensor, counts: Sequence[int]
 ) -> Tensor:
-    """Chunk after chunk: what the queries [R * H, L, K] find in the state before it, [R * H, L, r * V].
+    """Chunk after chunk: what the queries find in the state before it, [R * HV, L, V].
 
-    deltas: [R * HV, L, V], completed in place; lost, kept: [R * HV, L, K]; carry: [R * HV, 1, 1]; see `_chunked_rule`.
+    deltas: [R * HV, L, V], completed in place; asked, lost, kept: [R * HV, L, K]; carry: [R * HV, 1, 1]; see
+    `_chunked_rule`.
     """
     HV, V, K = states.shape[1:]
-    H = q.shape[0] * HV // lost.shape[0]
-    found = q.new_empty(*q.shape[:2], HV // H * V)
-    by_head, by_value_head = [n * H for n in counts], [n * HV for n in counts]
+    found = torch.empty_like(deltas)
+    rows = [n * HV for n in counts]
     n = 0
-    for count, b_q, b_found, b_deltas, b_lost, b_kept, b_carry in zip(
-        counts,
-        q.split(by_head),
-        found.split(by_head),
-        deltas.split(by_value_head),
-        lost.split(by_value_head),
-        kept.split(by_value_head),
-        carry.split(by_value_head),
-        strict=True,
+    for count, b_found, b_asked, b_deltas, b_lost, b_kept, b_carry in zip(
+        counts, *(x.split(rows) for x in (found, asked, deltas, lost, kept, carry)), strict=True
     ):
         if count != n:
             n, s = count, states[:count].view(-1, V, K)
-            columns, grouped = s.transpose(1, 2), s.view(n * H, -1, K).transpose(1, 2)
-        torch.bmm(b_q, grouped, out=b_found)
+            columns = s.transpose(1, 2)
+        torch.bmm(b_asked, columns, out=b_found)
         b_deltas.baddbmm_(b_lost, columns)
         s.mul_(b_carry).baddbmm_(b_deltas.transpose(1, 2), b_kept)
     return found
@@ -168,25 +162,22 @@ def _columns(packed: Tensor, dims: GdnDims) -> tuple[Tensor, ...]:
 
 
 def _log_gates(gates: Tensor, weights: GdnWeights) -> Tensor:
-    """The logarithm of beta, and g: [T, 2, HV] float32.  sigmoid(b) = exp(-softplus(-b)) makes one formula of both."""
+    """log(beta) and g, [T, 2, HV] float32.  sigmoid(b) = exp(-softplus(-b)) makes one formula of both."""
     sign, bias, rate = weights.gates
     return F.softplus(torch.addcmul(bias, gates.float(), sign)).mul_(rate).view(gates.shape[0], 2, -1)
 
 
-def _gates(gates: Tensor, weights: GdnWeights) -> Tensor:
-    """beta and g, [T, 2, HV] float32."""
-    found = _log_gates(gates, weights)
-    found.select(1, 0).exp_()
-    return found
+def _unit_length(o: Tensor, dims: GdnDims, out: Tensor | None = None) -> Tensor:
+    """Divide o [..., V], made with queries that lack their K^-0.5, by its length.
 
-
-def _gated_norm(o: Tensor, z: Tensor, weights: GdnWeights, dims: GdnDims, out: Tensor) -> None:
-    """o: [T, HV, V] float32, made with queries that lack their K^-0.5; z: [T, HV * V] -> out [T, HV * V].
-
-    The norm takes the missing factor out, but for its eps, which has to be K times as large.
+    That takes the missing factor out, but for the norm's eps, which has to be K times as large.
     """
-    o = (o / row_length(o, dims.eps * dims.value_dim * dims.key_dim)).mul_(weights.norm_of_length)
-    torch.mul(o.view(out.shape), F.silu(z.float()), out=out)
+    return torch.div(o, row_length(o, dims.eps * dims.value_dim * dims.key_dim), out=out)
+
+
+def _gate(o: Tensor, z: Tensor, weights: GdnWeights, out: Tensor) -> None:
+    """The rest of the norm, and its gate.  o: [T, HV, V] float32, changed; z: [T, HV * V] -> out [T, HV * V]."""
+    torch.mul(o.mul_(weights.norm_of_length).view(out.shape), F.silu(z.float()), out=out)
 
 
 def gdn_decode(
@@ -227,7 +218,7 @@ def gdn_decode(
     else:
         parts = [(*(x[i:j] for x in (q, k, v, beta, decay)), state[writes[i] : writes[i] + j - i]) for i, j in pieces]
         o = torch.cat([_rule_step(*part) for part in parts])
-    _gated_norm(o, z, weights, dims, out)
+    _gate(_unit_length(o, dims), z, weights, out)
 
 
 def _rule_step(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, decay: Tensor, state: Tensor) -> Tensor:
@@ -313,14 +304,13 @@ def _prefill_one(
         x, z, gates = _columns(rows, dims)
         window = torch.cat([past, x])
         past = window[rows.shape[0] :]
-        u, gates = causal_conv(window[1:], taps), _gates(gates, weights)
+        u, gates = causal_conv(window[1:], taps), _log_gates(gates, weights)
         chunks = -(-rows.shape[0] // L)
         tail = chunks * L - rows.shape[0]
-        if tail:  # with g = beta = 0 a token changes nothing
+        if tail:  # with k = v = g = 0 a token changes nothing
             u, gates = F.pad(u, (0, 0, 0, tail)), F.pad(gates, (0, 0, 0, 0, 0, tail))
         o = _chunked_rule(u.view(chunks, L, -1), gates.view(chunks, L, 2, -1), wide, (1,) * chunks, dims)
-        o = o.flatten(0, 1)[: rows.shape[0]]
-        _gated_norm(o, z, weights, dims, out[start : start + slab])
+        _gate(o[: rows.shape[0]], z, weights, out[start : start + slab])
     if wide is not state:
         state.copy_(wide)
     return past
@@ -341,13 +331,12 @@ def _prefill_batch(
     x, z, gates = _columns(packed, dims)
     rows = torch.cat([past, x])
     u = causal_conv(rows.index_select(0, batch.windows).view(-1, taps.shape[0] - 1 + L, dims.conv_channels), taps)
-    gates = F.pad(_gates(gates, weights), (0, 0, 0, 0, 0, 1)).index_select(
-        0, batch.tokens
-    )  # padding: g = beta = 0 changes nothing
+    gates = F.pad(_log_gates(gates, weights), (0, 0, 0, 0, 0, 1))
+    gates[-1, 0] = -math.inf  # padding: with g = beta = 0 a token changes nothing
+    gates = gates.index_select(0, batch.tokens)
     wide = state.float()
     o = _chunked_rule(u, gates.view(u.shape[0], L, 2, -1), wide, batch.counts, dims)
     if wide is not state:
         state.copy_(wide)
-    o = o.flatten(0, 1).index_select(0, batch.places)
-    _gated_norm(o, z, weights, dims, out)
+    _gate(o.index_select(0, batch.places), z, weights, out)
     return rows.index_select(0, batch.tails)
