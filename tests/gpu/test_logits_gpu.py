@@ -31,10 +31,12 @@ def checkpoint(tmp_path_factory):
     return get
 
 
-def run(stepper, answers):
-    """Logits of every position; the tokens decoded are given, so that one flip does not end the comparison."""
+def run(stepper, answers, *, ends_alone=False):
+    """Logits of every position, or from the prompt's last one on; the tokens decoded are given, so that one flip does
+    not end the comparison."""
     with torch.inference_mode():
-        logits = [[part.float().cpu()] for part in stepper.step([len(tokens) for tokens in stepper.tokens])]
+        lengths = [len(tokens) for tokens in stepper.tokens]
+        logits = [[part.float().cpu()] for part in stepper.step(lengths, ends_alone=ends_alone)]
         for step in range(DECODE_STEPS):
             for tokens, given in zip(stepper.tokens, answers, strict=True):
                 tokens.append(given[step])
@@ -62,12 +64,14 @@ def test_logits_match_the_cpu(family, backend, checkpoint):
         from dataclasses import replace
 
         ops = replace(ops, linear=torch.nn.functional.linear)
+    last = [part[-1 - DECODE_STEPS :] for part in expected]
     for dtype in (torch.float32, torch.bfloat16):
         model = load_model(folder, dtype, ops=ops, allocate=allocate)
-        found = run(Stepper(model, prompts, device, allocate), answers)
-        if dtype == torch.float32:
-            worst = max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))
-            assert worst < FLOAT32_LIMIT, f"float32 logits differ by {worst:.2g}"
-        else:
-            error = relative_error(torch.cat(found), torch.cat(expected))
-            assert error < BFLOAT16_LIMIT, f"bfloat16 logits are off by {error:.2g}"
+        for ends_alone, wanted in ((False, expected), (True, last)):
+            found = run(Stepper(model, prompts, device, allocate), answers, ends_alone=ends_alone)
+            if dtype == torch.float32:
+                worst = max((a - b).abs().max().item() for a, b in zip(found, wanted, strict=True))
+                assert worst < FLOAT32_LIMIT, f"float32 logits differ by {worst:.2g}"
+            else:
+                error = relative_error(torch.cat(found), torch.cat(wanted))
+                assert error < BFLOAT16_LIMIT, f"bfloat16 logits are off by {error:.2g}"
