@@ -1,6 +1,7 @@
 """What a GPU does to steps, done on a CPU: padding, another ladder of sizes, snapshots; answers stay the same."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from padding import PaddingDevice
@@ -8,7 +9,7 @@ from tiny import VOCAB
 
 from hotstart.engine import startup
 from hotstart.engine.device import CpuDevice
-from hotstart.engine.inputs import InputBuilder
+from hotstart.engine.inputs import GraphKey, InputBuilder
 from hotstart.engine.limits import StepLimits
 from hotstart.engine.plan import Sampling, Span, StepPlan
 from hotstart.request import Request, SamplingParams
@@ -76,7 +77,7 @@ def test_a_step_of_answers_lies_in_the_image_as_its_rung_says_whoever_is_in_it()
         spans = tuple(Span(i, 5, 1, (7,), (i,), i, i, wish) for i in range(count))
         built = inputs.build(StepPlan(0, spans))
         step, decode = built.inputs, built.inputs.decode
-        assert built.decode_rung == 16 and step.num_tokens == decode.num_sequences == count
+        assert built.graph_key == GraphKey(False, 16) and step.num_tokens == decode.num_sequences == count
         assert decode.write_slots.tolist() == [*range(count), *[-1] * (16 - count)] == decode.read_slots.tolist()
         assert decode.context_lens.tolist() == [6] * count + [0] * (16 - count)
         assert step.kv_index.tolist() == [i * 16 + 5 for i in range(count)] + [-1] * (16 - count)
@@ -84,3 +85,37 @@ def test_a_step_of_answers_lies_in_the_image_as_its_rung_says_whoever_is_in_it()
         return [t.data_ptr() for t in (*tensors, decode.read_slots, decode.write_slots)], [t.shape for t in tensors]
 
     assert addresses(16) == addresses(9) == addresses(12, temperature=0.5, banned_ids=(1, 2, 3), logprobs=2)
+
+
+def test_a_prompt_alone_lies_in_the_image_as_its_rung_says_whatever_its_length():
+    inputs = InputBuilder(replace(LIMITS, max_num_batched_tokens=300, max_model_len=400), PaddingDevice())
+    wish = Sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0, position=6)
+
+    def build(*lengths, start=0, **wishes):
+        spans = (
+            Span(i, start, n, (7,) * n, tuple(range(25)), i if start else -1, i, wish, **wishes)
+            for i, n in enumerate(lengths)
+        )
+        return inputs.build(StepPlan(0, tuple(spans)))
+
+    def addresses(built):
+        step, prefill, ends = built.inputs, built.inputs.prefill, built.inputs.ends
+        tensors = [getattr(prefill, name) for name in TENSORS]
+        tensors += [step.token_ids, step.positions, step.kv_index, ends.rows, ends.kv_index, ends.decode.page_table]
+        return [(t.data_ptr(), t.shape) for t in (*tensors, ends.decode.context_lens)]
+
+    assert build(65).graph_key == GraphKey(True, 128)
+    assert addresses(build(65)) == addresses(build(128)) == addresses(build(100, start=31))
+    # Another prompt beside it, an answer, log-probabilities of its tokens: such steps are launched one by one.
+    assert (
+        [build(*n).graph_key for n in ((60, 60), (1, 100))]
+        == [None, None]
+        == [build(70, prompt_logprobs=0).graph_key] * 2
+    )
+    assert inputs.prompt_rungs == (64, 128, 192, 256, 300)
+    coarse = InputBuilder(replace(LIMITS, chunk_length=16), PaddingDevice())
+    plans = [StepPlan(0, (Span(0, 0, n, (7,) * n, (0, 1, 2, 3), -1, 0, wish),)) for n in (48, 49)]
+    assert [coarse.build(plan).graph_key for plan in plans] == [None, GraphKey(True, 64)]  # one chunk less, or as many
+
+
+TENSORS = ("cu_seqlens", "context_lens", "page_table", "read_slots", "write_slots", "chunks", "cu_chunks")

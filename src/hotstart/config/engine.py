@@ -74,7 +74,7 @@ class EngineConfig:
     enable_prefix_caching: bool = switch("keep pages and states of prompts for later ones that begin like them")
     enforce_eager: bool = switch("capture no CUDA graphs: every step is launched kernel by kernel")
     cudagraph_capture_sizes: tuple[int, ...] | None = option(
-        "sequences of a step, for which a CUDA graph is captured; default: up to --max-num-seqs",
+        "tokens of a step, for which a CUDA graph is captured; default: up to --max-num-seqs, prompts up to 1024",
         parse=parse_sizes,
         metavar="N,N,...",
     )

@@ -18,7 +18,7 @@ from hotstart.config.engine import EngineConfig
 from hotstart.config.model import ModelConfig
 from hotstart.engine.device import CpuDevice
 from hotstart.engine.engine import Engine
-from hotstart.engine.graphs import DecodeGraphs
+from hotstart.engine.graphs import StepGraphs
 from hotstart.engine.inputs import BuiltStep, InputBuilder
 from hotstart.engine.limits import StepLimits
 from hotstart.engine.memory import solve
@@ -158,20 +158,21 @@ class Checker:
         inputs = _AlignedInputs(at, device, guides.fill)
         sampler = Sampler(model.logits, model.ops, at, device)
 
-        def runner(num_pages: int, num_slots: int, graphs: DecodeGraphs | None = None) -> Runner:
+        def runner(num_pages: int, num_slots: int, graphs: StepGraphs | None = None) -> Runner:
             cache = CacheTensors(layout, num_pages, num_slots, partial(device.arena.allocate, "cache"))
             return Runner(model, 0, inputs, sampler, device.step_scope, cache, graphs)
 
         graphs = None
         if rehearsed:
             recorder, running = device.recorder(), RunningPhase("rehearse", ignore_phases)
-            graphs = DecodeGraphs(inputs.decode_rungs, model.config.hidden_size, model.dtype, device.arena, recorder)
+            sizes = inputs.decode_rungs[-1], model.config.hidden_size, model.dtype
+            graphs = StepGraphs(inputs.graph_keys(), *sizes, device.arena, recorder)
             small = runner(1, 1, graphs)
             run_rungs(runner(1, 1), runner(1, 1), inputs, (inputs.rungs[-1],), lambda *_: True, device, running)
             try_capture(graphs, small, inputs)
         served = runner(_NUM_PAGES, at.num_slots, graphs)
         if graphs is not None:
-            capture(graphs, served, inputs, at.max_num_seqs, running)
+            capture(graphs, served, inputs, at.max_num_seqs, at.max_num_batched_tokens, running)
         config = EngineConfig(
             model=self.config.architecture,
             max_num_seqs=at.max_num_seqs,

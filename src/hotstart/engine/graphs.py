@@ -1,57 +1,79 @@
-"""DecodeGraphs: a step of answers alone, captured once for each padded size and replayed as a whole.
+"""StepGraphs: steps of answers alone, and short prompts alone, captured once for each size and replayed as a whole.
 
 A graph repeats launches with their addresses.  That holds because a step's data always stand at the same place of the
 staging image for a given size, caches and weights never move, and kernels read contexts, pages and slots from tensors.
 Graphs share one pool of memory, largest first, so that the smaller ones fit into what the largest took.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from hotstart.engine.device import Arena, Recorder
+from hotstart.engine.inputs import GraphKey
 
-__all__ = ["DecodeGraphs"]
+__all__ = ["StepGraphs"]
 
 TRIAL_GRAPHS = 4
 LEAST_GRAPH_BYTES = 1 << 20  # the driver takes memory in pieces: one that seems to cost nothing may be the next's turn
 
 
-class DecodeGraphs:
+class StepGraphs:
     def __init__(
-        self, sizes: tuple[int, ...], hidden_size: int, dtype: torch.dtype, arena: Arena, recorder: Recorder
+        self,
+        keys: Sequence[GraphKey],
+        max_rows: int,
+        hidden_size: int,
+        dtype: torch.dtype,
+        arena: Arena,
+        recorder: Recorder,
     ) -> None:
-        self.sizes = tuple(sorted(sizes, reverse=True))
+        """max_rows: of the hidden states that any of these steps leaves."""
+        self.keys = tuple(sorted(keys, reverse=True))  # prompts, which take more, come first
         self._recorder = recorder
         # Every graph leaves its hidden states here, where the sampler reads them.
-        self._hidden = arena.allocate("graph outputs", (self.sizes[0], hidden_size), dtype)
-        self._graphs: dict[int, Callable[[], object]] = {}
+        self._hidden = arena.allocate("graph outputs", (max_rows, hidden_size), dtype)
+        self._graphs: dict[GraphKey, tuple[Callable[[], object], Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def capture(self, size: int, run: Callable[[], Tensor]) -> None:
-        """Record what `run` launches; it gives hidden states of `size` rows.  It has run before, outside of a graph."""
-        self._graphs[size] = self._recorder.record(lambda: self._hidden[:size].copy_(run()))
+    def capture(self, key: GraphKey, run: Callable[[], Tensor]) -> None:
+        """Record what `run` launches; it gives hidden states.  It has run before, outside of a graph."""
+        left: list[Tensor] = []
 
-    def replay(self, size: int) -> Tensor | None:
-        """Hidden states of a step whose data are in place; None if there is no graph of this size."""
-        graph = self._graphs.get(size)
-        if graph is None:
+        def keep() -> None:
+            hidden = run()
+            left.append(self._hidden[: hidden.shape[0]])
+            left[0].copy_(hidden)
+
+        graph = self._recorder.record(keep)
+        self._graphs[key] = graph, left[0]
+
+    def replay(self, key: GraphKey) -> Tensor | None:
+        """Hidden states of a step whose data are in place; None if there is no graph of this key."""
+        found = self._graphs.get(key)
+        if found is None:
             return None
+        graph, hidden = found
         graph()
-        return self._hidden[:size]
+        return hidden
 
-    def trial(self, capture: Callable[[int], None]) -> int:
+    def trial(self, capture: Callable[[GraphKey], None]) -> int:
         """Bytes that all graphs will take: the largest and a few more are captured, measured, and thrown away."""
-        before = self._recorder.taken_bytes()
-        capture(self.sizes[0])
-        first = self._recorder.taken_bytes() - before
-        more = self.sizes[1:TRIAL_GRAPHS]
-        for size in more:
-            capture(size)
-        each = (self._recorder.taken_bytes() - before - first) // max(len(more), 1)
+        largest = [max(kind) for kind in self._kinds() if kind]
+        more = [key for kind in self._kinds() for key in kind[1 : 1 + TRIAL_GRAPHS // 2]]
+        taken = []
+        for keys in (largest, more):
+            before = self._recorder.taken_bytes()
+            for key in keys:
+                capture(key)
+            taken.append(self._recorder.taken_bytes() - before)
+        each = taken[1] // max(len(more), 1)
         self._graphs.clear()
         self._recorder.forget()
-        return first + max(each, LEAST_GRAPH_BYTES) * (len(self.sizes) - 1)
+        return taken[0] + max(each, LEAST_GRAPH_BYTES) * (len(self.keys) - len(largest))
+
+    def _kinds(self) -> tuple[list[GraphKey], list[GraphKey]]:
+        return [key for key in self.keys if key.is_prompt], [key for key in self.keys if not key.is_prompt]

@@ -20,10 +20,18 @@ from hotstart.engine.page_rows import PageRows
 from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Span, StepPlan
 from hotstart.engine.rows import PromptRows, RowList, SampleRows, row_sections
 from hotstart.engine.sheet import Section, Sheet
+from hotstart.engine.sizes import prompt_rungs
 
-__all__ = ["BuiltStep", "InputBuilder"]
+__all__ = ["BuiltStep", "GraphKey", "InputBuilder"]
 
 MAX_SHEETS = 256
+
+
+class GraphKey(NamedTuple):
+    """Steps of one key are launched alike, whoever is in them."""
+
+    is_prompt: bool  # one prompt alone; otherwise answers alone
+    tokens: int  # with padding
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +41,7 @@ class BuiltStep:
     prompts: PromptRows | None
     masks: MaskBuffer  # to be uploaded before tokens are sampled
     reads_last_tokens: bool  # host: a decode span's token is still on the device
-    decode_rung: int | None = None  # host: rows of a step of answers alone, where such steps are padded
+    graph_key: GraphKey | None = None  # None: the step is like few others, or its device captures nothing
 
 
 class InputBuilder:
@@ -41,6 +49,7 @@ class InputBuilder:
         self.limits = limits
         self.rungs = device.token_rungs(limits.max_num_batched_tokens)
         self.decode_rungs = device.decode_rungs(limits.max_num_seqs)
+        self.prompt_rungs = prompt_rungs(self.rungs, limits.max_model_len) if self.decode_rungs else ()
         self.row_rungs = device.row_rungs(limits.slab_rows)
         self._staging = device.staging(limits.staging_bytes(self.rungs, self.row_rungs))
         self._masks = MaskBuffer(limits, device, fill_masks)
@@ -60,6 +69,11 @@ class InputBuilder:
     def decode_rung_of(self, num_sequences: int) -> int:
         return self.decode_rungs[bisect_left(self.decode_rungs, num_sequences)]
 
+    def graph_keys(self) -> list[GraphKey]:
+        """Of all steps that can be captured."""
+        answers = [GraphKey(False, rung) for rung in self.decode_rungs]
+        return answers + [GraphKey(True, rung) for rung in self.prompt_rungs]
+
     def _padded_ends(self, num_spans: int) -> int:
         """A size that start-up has run: products with so many rows are those of as many answers."""
         return self.decode_rung_of(num_spans) if self.decode_rungs else self.rung(num_spans)
@@ -73,9 +87,10 @@ class InputBuilder:
         decode_rung = self.decode_rung(plan)
         num_chunks = sum(-(-span.length // self.limits.chunk_length) for span in prefills)
         num_ends = self._padded_ends(len(plan.spans)) if rows.ends_alone else 0
+        padded = decode_rung or self.rung(num_tokens)
         sheet = self._sheet(
             _Sizes(
-                tokens=decode_rung or self.rung(num_tokens),
+                tokens=padded,
                 decodes=decode_rung or num_decodes,
                 prefills=len(prefills),
                 ends=num_ends,
@@ -111,8 +126,17 @@ class InputBuilder:
             prompts=rows.prompt_rows(image),
             masks=self._masks,
             reads_last_tokens=any(span.token_ids[0] == IN_FLIGHT for span in decodes),
-            decode_rung=decode_rung,
+            graph_key=self._graph_key(len(plan.spans), decode_rung, padded, num_chunks, ends_alone=rows.ends_alone),
         )
+
+    def _graph_key(
+        self, num_spans: int, decode_rung: int | None, padded: int, num_chunks: int, *, ends_alone: bool
+    ) -> GraphKey | None:
+        if decode_rung is not None:
+            return GraphKey(False, decode_rung)
+        # How many chunks there are decides what is launched; nothing else of a prompt does.
+        alike = num_spans == 1 and ends_alone and num_chunks == -(-padded // self.limits.chunk_length)
+        return GraphKey(True, padded) if alike and padded in self.prompt_rungs else None
 
     def _sheet(self, sizes: "_Sizes") -> Sheet:
         words = self._staging.buffer()

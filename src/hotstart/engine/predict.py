@@ -5,6 +5,7 @@ from the constants below, which were measured on one kind of GPU and are guesses
 """
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from hotstart.cache.layout import cache_layout
@@ -16,11 +17,11 @@ from hotstart.engine.predict_step import (
     WORKSPACE_BYTES,
     GpuTraits,
     StepShapes,
+    captured_bytes,
     packed_width,
-    step_bytes,
     worst_step_bytes,
 )
-from hotstart.engine.sizes import Budget, GpuSizes, gpu_budget
+from hotstart.engine.sizes import Budget, GpuSizes, gpu_budget, prompt_rungs
 from hotstart.engine.sizing import Known, Peaks, read_wishes, slots_per_sequence, step_limits
 from hotstart.errors import ConfigError, InsufficientMemory
 from hotstart.kernels.gpus import Gpu
@@ -230,11 +231,15 @@ class _Predictor:
         """As start-up bounds them: the memory of the largest, and the driver's for each."""
         if self.config.enforce_eager:
             return _Ends(0, 0, 0)
-        rungs = self.sizes.decode_rungs(self.limits.max_num_seqs)
-        rows = rungs[-1]
-        shapes = StepShapes(rows, rows, (), 0, 0, edits=False, logprobs=False)
-        tensors = step_bytes(self.model, self.dtype, self.limits, self.traits, shapes) + WORKSPACE_BYTES
-        expected = tensors + self.constants.graph_bytes + MIB * (len(rungs) - 1)  # as graphs.py bounds them
+        at, bare = self.limits, partial(StepShapes, samples=0, targets=0, edits=False, logprobs=False)
+        rungs = self.sizes.decode_rungs(at.max_num_seqs)
+        wished = self.config.cudagraph_capture_sizes
+        prompts = prompt_rungs(self.sizes.token_rungs(at.max_num_batched_tokens), at.max_model_len)
+        prompts = tuple(rung for rung in prompts if wished is None or rung in wished)
+        shapes = [bare(rung, 0, (rung,)) for rung in prompts[-1:]] + [bare(rungs[-1], rungs[-1], ())]
+        tensors = captured_bytes(self.model, self.dtype, at, self.traits, shapes) + WORKSPACE_BYTES
+        # As graphs.py bounds them.
+        expected = tensors + self.constants.graph_bytes + MIB * (len(rungs) + len(prompts) - len(shapes))
         share = self.constants.graph_share
         return _Ends(int(expected * (1 - share)), expected, int(expected * (1 + share)))
 

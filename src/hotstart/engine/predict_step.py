@@ -3,7 +3,7 @@
 A second description of the layers, so tests hold it to the first: tensor by tensor, on meta, for every published size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
@@ -16,7 +16,7 @@ from hotstart.engine.rehearsal import worst_plans
 from hotstart.engine.sizes import Sizes, padded_rows
 from hotstart.request import MAX_LOGPROBS
 
-__all__ = ["GpuTraits", "StepShapes", "packed_width", "step_bytes", "worst_step_bytes"]
+__all__ = ["GpuTraits", "StepShapes", "captured_bytes", "packed_width", "step_bytes", "worst_step_bytes"]
 
 SMALL_BYTES = 32 << 20  # of a step's block, for small tensors (cuda.py)
 WORKSPACE_BYTES = 32 << 20  # that cuBLAS takes of torch's allocator at its first product
@@ -110,6 +110,16 @@ def worst_step_bytes(
     shapes = [StepShapes.of(plan, rung, limits, rows) for plan in plans]
     found = [step_bytes(config, dtype, limits, traits, one, held) for one in shapes]
     return max(found[0] + WORKSPACE_BYTES, *found) + SMALL_BYTES
+
+
+def captured_bytes(
+    config: ModelConfig, dtype: str, limits: StepLimits, traits: GpuTraits, shapes: Sequence[StepShapes]
+) -> int:
+    """What the pool of captured steps holds after these, which have no sampling in them."""
+    pool = Segments()
+    for one in shapes:
+        _Step(config, dtype, limits, traits, one, pool).run()
+    return pool.peak
 
 
 class _Step:

@@ -13,6 +13,7 @@ __all__ = [
     "answer_plans",
     "logprob_plan",
     "mixed_plan",
+    "prompt_plan",
     "rung_plans",
     "trial_requests",
     "worst_plans",
@@ -36,38 +37,43 @@ def worst_plans(rung: int, limits: StepLimits, *, thorough: bool = False) -> lis
         _prompts(rung, 1, limits),
         _prompts(rung, limits.max_num_seqs, limits),
     )
-    way = _EVERYTHING if thorough else _SORTED
-    plans = [_plan(shape, way, limits, all_logprobs=True) for shape in dict.fromkeys(shapes)]
-    return plans + [_plan(shapes[0], _WIDE, limits, all_logprobs=True)] * thorough
+    way, far = _EVERYTHING if thorough else _SORTED, limits.max_model_len
+    plans = [_plan(shape, way, limits, logprobs_up_to=far) for shape in dict.fromkeys(shapes)]
+    return plans + [_plan(shapes[0], _WIDE, limits, logprobs_up_to=far)] * thorough
 
 
 def rung_plans(rung: int, limits: StepLimits) -> list[StepPlan]:
     """As many answers as there can be, beside one prompt; both ways to sample where logits are all that differs."""
     ways = (_GREEDY, _EVERYTHING) if rung <= limits.max_num_seqs else (_EVERYTHING,)
     shape = _answers_and_a_prompt(rung, limits)
-    return [_plan(shape, way, limits, all_logprobs=False) for way in ways]
+    # Logits of every position are much work: one slab of them is like another.
+    return [_plan(shape, way, limits, logprobs_up_to=limits.slab_rows) for way in ways]
 
 
 def mixed_plan(rung: int, limits: StepLimits) -> StepPlan:
     """As many answers as there can be, beside one prompt of at least two tokens; all of them greedy."""
     shape = _answers_and_a_prompt(rung, limits, shortest_prompt=2)
-    return _plan(shape, _GREEDY, limits, all_logprobs=False, near=True)
+    return _plan(shape, _GREEDY, limits, near=True)
+
+
+def prompt_plan(length: int, limits: StepLimits) -> StepPlan:
+    return _plan((length,), _GREEDY, limits, near=True)
 
 
 def answer_plan(size: int, limits: StepLimits) -> StepPlan:
-    return _plan((1,) * size, _GREEDY, limits, all_logprobs=False, near=True)
+    return _plan((1,) * size, _GREEDY, limits, near=True)
 
 
 def answer_plans(size: int, limits: StepLimits) -> list[StepPlan]:
     """Answers alone, in every way to sample."""
     ways = (_GREEDY, _CUT, _EVERYTHING, _WIDE, _UNCUT)
-    return [_plan((1,) * size, way, limits, all_logprobs=False, near=True) for way in ways]
+    return [_plan((1,) * size, way, limits, near=True) for way in ways]
 
 
 def logprob_plan(rows: int, limits: StepLimits) -> StepPlan:
     """One prompt that wants so many rows of logits, if it can be as long."""
     length = min(rows, limits.max_model_len, limits.max_num_batched_tokens)
-    return _plan((length,), _EVERYTHING, limits, all_logprobs=True)
+    return _plan((length,), _EVERYTHING, limits, logprobs_up_to=length)
 
 
 def _answers_and_a_prompt(rung: int, limits: StepLimits, shortest_prompt: int = 1) -> tuple[int, ...]:
@@ -84,15 +90,14 @@ def _prompts(rung: int, count: int, limits: StepLimits) -> tuple[int, ...]:
 
 
 def _plan(
-    lengths: tuple[int, ...], sampling: Sampling, limits: StepLimits, *, all_logprobs: bool, near: bool = False
+    lengths: tuple[int, ...], sampling: Sampling, limits: StepLimits, *, logprobs_up_to: int = 0, near: bool = False
 ) -> StepPlan:
-    """`near`: with contexts of few tokens, where the step is run for its size and not for its cost."""
-    # Logits of every position are much work: one slab of them is like another.
-    longest = limits.max_model_len if all_logprobs else limits.slab_rows
+    """`logprobs_up_to`: prompts as long want their tokens' log-probabilities.  `near`: with contexts of few tokens,
+    where the step is run for its size and not for its cost."""
     far = limits.max_model_len
     starts = (min(far - n, limits.page_size) if near else far - n for n in lengths)
     spans = enumerate(zip(lengths, starts, strict=True))
-    return StepPlan(0, tuple(_span(i, n, start, sampling, 1 < n <= longest, limits) for i, (n, start) in spans))
+    return StepPlan(0, tuple(_span(i, n, start, sampling, 1 < n <= logprobs_up_to, limits) for i, (n, start) in spans))
 
 
 def _span(sequence_id: int, length: int, start: int, sampling: Sampling, logprobs: bool, limits: StepLimits) -> Span:

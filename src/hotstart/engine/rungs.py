@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from hotstart.engine.device import Device
 from hotstart.engine.engine import Engine
-from hotstart.engine.graphs import DecodeGraphs
-from hotstart.engine.inputs import InputBuilder
+from hotstart.engine.graphs import StepGraphs
+from hotstart.engine.inputs import GraphKey, InputBuilder
 from hotstart.engine.phases import RunningPhase
 from hotstart.engine.plan import StepPlan
 from hotstart.engine.rehearsal import (
@@ -14,6 +14,7 @@ from hotstart.engine.rehearsal import (
     answer_plans,
     logprob_plan,
     mixed_plan,
+    prompt_plan,
     rung_plans,
     trial_requests,
     worst_plans,
@@ -56,6 +57,7 @@ def run_rungs(
         running.progress(len(inputs.rungs) - len(rest) + done, len(inputs.rungs))
         plans = [mixed_plan(rung, inputs.limits)] if inputs.decode_rungs else rung_plans(rung, inputs.limits)
         _launch_all(kinds, plans, flights)
+    _launch_all(kinds, [prompt_plan(rung, inputs.limits) for rung in reversed(inputs.prompt_rungs)], flights)
     _launch_all(kinds, _plans_of_answers(inputs), flights)
     while flights:
         flights.popleft().sync()
@@ -85,23 +87,33 @@ def _plans_of_answers(inputs: InputBuilder) -> list[StepPlan]:
     return [*reversed(large), *reversed(small), *reversed(rows)]
 
 
-def try_capture(graphs: DecodeGraphs, runner: Runner, inputs: InputBuilder) -> int:
+def try_capture(graphs: StepGraphs, runner: Runner, inputs: InputBuilder) -> int:
     """A bound on the bytes of all graphs, from capturing some on a minimal cache."""
-    return graphs.trial(lambda size: runner.capture(answer_plan(size, inputs.limits)))
+    return graphs.trial(lambda key: runner.capture(_plan_of(key, inputs)))
 
 
 def capture(
-    graphs: DecodeGraphs, runner: Runner, inputs: InputBuilder, max_num_seqs: int, running: RunningPhase
+    graphs: StepGraphs,
+    runner: Runner,
+    inputs: InputBuilder,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    running: RunningPhase,
 ) -> None:
-    """Largest first, for as many sequences as there can be; the first replay of each is not left to a request."""
-    sizes = [size for size in graphs.sizes if size <= inputs.decode_rung_of(max_num_seqs)]
-    for done, size in enumerate(sizes):
-        running.progress(done, len(sizes))
-        runner.capture(answer_plan(size, inputs.limits))
-    for size in sizes:
-        runner.launch(answer_plan(size, inputs.limits)).sync()
-    running.progress(len(sizes), len(sizes))
-    running.detail = f"{len(sizes)} sizes"
+    """Largest first, for steps as large as there can be; the first replay of each is not left to a request."""
+    most = inputs.rung(max_num_batched_tokens), inputs.decode_rung_of(max_num_seqs)
+    keys = [key for key in graphs.keys if key.tokens <= most[not key.is_prompt]]
+    for done, key in enumerate(keys):
+        running.progress(done, len(keys))
+        runner.capture(_plan_of(key, inputs))
+    for key in keys:
+        runner.launch(_plan_of(key, inputs)).sync()
+    running.progress(len(keys), len(keys))
+    running.detail = f"{len(keys)} sizes"
+
+
+def _plan_of(key: GraphKey, inputs: InputBuilder) -> StepPlan:
+    return (prompt_plan if key.is_prompt else answer_plan)(key.tokens, inputs.limits)
 
 
 def try_requests(engine: Engine, device: Device) -> None:

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from hotstart.cache.step import StepInputs
 from hotstart.cache.tensors import CacheTensors
-from hotstart.engine.graphs import DecodeGraphs
+from hotstart.engine.graphs import StepGraphs
 from hotstart.engine.inputs import BuiltStep, InputBuilder
 from hotstart.engine.plan import StepPlan, StepResult
 from hotstart.engine.sampler import Sampled, Sampler
 
 __all__ = ["Flight", "Forward", "Runner", "StepScope"]
 
-Forward = Callable[[StepInputs, CacheTensors], Tensor]  # a model: hidden states [T, D]
+Forward = Callable[[StepInputs, CacheTensors], Tensor]  # a model: the hidden states that are wanted
 StepScope = Callable[[int], AbstractContextManager[None]]  # what a step of so many multiplications runs in
 
 
@@ -45,7 +45,7 @@ class Runner:
         sampler: Sampler,
         step_scope: StepScope,
         cache: CacheTensors,
-        graphs: DecodeGraphs | None = None,
+        graphs: StepGraphs | None = None,
     ) -> None:
         self._graphs = graphs
         self._model = model
@@ -61,19 +61,20 @@ class Runner:
             built = self._inputs.build(plan)
             with self._step_scope(self._num_weights * len(built.inputs.token_ids)):
                 hidden = None
-                if self._graphs is not None and built.decode_rung is not None:
-                    hidden = self._graphs.replay(built.decode_rung)
+                if self._graphs is not None and built.graph_key is not None:
+                    hidden = self._graphs.replay(built.graph_key)
                 if hidden is None:
                     hidden = self._forward(built, fill=built.reads_last_tokens)
                 return Flight(plan, self._sampler.run(hidden, built))
 
     def capture(self, plan: StepPlan) -> None:
-        """Record a step of answers alone, as many as its rung has rows: every later one of this rung is a replay."""
+        """Record a step that fills its rung: every later one of its key is a replay."""
         assert self._graphs is not None, "a runner without graphs was asked to capture"
         with torch.inference_mode():
             built = self._inputs.build(plan)
-            assert built.decode_rung == plan.num_tokens, f"{plan.num_tokens} answers do not fill {built.decode_rung}"
-            self._graphs.capture(built.decode_rung, partial(self._forward, built, fill=True))
+            key = built.graph_key
+            assert key is not None and key.tokens == plan.num_tokens, f"{plan.num_tokens} tokens do not fill {key}"
+            self._graphs.capture(key, partial(self._forward, built, fill=not key.is_prompt))
 
     def _forward(self, built: BuiltStep, *, fill: bool) -> Tensor:
         if fill:

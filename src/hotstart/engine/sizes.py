@@ -6,9 +6,10 @@ from typing import NamedTuple, Protocol
 
 from hotstart.config.engine import EngineConfig
 
-__all__ = ["Budget", "GpuSizes", "Sizes", "gpu_budget", "padded_rows", "rungs"]
+__all__ = ["Budget", "GpuSizes", "Sizes", "gpu_budget", "padded_rows", "prompt_rungs", "rungs"]
 
 RESERVE_BYTES = 256 << 20
+MAX_PROMPT_GRAPH = 1024  # tokens; in a longer prompt the device is busy for longer than the host takes to launch it
 DISPLAY_RESERVE_BYTES = 1 << 30  # windows come and go
 
 
@@ -46,6 +47,11 @@ def padded_rows(count: int, slab_rows: int, row_rungs: Sequence[int]) -> int:
     """Rows of logits: whole slabs, and a row rung for what is left over."""
     slabs, rest = divmod(count, slab_rows)
     return slabs * slab_rows + (row_rungs[bisect_left(row_rungs, rest)] if rest else 0)
+
+
+def prompt_rungs(token_rungs: Sequence[int], max_model_len: int) -> tuple[int, ...]:
+    """Sizes of one prompt alone, whose steps can be captured."""
+    return tuple(rung for rung in token_rungs if rung <= min(MAX_PROMPT_GRAPH, max_model_len))
 
 
 class GpuSizes:

@@ -22,7 +22,7 @@ from hotstart.engine.cuda import CudaDevice
 from hotstart.engine.device import CpuDevice, Device
 from hotstart.engine.engine import Engine
 from hotstart.engine.foretell import foretell_peaks
-from hotstart.engine.graphs import DecodeGraphs
+from hotstart.engine.graphs import StepGraphs
 from hotstart.engine.guides import Guides
 from hotstart.engine.head_start import hash_compiler
 from hotstart.engine.inputs import InputBuilder
@@ -36,7 +36,7 @@ from hotstart.engine.sampler import Sampler
 from hotstart.engine.scheduler import Scheduler
 from hotstart.engine.sizing import Known, Peaks, read_wishes, scheduler_limits, step_limits
 from hotstart.errors import ConfigError
-from hotstart.kernels.backends import replays
+from hotstart.kernels.backends import replays, replays_prompts
 from hotstart.kernels.watch import Watch
 from hotstart.models import build_model, resolve_dtype, resolve_state_dtype
 from hotstart.models.qwen3_5 import Qwen35
@@ -67,7 +67,7 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
         runner = parts.runner(CacheTensors(loaded.layout, plan.num_pages, plan.num_slots, take), parts.graphs)
     if parts.graphs is not None:
         with phases.phase("capture graphs") as running:
-            capture(parts.graphs, runner, parts.inputs, plan.max_num_seqs, running)
+            capture(parts.graphs, runner, parts.inputs, plan.max_num_seqs, plan.max_num_batched_tokens, running)
     engine = Engine(
         scheduler=Scheduler(scheduler_limits(config, loaded.model_config, plan, device)),
         runner=runner,
@@ -153,7 +153,7 @@ class _Parts:
     plan: MemoryPlan
     inputs: InputBuilder
     runner: Callable[..., Runner]  # of a cache, and graphs or none
-    graphs: DecodeGraphs | None
+    graphs: StepGraphs | None
 
 
 def _size(loaded: _Loaded, device: Device, phases: PhaseLog) -> _Parts:
@@ -184,7 +184,7 @@ def _size(loaded: _Loaded, device: Device, phases: PhaseLog) -> _Parts:
             runner = make_runner(_minimal_cache(loaded.layout, device), graphs)
             graphs_bytes = try_capture(graphs, runner, inputs)
             del runner
-            running.detail = f"{len(graphs.sizes)} sizes take at most {as_size(graphs_bytes)}"
+            running.detail = f"{len(graphs.keys)} sizes take at most {as_size(graphs_bytes)}"
     with phases.phase("plan memory") as running:
         plan = solve(wishes, loaded.measured(device, peaks, graphs_bytes))
         running.detail = f"{plan.num_pages} pages, {plan.num_slots} slots"
@@ -225,15 +225,18 @@ def _minimal_cache(layout: CacheLayout, device: Device) -> CacheTensors:
     return CacheTensors(layout, 1, 1, partial(device.arena.allocate, "minimal cache"))
 
 
-def _graphs(config: EngineConfig, model: Qwen35, inputs: InputBuilder, device: Device) -> DecodeGraphs | None:
+def _graphs(config: EngineConfig, model: Qwen35, inputs: InputBuilder, device: Device) -> StepGraphs | None:
     """None where no step is captured: on a CPU, under --enforce-eager, with ops that read the plan on the host; nor
     where nothing has run before."""
     recorder = device.recorder()
     if recorder is None or config.enforce_eager or config.unsafe_skip_warmup or not replays(model.ops):
         return None
     wished = config.cudagraph_capture_sizes
-    sizes = tuple(size for size in inputs.decode_rungs if wished is None or size in wished)
-    return DecodeGraphs(sizes, model.config.hidden_size, model.dtype, device.arena, recorder) if sizes else None
+    keys = [key for key in inputs.graph_keys() if wished is None or key.tokens in wished]
+    if not replays_prompts(model.ops):
+        keys = [key for key in keys if not key.is_prompt]
+    sizes = inputs.decode_rungs[-1], model.config.hidden_size, model.dtype
+    return StepGraphs(keys, *sizes, device.arena, recorder) if keys else None
 
 
 def _build(config: EngineConfig, model_config: ModelConfig, wishes: Wishes, kernels: KernelChoice) -> Qwen35:

@@ -23,7 +23,7 @@ from hotstart.kernels import (
 )
 from hotstart.kernels.ops import Ops, Prefill
 
-__all__ = ["Backend", "ops_for", "replays"]
+__all__ = ["Backend", "ops_for", "replays", "replays_prompts"]
 
 Backend = Literal["torch", "triton"]
 
@@ -66,6 +66,11 @@ def replays(ops: Ops) -> bool:
     """Whether a captured step of answers can be replayed: its ops read contexts, pages and slots from tensors alone."""
     names = ("attention_prepare", "paged_attention", "gdn_decode")
     return all(getattr(ops, name) is not getattr(_TORCH, name) for name in names)
+
+
+def replays_prompts(ops: Ops) -> bool:
+    """Whether a captured prompt can be replayed too: kernels of other libraries may look at it on the host."""
+    return replays(ops) and ops.gdn_prefill is _TRITON.gdn_prefill
 
 
 def ops_for(backend: Backend, gdn_prefill: Prefill | None = None) -> Ops:

@@ -1,4 +1,4 @@
-"""A captured step of answers serves any later one: launched again, the same calls take all they need from the image."""
+"""A captured step serves any later one of its key: launched again, the same calls take all they need from the image."""
 
 import json
 
@@ -8,13 +8,14 @@ from tiny import CONFIGS, VOCAB
 
 from hotstart.cache.tensors import CacheTensors
 from hotstart.config.model import read_model_config
-from hotstart.engine.inputs import InputBuilder
+from hotstart.engine.inputs import GraphKey, InputBuilder
 from hotstart.engine.limits import StepLimits
-from hotstart.engine.rehearsal import answer_plan
+from hotstart.engine.plan import Sampling, Span, StepPlan
+from hotstart.engine.rehearsal import answer_plan, prompt_plan
 from hotstart.engine.runner import Runner
 from hotstart.engine.sampler import Sampler
 from hotstart.engine.scheduler import Scheduler, SchedulerLimits
-from hotstart.kernels.backends import ops_for, replays
+from hotstart.kernels.backends import ops_for, replays, replays_prompts
 from hotstart.models import build_model
 from hotstart.models.weights import fill_random
 from hotstart.request import Request, SamplingParams
@@ -79,4 +80,35 @@ def test_replayed_steps_answer_as_the_torch_ops_do(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**CONFIGS["dense"], "num_hidden_layers": 4}))
     graphs = Replays()
     assert serve(tmp_path, graphs) == serve(tmp_path, None)
-    assert graphs.num_replays == 6 and set(graphs.calls) == {1, 2, 3}
+    assert graphs.num_replays == 6 and set(graphs.calls) == {GraphKey(False, size) for size in (1, 2, 3)}
+
+
+def test_replayed_prompts_answer_as_the_torch_ops_do(tmp_path):
+    """Of several lengths, and a piece that goes on where one of them ends."""
+    (tmp_path / "config.json").write_text(json.dumps({**CONFIGS["dense"], "num_hidden_layers": 4}))
+    config = read_model_config(tmp_path)
+    limits = StepLimits(
+        **{**SIZES, "max_model_len": 64, "chunk_length": 16}, slab_rows=4, num_slots=3, num_end_ids=0, vocab_size=VOCAB
+    )
+    wish = Sampling(temperature=0.0, top_k=0, top_p=1.0, seed=0, position=6, logprobs=2)
+    spans = [
+        Span(0, 0, 20, tuple(range(20)), (4, 2), -1, 0, wish),
+        Span(1, 0, 32, tuple(range(32)), (1, 0), -1, 2, wish),
+        Span(0, 20, 29, tuple(range(40, 69)), (4, 2, 5, 3), 0, 1, wish),
+    ]
+    found = []
+    for backend, graphs in (("torch", None), ("triton", Replays())):
+        device, ops = PaddingDevice(), ops_for(backend)
+        assert replays_prompts(ops) == (graphs is not None)
+        model = build_model(config, ops, torch.float32, torch.float32, 64)
+        fill_random(model, 0, lambda shape, dtype: torch.empty(shape, dtype=dtype))
+        inputs = InputBuilder(limits, device)
+        cache = CacheTensors(model.layout(16), 6, 3, lambda shape, dtype: torch.zeros(shape, dtype=dtype))
+        sampler = Sampler(model.logits, ops, limits, device)
+        runner = Runner(model, 0, inputs, sampler, device.step_scope, cache, graphs)
+        if graphs:
+            runner.capture(prompt_plan(32, limits))
+        results = [runner.launch(StepPlan(i, (span,))).wait().spans[0] for i, span in enumerate(spans)]
+        found.append([(one.token_id, round(one.logprobs.logprob, 3)) for one in results])
+    assert graphs.num_replays == 3 and list(graphs.calls) == [GraphKey(True, 32)]
+    assert found[0] == found[1]
