@@ -70,7 +70,8 @@ def test_a_step_takes_what_the_layers_take(
     shapes = [StepShapes.of(plan, num_tokens, limits, rows) for plan in plans]
     ours = max(step_bytes(config, "bfloat16", limits, traits, one) for one in shapes)
     real = max(reserved for _, reserved in trace(config, limits, plans, gpu, monkeypatch))
-    assert abs(ours - real) <= max(16 * MIB, 0.03 * real)
+    segment = 20 * MIB
+    assert abs(ours - real) <= max(segment, 0.03 * real)
 
 
 def test_segments_follow_the_allocators_rules() -> None:

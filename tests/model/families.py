@@ -49,6 +49,7 @@ def _sizes(hidden: int, heads: tuple[int, int], head_dim: int, gdn: tuple[int, i
 
 
 _MOE = {"num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 40, "shared_expert_intermediate_size": 56}
+_ALIKE = _MOE | {"shared_expert_intermediate_size": 40}  # as in every published size
 
 FAMILIES = [
     Family(
@@ -69,7 +70,7 @@ FAMILIES = [
     Family(
         "moe-stacked",
         "Qwen3_5MoeForConditionalGeneration",
-        _sizes(64, (4, 2), 32, (3, 6, 16, 24), num_hidden_layers=4, **_MOE),
+        _sizes(64, (4, 2), 32, (3, 6, 16, 24), num_hidden_layers=4, **_ALIKE),
         nested=True,
         stacked=True,
         rope={"mrope_section": [2, 1, 1], "mrope_interleaved": True},
@@ -84,7 +85,7 @@ FAMILIES = [
         "Qwen3NextForCausalLM",
         _sizes(
             88, (6, 3), 16, (3, 6, 16, 24), intermediate_size=72, num_hidden_layers=6, mlp_only_layers=[1],
-            full_attention_interval=3, norm_topk_prob=True, **_MOE,
+            full_attention_interval=3, norm_topk_prob=True, **_ALIKE,
         ),
         shards=2,
         rope={"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},

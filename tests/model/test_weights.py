@@ -15,6 +15,7 @@ from stepper import Stepper, allocate, load_model
 from hotstart.config.model import read_model_config
 from hotstart.errors import CheckpointError
 from hotstart.kernels.backends import ops_for
+from hotstart.layers.moe import SparseMoE
 from hotstart.models import build_model, stream
 from hotstart.models.weights import fill_random, load_weights
 
@@ -66,6 +67,10 @@ def test_every_parameter_is_filled(family, checkpoint):
             used = dims.a_offset + dims.num_value_heads
             padding += (dims.packed_width - used) * model.config.hidden_size
             assert not layer.linear_attn.in_proj.weight[used:].any()
+        if isinstance(layer.mlp, SparseMoE):
+            behind = layer.mlp.gate.weight[layer.mlp.dims.num_experts + 1 :]
+            padding += behind.numel()
+            assert not behind.any()
     assert sum(p.numel() for p in model.parameters()) == model.config.num_parameters + padding
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1][0] == seen[-1][1] > 2 * model.config.num_parameters - 1

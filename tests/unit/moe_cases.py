@@ -8,29 +8,38 @@ from hotstart.kernels.ops import MoeDims
 
 __all__ = ["CASES", "equals", "make_case"]
 
-CASES = [MoeDims(5, 2, 16, True), MoeDims(16, 3, 24, False), MoeDims(3, 3, 16, True)]
+CASES = [
+    MoeDims(5, 2, 16, True, shares=True),
+    MoeDims(16, 3, 24, False),
+    MoeDims(3, 3, 16, True),
+    MoeDims(7, 1, 40, False, shares=True),
+]
 
 
 def make_case(dims, num_tokens, dtype=torch.float32, hidden=24, favourite=None, seed=0):
-    """(x, router_logits, gate_up, down, dims, step), [num_tokens, hidden]; every token wants its favourite most."""
+    """(x, logits, gate_up, down, dims, step), [num_tokens, hidden]; every token wants its favourite most."""
     r = torch.Generator().manual_seed(seed)
-    E, width = dims.num_experts, dims.width
+    E, experts, width = dims.num_experts, dims.stacked_experts, dims.width
     pages = tuple(range(-(-num_tokens // 16)))
     step = make_step([], [Row(num_tokens, pages=pages)], page_size=16, padding=2)
     x = torch.randn(num_tokens + 2, hidden, generator=r).to(dtype)
     # Distinct in every dtype: which of two equal experts is chosen would make outputs differ, and has its own test.
     ranks = torch.rand(num_tokens + 2, E, generator=r).argsort(-1)
-    logits = (ranks / E * 4 * (1 + torch.rand(num_tokens + 2, 1, generator=r))).to(dtype)
+    logits = torch.full((num_tokens + 2, dims.logit_width), float("nan"), dtype=dtype)
+    logits[:, :E] = ranks / E * 4 * (1 + torch.rand(num_tokens + 2, 1, generator=r))
+    if dims.shares:
+        logits[:, E] = torch.randn(num_tokens + 2, generator=r)
     if favourite is not None:
         logits[:, favourite] = 9.0
     x[num_tokens:] = logits[num_tokens:] = float("nan")
-    gate_up = (torch.randn(E, 2 * width, hidden, generator=r) * hidden**-0.5).to(dtype)
-    down = (torch.randn(E, hidden, width, generator=r) * width**-0.5).to(dtype)
+    gate_up = (torch.randn(experts, 2 * width, hidden, generator=r) * hidden**-0.5).to(dtype)
+    down = (torch.randn(experts, hidden, width, generator=r) * width**-0.5).to(dtype)
     wide = [t.double() for t in (x[:num_tokens], logits[:num_tokens], gate_up, down)]
     return (x, logits, gate_up, down, dims, step), moe_reference(*wide, dims)
 
 
 def equals(dims, num_tokens, dtype=torch.float32):
-    """Router logits of three values, kv_index, and the experts in order: among equals the lower id comes first."""
-    logits = torch.randint(3, (num_tokens, dims.num_experts), generator=torch.Generator().manual_seed(0)).to(dtype)
-    return logits, torch.arange(num_tokens), logits.sort(dim=-1, descending=True, stable=True)
+    """Logits of three values, kv_index, and the chosen experts: among equals the lower id comes first."""
+    logits = torch.randint(3, (num_tokens, dims.logit_width), generator=torch.Generator().manual_seed(0)).to(dtype)
+    order = logits[:, : dims.num_experts].sort(dim=-1, descending=True, stable=True)
+    return logits, torch.arange(num_tokens), order.indices[:, : dims.top_k].sort(-1).values

@@ -18,6 +18,7 @@ from hotstart.engine.predict_step import (
     GpuTraits,
     StepShapes,
     captured_bytes,
+    logit_width,
     packed_width,
     worst_step_bytes,
 )
@@ -292,8 +293,10 @@ def weight_tensors(model: ModelConfig, itemsize: int, num_positions: int) -> lis
     attention = [D * 2 * (heads + kv_heads) * head, heads * head * D, head, head]
     gdn = [D * packed_width(model), values * D, channels * model.linear_conv_kernel_dim]
     single = [4 * model.linear_num_value_heads] * 2 + [4 * model.linear_value_head_dim]
-    experts = [D * model.num_experts, *(model.num_experts * D * n * model.moe_intermediate_size for n in (2, 1))]
-    experts += [D * n * model.shared_expert_intermediate_size for n in (2, 1)] + [D]
+    width, shared = model.moe_intermediate_size, model.shared_expert_intermediate_size
+    stacked = model.num_experts + (shared == width)
+    experts = [D * logit_width(model), *(stacked * D * n * width for n in (2, 1))]
+    experts += [D * n * shared for n in (2, 1)] * (shared != width)
     dense = [D * 2 * model.intermediate_size, D * model.intermediate_size]
     found = [itemsize * V * D]
     for kind, is_moe in zip(model.layer_types, model.moe_layers, strict=True):

@@ -16,7 +16,15 @@ from hotstart.engine.rehearsal import worst_plans
 from hotstart.engine.sizes import Sizes, padded_rows
 from hotstart.request import MAX_LOGPROBS
 
-__all__ = ["GpuTraits", "StepShapes", "captured_bytes", "packed_width", "step_bytes", "worst_step_bytes"]
+__all__ = [
+    "GpuTraits",
+    "StepShapes",
+    "captured_bytes",
+    "logit_width",
+    "packed_width",
+    "step_bytes",
+    "worst_step_bytes",
+]
 
 SMALL_BYTES = 32 << 20  # of a step's block, for small tensors (cuda.py)
 WORKSPACE_BYTES = 32 << 20  # that cuBLAS takes of torch's allocator at its first product
@@ -24,7 +32,7 @@ WORKSPACE_BYTES = 32 << 20  # that cuBLAS takes of torch's allocator at its firs
 # Workspaces that kernels bound by themselves (kernels/gdn_workspace.py, attention_decode.py, moe_gemm.py, draw.py).
 _GDN_BYTES, _GDN_ALONE = 96 << 20, 0.6
 _ATTENTION_BYTES, _ATTENTION_PARTS = 64 << 20, 32
-_EXPERT_BYTES = 64 << 20
+_EXPERT_BYTES, _FEW_TOKENS = 128 << 20, 4
 _DRAW_BLOCK = 8192
 
 
@@ -39,14 +47,13 @@ class GpuTraits:
     def of(cls, arch: int, shared_bytes: int) -> "GpuTraits":
         return cls(arch, 90 <= arch < 120 and shared_bytes >= 160 << 10)
 
-    def expert_columns(self, num_pairs: int, num_experts: int, itemsize: int) -> int:
-        """kernels/moe_tiles.py."""
+    def expert_columns(self, rows: float, itemsize: int) -> int:
+        """Of a tile, for so many rows of an expert (kernels/moe_tiles.py)."""
         if itemsize == 4:
             return 32
-        many = num_pairs >= 32 * num_experts
         if self.has_large_tiles:
-            return 256 if many else 64
-        return 128 if many else 64
+            return 64 if rows <= 16 else 128 if rows <= 48 else 256
+        return 64 if rows <= 16 else 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,11 @@ def packed_width(config: ModelConfig) -> int:
     values = config.linear_num_value_heads * config.linear_value_head_dim
     keys = config.linear_num_key_heads * config.linear_key_head_dim
     return ceil((2 * keys + 2 * values + 2 * config.linear_num_value_heads) / 64) * 64
+
+
+def logit_width(config: ModelConfig) -> int:
+    """Of a mixture of experts: the router's logits and the shared expert's, padded (kernels/ops.py)."""
+    return ceil((config.num_experts + 1) / 8) * 8
 
 
 def step_bytes(
@@ -236,21 +248,27 @@ class _Step:
         return y
 
     def _experts(self) -> Place:
+        """kernels/moe.py, and layers/moe.py for a shared expert of another width."""
         config, T = self.config, self.at.tokens
-        D, E = config.hidden_size, config.num_experts
-        pairs = T * config.num_experts_per_tok
-        logits = self.take(T * E)
-        small = [self.take(pairs, 4) for _ in range(3)]  # weights, experts, pairs
-        hidden, y = self.take(pairs * config.moe_intermediate_size), self.take(T * D)
-        columns = self.traits.expert_columns(pairs, E, self.item)
-        blocks = ceil(D / columns)
-        slab = max(1, min(blocks, _EXPERT_BYTES // max(1, pairs * columns * self.item)))
-        with self.held((slab * pairs * columns, self.item)):
-            pass
-        self.free(logits, *small, hidden)
-        gate, sigmoid = self.take(T), self.take(T)
-        self.free(gate)
-        self.free(self._mlp(config.shared_expert_intermediate_size), sigmoid)
+        D, width, shared = config.hidden_size, config.moe_intermediate_size, config.shared_expert_intermediate_size
+        logits = self.take(T * logit_width(config))
+        pairs = T * (config.num_experts_per_tok + (shared == width))
+        small = [self.take(pairs, 4) for _ in range(2)]  # weights and places, or experts
+        if T > _FEW_TOKENS:
+            with self.held((pairs, 4), (pairs, 4)):  # experts and ranks
+                pass
+        hidden = self.take(pairs * width)
+        y = self.take(T * D)
+        if T > _FEW_TOKENS:
+            columns = self.traits.expert_columns(T * config.num_experts_per_tok / config.num_experts, self.item)
+            slab = max(1, min(ceil(D / columns), _EXPERT_BYTES // max(1, pairs * columns * self.item)))
+            with self.held((slab * pairs * columns, self.item)):
+                pass
+        self.free(*small, hidden)
+        if shared != width:
+            sigmoid = self.take(T)
+            self.free(self._mlp(shared), sigmoid)
+        self.free(logits)
         return y
 
     def _sample(self) -> None:

@@ -93,7 +93,9 @@ def launch_space(
 
 
 def _mlp_widths(config: ModelConfig) -> tuple[int, ...]:
-    widths = {config.shared_expert_intermediate_size if moe else config.intermediate_size for moe in config.moe_layers}
+    """A shared expert as wide as the others has no feed-forward of its own."""
+    shared = () if moe_dims(config).shares else (config.shared_expert_intermediate_size,)
+    widths = {width for moe in config.moe_layers for width in (shared if moe else (config.intermediate_size,))}
     return tuple(sorted(widths))
 
 

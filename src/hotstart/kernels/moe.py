@@ -1,7 +1,10 @@
 """Mixture of experts: y = sum_j p_j down_j(silu(gate_j x) * up_j x) over the k likeliest of p = softmax(router logits).
 
+An expert that every token shares is one more of them, and its weight the sigmoid of a logit of its own.
+
 On a GPU: route and sort the pairs (token, expert) (moe_route.py), two products over tiles of pairs, and a sum for each
-token (moe_gemm.py).  Nothing is read on the host, and no shape but that of the tokens decides how much is launched.
+token (moe_gemm.py); for a few tokens two launches without sorting (moe_few.py).  Nothing is read on the host, and no
+shape but that of the tokens decides how much is launched.
 
 Source: Fedus et al. 2021, arXiv:2101.03961; routing as in Qwen3-MoE.
 """
@@ -13,25 +16,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hotstart.kernels.activation import silu_mul_torch
+from hotstart.kernels.moe_few import MOST_TOKENS, moe_few
 from hotstart.kernels.moe_gemm import expert_down, expert_gate_up
-from hotstart.kernels.moe_route import route, sort_pairs
+from hotstart.kernels.moe_route import route
 from hotstart.kernels.moe_tiles import tiles_for
 from hotstart.kernels.ops import MoeDims, Step
 
 __all__ = ["moe", "moe_reference", "moe_torch", "route_torch"]
 
 
-def route_torch(router_logits: Tensor, dims: MoeDims) -> tuple[Tensor, Tensor]:
-    """Weights [T, k] float32 and expert ids [T, k] of each token.  router_logits: [T, E]."""
-    weights, experts = torch.topk(router_logits.softmax(-1, dtype=torch.float32), dims.top_k, dim=-1)
+def route_torch(logits: Tensor, dims: MoeDims) -> tuple[Tensor, Tensor]:
+    """Weights [T, slots] float32 and expert ids [T, slots] of each token.  logits: [T, logit_width]."""
+    E = dims.num_experts
+    weights, experts = torch.topk(logits[:, :E].softmax(-1, dtype=torch.float32), dims.top_k, dim=-1)
     if dims.renormalise:
         weights = weights / weights.sum(-1, keepdim=True)
-    return weights, experts
+    if not dims.shares:
+        return weights, experts
+    gate = logits[:, E : E + 1].float().sigmoid()
+    return torch.cat([weights, gate], 1), F.pad(experts, (0, 1), value=E)
 
 
-def moe_reference(x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims) -> Tensor:
+def moe_reference(x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims) -> Tensor:
     """Token by token, expert by expert.  x: [T, D] -> [T, D]."""
-    weights, experts = route_torch(router_logits, dims)
+    weights, experts = route_torch(logits, dims)
     rows = []
     for token, scale, chosen in zip(x, weights.to(x.dtype), experts, strict=True):
         parts = [F.linear(silu_mul_torch(F.linear(token[None], gate_up[e])), down[e])[0] for e in chosen]
@@ -39,13 +47,13 @@ def moe_reference(x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tenso
     return torch.stack(rows)
 
 
-def moe_torch(x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims, step: Step) -> Tensor:
+def moe_torch(x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims, step: Step) -> Tensor:
     """See `moe`."""
-    k, D, num_tokens = dims.top_k, x.shape[1], step.num_tokens
-    weights, experts = route_torch(router_logits[:num_tokens], dims)
-    ids, order = experts.flatten().sort(stable=True)  # pairs (token, choice) in the order of experts
-    parts = _experts(x.index_select(0, order // k), ids, gate_up, down)
-    parts = torch.empty_like(parts).index_copy_(0, order, parts).view(num_tokens, k, D)
+    slots, D, num_tokens = dims.slots, x.shape[1], step.num_tokens
+    weights, experts = route_torch(logits[:num_tokens], dims)
+    ids, order = experts.flatten().sort(stable=True)  # pairs (token, slot) in the order of experts
+    parts = _experts(x.index_select(0, order // slots), ids, gate_up, down)
+    parts = torch.empty_like(parts).index_copy_(0, order, parts).view(num_tokens, slots, D)
     y = torch.bmm(weights.unsqueeze(1), parts.float()).squeeze(1).to(x.dtype)
     return y if num_tokens == x.shape[0] else torch.cat([y, y.new_zeros(x.shape[0] - num_tokens, D)])
 
@@ -84,12 +92,16 @@ _library.impl("experts", _experts_grouped, "CUDA")
 _library.impl("experts", _experts_meta, "Meta")
 
 
-def moe(x: Tensor, router_logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims, step: Step) -> Tensor:
-    """x: [T, D]; router_logits: [T, E]; gate_up: [E, 2 I, D]; down: [E, D, I] -> [T, D], rows of padding zero."""
-    (T, D), E, width = x.shape, dims.num_experts, dims.width
-    assert gate_up.shape == (E, 2 * width, D) and down.shape == (E, D, width), (gate_up.shape, down.shape, dims)
-    cut = tiles_for(T * dims.top_k, E, x.dtype)
-    weights, experts = route(router_logits, step.kv_index, dims)
-    pairs, tiles = sort_pairs(experts, dims, cut.rows)
-    hidden = expert_gate_up(x, gate_up, pairs, tiles, dims, cut)
-    return expert_down(hidden, down, weights, experts, pairs, tiles, dims, cut)
+def moe(x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims, step: Step) -> Tensor:
+    """x: [T, D]; logits: [T, logit_width]; gate_up: [experts, 2 I, D]; down: [experts, D, I] -> [T, D].
+
+    `experts` counts the shared one too, where there is one.  Rows of padding are zero.
+    """
+    (T, D), experts, width = x.shape, dims.stacked_experts, dims.width
+    assert gate_up.shape == (experts, 2 * width, D) and down.shape == (experts, D, width), (gate_up.shape, dims)
+    if T <= MOST_TOKENS:
+        return moe_few(x, logits, gate_up, down, dims, step.kv_index)
+    cut = tiles_for(T, dims, x.dtype)
+    routed = route(logits, step.kv_index, dims, cut.rows)
+    hidden = expert_gate_up(x, gate_up, routed, dims, cut)
+    return expert_down(hidden, down, routed, step.kv_index, dims, cut)

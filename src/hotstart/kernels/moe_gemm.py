@@ -1,77 +1,123 @@
 """Products of tokens with their experts' matrices, tile by tile of the sorted pairs (moe_route.py).
 
-    hidden = silu(x gate^T) * (x up^T);  part = p * (hidden down^T);  y = sum of the parts of a token, in its own order
+    hidden = silu(x gate^T) * (x up^T);  part = hidden down^T;  y = sum of p * part over a token's slots, in their order
 
-Every row of every product is summed in one order, whatever tile it stands in, so neither a neighbour nor the number of
-tokens changes a bit of it.  Parts are kept in blocks of columns, [blocks, P, COLUMNS], so that a slab of blocks is
-dense and a row's place follows from constants.
+Where an expert has few rows, tiles are swapped: columns of weights stand where the tensor cores want 64 rows, tokens
+where 8 are enough.  Every element of every product is summed in one order, whatever tile it stands in, so neither a
+neighbour nor the number of tokens changes a bit of it.
 """
+
+import functools
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
+from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, launches_overlap
+from hotstart.kernels.moe_route import Routed
 from hotstart.kernels.moe_tiles import Tiles, all_tiles
 from hotstart.kernels.ops import MoeDims
 
 __all__ = ["expert_down", "expert_gate_up"]
 
-PARTS_BYTES = 64 << 20  # of parts at once: more columns go one slab after the other
+PARTS_BYTES = 128 << 20  # of parts at once: more columns go one slab after the other
+_SUM_BLOCK = 512  # columns
+
+
+@triton.jit
+def _product(
+    p_a, p_w, o_d, m_a, m_w,
+    DEPTH_OF: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, SWAPPED: tl.constexpr,
+    EXACT: tl.constexpr,
+):  # fmt: skip
+    """Rows at p_a times columns at p_w: [ROWS, COLUMNS], or swapped."""
+    if SWAPPED:
+        b_y = tl.zeros([COLUMNS, ROWS], tl.float32)
+    else:
+        b_y = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for start in range(0, DEPTH_OF, DEPTH):
+        if EXACT:
+            b_a = tl.load(p_a + start, mask=m_a, other=0)
+            b_w = tl.load(p_w + start)
+        else:
+            m_d = (o_d < DEPTH_OF - start)[None, :]
+            b_a = tl.load(p_a + start, mask=m_a & m_d, other=0)
+            b_w = tl.load(p_w + start, mask=m_w & m_d, other=0)
+        if SWAPPED:
+            b_y = tl.dot(b_w, tl.trans(b_a), b_y, input_precision="tf32x3")
+        else:
+            b_y = tl.dot(b_a, tl.trans(b_w), b_y, input_precision="tf32x3")
+    return b_y
 
 
 @kernel
 def _gate_up_kernel(
     x_ptr,  # [T, D]
-    weight_ptr,  # [E, 2 * WIDTH, D]: gate | up
+    weight_ptr,  # [experts, 2 * WIDTH, D]: gate | up
     pairs_ptr,  # [P]
-    tiles_ptr,  # [tiles, 4]
-    hidden_ptr,  # [P, WIDTH]: in the order of the sorted pairs
+    tiles_ptr,  # [*, 4]
+    hidden_ptr,  # [P, WIDTH]
+    last_tile: tl.int32,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
-    TOP_K: tl.constexpr,
+    SLOTS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
+    SWAPPED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
-    """Program: tile of pairs x block of columns."""
-    num_blocks: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
-    p_tile = tiles_ptr + tl.program_id(0) // num_blocks * 4
-    i_e = tl.load(p_tile).to(tl.int64)
-    if i_e < 0:
+    """Program: tile of pairs x block of columns, of gate and as many of up.
+
+    Gate and up of a column are in one thread, as the tensor cores leave sums: beside each other, or 8 rows apart.
+    """
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+    NUM_BLOCKS: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
+    EXACT: tl.constexpr = D % DEPTH == 0 and WIDTH % COLUMNS == 0
+    i_tile, i_b = tl.program_id(0) // NUM_BLOCKS, tl.program_id(0) % NUM_BLOCKS
+    if i_tile >= tl.load(tiles_ptr + last_tile * 4):
         return
+    p_tile = tiles_ptr + i_tile * 4
+    i_e = tl.load(p_tile).to(tl.int64)
     o_r = tl.load(p_tile + 1) + tl.arange(0, ROWS)
     m_r = o_r < tl.load(p_tile + 2)
-    o_c = tl.program_id(0) % num_blocks * COLUMNS + tl.arange(0, COLUMNS)
-    o_d = tl.arange(0, DEPTH)
-    i_t = (tl.load(pairs_ptr + o_r, mask=m_r, other=0) // TOP_K).to(tl.int64)
-    p_x = x_ptr + i_t[:, None] * D + o_d[None, :]
-    p_gate = weight_ptr + i_e * (2 * WIDTH * D) + o_c[:, None] * D + o_d[None, :]
-    b_gate = tl.zeros([ROWS, COLUMNS], tl.float32)
-    b_up = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, D, DEPTH):
-        m_d = (o_d < D - start)[None, :]
-        m_w = (o_c < WIDTH)[:, None] & m_d
-        b_x = tl.load(p_x + start, mask=m_r[:, None] & m_d, other=0)
-        b_w = tl.load(p_gate + start, mask=m_w, other=0)
-        b_gate = tl.dot(b_x, tl.trans(b_w), b_gate, input_precision="tf32x3")
-        b_w = tl.load(p_gate + WIDTH * D + start, mask=m_w, other=0)
-        b_up = tl.dot(b_x, tl.trans(b_w), b_up, input_precision="tf32x3")
-    b_hidden = b_gate * tl.sigmoid(b_gate) * b_up
-    p_hidden = hidden_ptr + o_r.to(tl.int64)[:, None] * WIDTH + o_c[None, :]
-    tl.store(p_hidden, b_hidden.to(hidden_ptr.dtype.element_ty), mask=m_r[:, None] & (o_c < WIDTH)[None, :])
+    i_pair = tl.load(pairs_ptr + o_r, mask=m_r, other=0)
+    o_d, o_n = tl.arange(0, DEPTH), tl.arange(0, 2 * COLUMNS)
+    if SWAPPED:
+        is_up, o_c = o_n % 16 // 8, i_b * COLUMNS + o_n // 16 * 8 + o_n % 8
+    else:
+        is_up, o_c = o_n % 2, i_b * COLUMNS + o_n // 2
+    p_x = x_ptr + (i_pair // SLOTS).to(tl.int64)[:, None] * D + o_d[None, :]
+    p_w = weight_ptr + i_e * (2 * WIDTH * D) + (is_up * WIDTH + o_c)[:, None] * D + o_d[None, :]
+    b_y = _product(p_x, p_w, o_d, m_r[:, None], (o_c < WIDTH)[:, None], D, ROWS, 2 * COLUMNS, DEPTH, SWAPPED, EXACT)
+    o_c = i_b * COLUMNS + tl.arange(0, COLUMNS)
+    p_row = hidden_ptr + i_pair.to(tl.int64) * WIDTH
+    m_c = o_c < WIDTH
+    if SWAPPED:
+        b_gate, b_up = tl.split(tl.permute(tl.reshape(b_y, [COLUMNS // 8, 2, 8, ROWS]), [0, 2, 3, 1]))
+        b_hidden = tl.reshape(b_gate * tl.sigmoid(b_gate) * b_up, [COLUMNS, ROWS])
+        p_hidden = p_row[None, :] + o_c[:, None]
+        tl.store(p_hidden, b_hidden.to(hidden_ptr.dtype.element_ty), mask=m_r[None, :] & m_c[:, None])
+    else:
+        b_gate, b_up = tl.split(tl.reshape(b_y, [ROWS, COLUMNS, 2]))
+        b_hidden = b_gate * tl.sigmoid(b_gate) * b_up
+        p_hidden = p_row[:, None] + o_c[None, :]
+        tl.store(p_hidden, b_hidden.to(hidden_ptr.dtype.element_ty), mask=m_r[:, None] & m_c[None, :])
 
 
 @kernel
 def _down_kernel(
     hidden_ptr,  # [P, WIDTH]
-    weight_ptr,  # [E, D, WIDTH]
-    weights_ptr,  # [P] float32: of the experts, by pair
+    weight_ptr,  # [experts, D, WIDTH]
     pairs_ptr,  # [P]
-    tiles_ptr,  # [tiles, 4]
-    parts_ptr,  # [blocks, P, COLUMNS], by pair
-    num_pairs: tl.int32,
+    tiles_ptr,  # [*, 4]
+    parts_ptr,  # [P, num_blocks * COLUMNS]
+    last_tile: tl.int32,
     num_blocks: tl.int32,
     first_block: tl.int32,
     D: tl.constexpr,
@@ -79,147 +125,133 @@ def _down_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
+    SWAPPED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Program: tile of pairs x block of columns of the slab."""
-    p_tile = tiles_ptr + tl.program_id(0) // num_blocks * 4
-    i_b = tl.program_id(0) % num_blocks
-    i_e = tl.load(p_tile).to(tl.int64)
-    if i_e < 0:
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+    EXACT: tl.constexpr = WIDTH % DEPTH == 0 and D % COLUMNS == 0
+    i_tile, i_b = tl.program_id(0) // num_blocks, tl.program_id(0) % num_blocks
+    if i_tile >= tl.load(tiles_ptr + last_tile * 4):
         return
+    p_tile = tiles_ptr + i_tile * 4
+    i_e = tl.load(p_tile).to(tl.int64)
     o_r = tl.load(p_tile + 1) + tl.arange(0, ROWS)
     m_r = o_r < tl.load(p_tile + 2)
-    o_c = (first_block + i_b) * COLUMNS + tl.arange(0, COLUMNS)
-    o_d = tl.arange(0, DEPTH)
-    p_hidden = hidden_ptr + o_r.to(tl.int64)[:, None] * WIDTH + o_d[None, :]
-    p_w = weight_ptr + i_e * (D * WIDTH) + o_c[:, None] * WIDTH + o_d[None, :]
-    b_y = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, WIDTH, DEPTH):
-        m_d = (o_d < WIDTH - start)[None, :]
-        b_h = tl.load(p_hidden + start, mask=m_r[:, None] & m_d, other=0)
-        b_w = tl.load(p_w + start, mask=(o_c < D)[:, None] & m_d, other=0)
-        b_y = tl.dot(b_h, tl.trans(b_w), b_y, input_precision="tf32x3")
     i_pair = tl.load(pairs_ptr + o_r, mask=m_r, other=0).to(tl.int64)
-    b_y *= tl.load(weights_ptr + i_pair, mask=m_r, other=0)[:, None]
-    p_part = parts_ptr + (i_b.to(tl.int64) * num_pairs + i_pair)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    tl.store(p_part, b_y.to(parts_ptr.dtype.element_ty), mask=m_r[:, None])
+    o_d, o_n = tl.arange(0, DEPTH), tl.arange(0, COLUMNS)
+    o_c = (first_block + i_b) * COLUMNS + o_n
+    p_hidden = hidden_ptr + i_pair[:, None] * WIDTH + o_d[None, :]
+    p_w = weight_ptr + i_e * (D * WIDTH) + o_c[:, None] * WIDTH + o_d[None, :]
+    b_y = _product(p_hidden, p_w, o_d, m_r[:, None], (o_c < D)[:, None], WIDTH, ROWS, COLUMNS, DEPTH, SWAPPED, EXACT)
+    p_row = parts_ptr + (i_pair * num_blocks + i_b) * COLUMNS
+    if SWAPPED:
+        tl.store(p_row[None, :] + o_n[:, None], b_y.to(parts_ptr.dtype.element_ty), mask=m_r[None, :])
+    else:
+        tl.store(p_row[:, None] + o_n[None, :], b_y.to(parts_ptr.dtype.element_ty), mask=m_r[:, None])
 
 
 @kernel
 def _sum_kernel(
-    parts_ptr,  # [blocks, P, COLUMNS]
-    experts_ptr,  # [T, TOP_K]
+    parts_ptr,  # [T, SLOTS, width]
+    weights_ptr,  # [T, SLOTS] float32
+    kv_index_ptr,  # [T]
     y_ptr,  # [T, D]
-    num_pairs: tl.int32,
-    num_blocks: tl.int32,
-    first_block: tl.int32,
+    width: tl.int32,
+    first: tl.int32,
     D: tl.constexpr,
-    E: tl.constexpr,
-    TOP_K: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    SLOTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
-    """Program: token x block of columns of the slab."""
+    """Program: token x block of the slab's columns."""
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+    num_blocks = (width + BLOCK - 1) // BLOCK
     i_t = (tl.program_id(0) // num_blocks).to(tl.int64)
-    i_b = tl.program_id(0) % num_blocks
-    o_k, o_c = tl.arange(0, BLOCK_K), tl.arange(0, COLUMNS)
-    m_k = tl.load(experts_ptr + i_t * TOP_K + o_k, mask=o_k < TOP_K, other=E) < E
-    p_part = parts_ptr + (i_b.to(tl.int64) * num_pairs + i_t * TOP_K + o_k)[:, None] * COLUMNS + o_c[None, :]
-    b_y = tl.sum(tl.load(p_part, mask=m_k[:, None], other=0).to(tl.float32), axis=0)
-    i_c = (first_block + i_b) * COLUMNS + o_c
-    tl.store(y_ptr + i_t * D + i_c, b_y.to(y_ptr.dtype.element_ty), mask=i_c < D)
+    o_c = tl.program_id(0) % num_blocks * BLOCK + tl.arange(0, BLOCK)
+    m_c = (o_c < width) & (first + o_c < D)
+    b_y = tl.zeros([BLOCK], tl.float32)
+    if tl.load(kv_index_ptr + i_t) >= 0:
+        for s in tl.static_range(SLOTS):
+            b_part = tl.load(parts_ptr + (i_t * SLOTS + s) * width + o_c, mask=m_c, other=0)
+            b_y += tl.load(weights_ptr + i_t * SLOTS + s) * b_part.to(tl.float32)
+    tl.store(y_ptr + i_t * D + first + o_c, b_y.to(y_ptr.dtype.element_ty), mask=m_c)
 
 
-def expert_gate_up(x: Tensor, weight: Tensor, pairs: Tensor, tiles: Tensor, dims: MoeDims, cut: Tiles) -> Tensor:
-    """silu(gate) * up of every sorted pair, [P, I].  x: [T, D]; weight: [E, 2 I, D]."""
-    hidden = x.new_empty(len(pairs), dims.width)
-    _launch_gate_up(
-        (len(tiles) * triton.cdiv(dims.width, cut.columns),),
-        x,
-        weight,
-        pairs,
-        tiles,
-        hidden,
-        D=x.shape[1],
-        WIDTH=dims.width,
-        TOP_K=dims.top_k,
-        ROWS=cut.rows,
-        COLUMNS=cut.columns,
-        DEPTH=cut.depth,
-        num_warps=cut.warps,
-        num_stages=cut.stages,
+class Constants(NamedTuple):
+    gate_up: BoundLaunch
+    down: BoundLaunch
+    sum: BoundLaunch
+    gate_up_blocks: int
+    sum_block: int
+
+
+@functools.cache
+def _constants(D: int, dims: MoeDims, cut: Tiles, overlap: bool) -> Constants:
+    common = {"D": D, "OVERLAP": overlap, "launch_pdl": overlap}
+    tiles = {"WIDTH": dims.width, "ROWS": cut.rows, "SWAPPED": cut.swapped, **common}
+    block = min(_SUM_BLOCK, int(triton.next_power_of_2(D)))
+
+    def options(product: str) -> dict[str, int]:
+        one = getattr(cut, product)
+        names = {"COLUMNS": one.columns, "DEPTH": one.depth}
+        return names | {"num_warps": one.warps, "num_stages": one.stages}
+
+    return Constants(
+        _launch_gate_up.bind(SLOTS=dims.slots, **options("gate_up"), **tiles),
+        _launch_down.bind(**options("down"), **tiles),
+        _launch_sum.bind(SLOTS=dims.slots, BLOCK=block, num_warps=max(1, block // 256), **common),
+        triton.cdiv(dims.width, cut.gate_up.columns),
+        block,
     )
+
+
+def expert_gate_up(x: Tensor, weight: Tensor, routed: Routed, dims: MoeDims, cut: Tiles) -> Tensor:
+    """silu(gate) * up of every pair, [P, I].  x: [T, D]; weight: [experts, 2 I, D]."""
+    at = _constants(x.shape[1], dims, cut, launches_overlap())
+    hidden = x.new_empty(routed.pairs.shape[0], dims.width)
+    last_tile = routed.tiles.shape[0] - 1
+    at.gate_up((last_tile * at.gate_up_blocks,), x, weight, routed.pairs, routed.tiles, hidden, last_tile)
     return hidden
 
 
-def expert_down(
-    hidden: Tensor,
-    weight: Tensor,
-    weights: Tensor,
-    experts: Tensor,
-    pairs: Tensor,
-    tiles: Tensor,
-    dims: MoeDims,
-    cut: Tiles,
-) -> Tensor:
-    """The weighted sum of each token's experts, [T, D].  hidden: [P, I]; weight: [E, D, I]; the rest [T, k]."""
-    T, D, num_pairs = experts.shape[0], weight.shape[1], len(pairs)
+def expert_down(hidden: Tensor, weight: Tensor, routed: Routed, kv_index: Tensor, dims: MoeDims, cut: Tiles) -> Tensor:
+    """The weighted sum of each token's experts, [T, D].  hidden: [P, I]; weight: [experts, D, I]."""
+    weights, pairs, tiles = routed
+    T, D, columns, last_tile = weights.shape[0], weight.shape[1], cut.down.columns, tiles.shape[0] - 1
+    at = _constants(D, dims, cut, launches_overlap())
     y = hidden.new_empty(T, D)
-    columns = cut.down_columns
     blocks = triton.cdiv(D, columns)
-    slab = max(1, min(blocks, PARTS_BYTES // max(1, num_pairs * columns * hidden.element_size())))
-    parts = hidden.new_empty(slab, num_pairs, columns)
+    slab = max(1, min(blocks, PARTS_BYTES // max(1, pairs.shape[0] * columns * hidden.element_size())))
+    parts = hidden.new_empty(pairs.shape[0], slab * columns)
     for first in range(0, blocks, slab):
         count = min(slab, blocks - first)
-        _launch_down(
-            (len(tiles) * count,),
-            hidden,
-            weight,
-            weights,
-            pairs,
-            tiles,
-            parts,
-            num_pairs,
-            count,
-            first,
-            D=D,
-            WIDTH=dims.width,
-            ROWS=cut.rows,
-            COLUMNS=columns,
-            DEPTH=cut.depth,
-            num_warps=cut.warps,
-            num_stages=cut.stages,
-        )
-        _launch_sum(
-            (T * count,),
-            parts,
-            experts,
-            y,
-            num_pairs,
-            count,
-            first,
-            D=D,
-            E=dims.num_experts,
-            TOP_K=dims.top_k,
-            COLUMNS=columns,
-            BLOCK_K=triton.next_power_of_2(dims.top_k),
-        )
+        width = count * columns
+        at.down((last_tile * count,), hidden, weight, pairs, tiles, parts, last_tile, count, first)
+        sums = T * triton.cdiv(width, at.sum_block)
+        at.sum((sums,), parts, weights, kv_index, y, width, first * columns)
     return y
 
 
 def _warmup(space: LaunchSpace) -> None:
-    """No tile has an expert, so the weights of one are enough, where all of them may be most of the memory."""
+    """There is no tile, so the weights of one expert are enough, where all of them may be most of the memory."""
     if space.moe is None:
         return
     dims, T, D = space.moe, space.num_tokens, space.hidden_size
-    experts = torch.full((T, dims.top_k), dims.num_experts, dtype=torch.int32, device=space.device)
-    tiles = torch.full((T, 4), -1, dtype=torch.int32, device=space.device)
-    weights = torch.empty(T, dims.top_k, dtype=torch.float32, device=space.device)
-    pairs = torch.zeros(T * dims.top_k, dtype=torch.int32, device=space.device)
+    kv_index = torch.full((T,), -1, dtype=torch.int64, device=space.device)
+    tiles = torch.zeros(T + 1, 4, dtype=torch.int32, device=space.device)
+    weights = torch.zeros(T, dims.slots, dtype=torch.float32, device=space.device)
+    pairs = torch.zeros(T * dims.slots, dtype=torch.int32, device=space.device)
+    routed = Routed(weights, pairs, tiles)
     for dtype in space.activation_dtypes:
         gate_up, down = space.weight(1, 2 * dims.width, D, dtype=dtype), space.weight(1, D, dims.width, dtype=dtype)
         for cut in all_tiles(dtype):
-            hidden = expert_gate_up(space.tokens(D, dtype), gate_up, pairs, tiles, dims, cut)
-            expert_down(hidden, down, weights, experts, pairs, tiles, dims, cut)
+            hidden = expert_gate_up(space.tokens(D, dtype), gate_up, routed, dims, cut)
+            expert_down(hidden, down, routed, kv_index, dims, cut)
 
 
 _launch_gate_up = Launcher(_gate_up_kernel, warmup=_warmup)

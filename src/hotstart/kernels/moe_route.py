@@ -1,102 +1,211 @@
-"""Which experts see which tokens: the k likeliest of softmax(router logits), and the pairs (token, choice) by expert.
+"""Which experts see which tokens: the k likeliest of softmax(router logits), and the pairs (token, slot) by expert.
 
-Pairs in the order of their experts are what grouped products want.  How many an expert gets, the device alone knows, so
-its rows are cut into tiles, and there are more places for tiles than are ever filled: P pairs of E experts fill at most
-min(P, P // ROWS + E).  While pairs are few, the pair that begins a tile has the tile's place; once they are many,
-expert e begins at place (pairs before it) // ROWS + e.  So every program knows its places alone: one launch, no
-atomics, and the order is the stable one.
+A token has a slot for each of its experts, in the order of their ids.  The last is that of the shared expert, where
+there is one: every token sees it, and its weight is the sigmoid of the logit behind the router's.  Pairs in the order
+of their experts are what grouped products want; an expert's pairs are cut into tiles of ROWS.  How many there are, the
+device alone knows: the last entry of `tiles` says it, and P pairs of E experts fill at most min(P, P // ROWS + E).
+
+Ranks within a block of tokens and counts of the blocks before give each pair its place, so there are no atomics, and
+the order is the stable one.  A single block needs one launch.
 """
+
+import functools
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
+from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, launches_overlap
 from hotstart.kernels.moe_tiles import all_tiles
 from hotstart.kernels.ops import MoeDims
 
-__all__ = ["num_tiles", "route", "sort_pairs"]
+__all__ = ["Routed", "num_tiles", "route"]
+
+_BLOCK = 4096  # logits that a program holds
+_NUM_WARPS = 8
+
+
+class Routed(NamedTuple):
+    weights: Tensor  # [T, slots] float32
+    pairs: Tensor  # [P] int32: token * slots + slot, by expert; those of padding are missing at the end
+    tiles: Tensor  # [most tiles + 1, 4] int32: expert, first and end of its rows among the pairs; last: how many
+
+
+@triton.jit
+def _chosen(
+    logits_ptr, o_t, m_t,
+    E: tl.constexpr, K: tl.constexpr, ROW: tl.constexpr, RENORMALISE: tl.constexpr, BLOCK_E: tl.constexpr,
+):  # fmt: skip
+    """1 for the experts of each token, among equals the first, and what each expert weighs: [BLOCK_T, BLOCK_E]."""
+    o_e = tl.arange(0, BLOCK_E)
+    m_x = m_t[:, None] & (o_e < E)[None, :]
+    b_x = tl.load(logits_ptr + o_t.to(tl.int64)[:, None] * ROW + o_e[None, :], mask=m_x, other=0).to(tl.float32)
+    b_x = tl.where((o_e < E)[None, :], b_x, float("-inf"))
+    b_left = b_x
+    b_is = tl.zeros(b_x.shape, tl.int32)
+    for _ in tl.static_range(K):
+        b_best = tl.max(b_left, axis=1)
+        i_e = tl.min(tl.where(b_left == b_best[:, None], o_e[None, :], BLOCK_E), axis=1)
+        m_it = o_e[None, :] == i_e[:, None]
+        b_is = tl.where(m_it, 1, b_is)
+        b_left = tl.where(m_it, float("-inf"), b_left)
+    b_p = tl.exp(b_x - tl.max(b_x, axis=1)[:, None])
+    total = tl.sum(b_p * b_is, axis=1) if RENORMALISE else tl.sum(b_p, axis=1)
+    return tl.where(m_t[:, None], b_is, 0), b_p / total[:, None]
+
+
+@triton.jit
+def _store_tiles(tiles_ptr, i, o_e, b_place, b_first, b_count, b_tiles, ROWS: tl.constexpr):
+    """The i-th tile of each expert."""
+    m_e = i < b_tiles
+    p_tile = tiles_ptr + (b_place + i) * 4
+    tl.store(p_tile, o_e, mask=m_e)
+    tl.store(p_tile + 1, b_first + i * ROWS, mask=m_e)
+    tl.store(p_tile + 2, b_first + b_count, mask=m_e)
 
 
 @kernel
 def _route_kernel(
-    logits_ptr,  # [T, E]
+    logits_ptr,  # [T, ROW]
     kv_index_ptr,  # [T], negative for padding
-    weights_ptr,  # [T, K] float32
-    experts_ptr,  # [T, K] int32
+    weights_ptr,  # [T, SLOTS] float32
+    pairs_ptr,  # [T * SLOTS]
+    tiles_ptr,  # [*, 4]
+    num_tokens: tl.int32,
+    last_tile: tl.int32,
     E: tl.constexpr,
     K: tl.constexpr,
+    ROW: tl.constexpr,
+    SLOTS: tl.constexpr,
     RENORMALISE: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
-    """Program: token.  A token of padding asks for expert E, whom nobody is."""
-    i_t = tl.program_id(0).to(tl.int64)
-    o_e, o_k = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_K)
-    b_chosen = tl.full([BLOCK_K], E, tl.int32)
-    b_weight = tl.zeros([BLOCK_K], tl.float32)
-    if tl.load(kv_index_ptr + i_t) >= 0:
-        b_x = tl.load(logits_ptr + i_t * E + o_e, mask=o_e < E, other=float("-inf")).to(tl.float32)
-        b_p = tl.exp(b_x - tl.max(b_x, axis=0))
-        total = tl.sum(b_p, axis=0)
-        b_p = tl.where(o_e < E, b_p, -1)
-        for k in tl.static_range(K):
-            best = tl.max(b_p, axis=0)
-            i_e = tl.min(tl.where(b_p == best, o_e, E), axis=0)  # among equals the first
-            b_chosen = tl.where(o_k == k, i_e, b_chosen)
-            b_weight = tl.where(o_k == k, best, b_weight)
-            b_p = tl.where(o_e == i_e, -1, b_p)
-        if RENORMALISE:
-            total = tl.sum(b_weight, axis=0)
-        b_weight /= total
-    tl.store(weights_ptr + i_t * K + o_k, b_weight, mask=o_k < K)
-    tl.store(experts_ptr + i_t * K + o_k, b_chosen, mask=o_k < K)
+    """One program for all tokens."""
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+    o_t, o_e = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_E)
+    m_t = tl.load(kv_index_ptr + o_t, mask=o_t < num_tokens, other=-1) >= 0
+    b_is, b_p = _chosen(logits_ptr, o_t, m_t, E, K, ROW, RENORMALISE, BLOCK_E)
+    o_pair = o_t[:, None] * SLOTS + tl.cumsum(b_is, axis=1) - 1
+    b_count = tl.sum(b_is, axis=0)
+    b_first = tl.cumsum(b_count, axis=0) - b_count
+    tl.store(weights_ptr + o_pair, b_p, mask=b_is > 0)
+    tl.store(pairs_ptr + b_first[None, :] + tl.cumsum(b_is, axis=0) - b_is, o_pair, mask=b_is > 0)
+    b_tiles = (b_count + ROWS - 1) // ROWS
+    b_place = tl.cumsum(b_tiles, axis=0) - b_tiles
+    for i in tl.static_range((BLOCK_T + ROWS - 1) // ROWS):
+        _store_tiles(tiles_ptr, i, o_e, b_place, b_first, b_count, b_tiles, ROWS)
+    num_tiles = tl.sum(b_tiles, axis=0)
+    if SLOTS > K:
+        b_real = m_t.to(tl.int32)
+        first, count = tl.sum(b_count, axis=0), tl.sum(b_real, axis=0)
+        b_s = tl.load(logits_ptr + o_t * ROW + E, mask=m_t, other=0).to(tl.float32)
+        tl.store(weights_ptr + o_t * SLOTS + K, tl.sigmoid(b_s), mask=m_t)
+        tl.store(pairs_ptr + first + tl.cumsum(b_real, axis=0) - 1, o_t * SLOTS + K, mask=m_t)
+        o_i = tl.arange(0, BLOCK_T)
+        more = (count + ROWS - 1) // ROWS
+        zeros = tl.zeros([BLOCK_T], tl.int32)
+        _store_tiles(tiles_ptr, o_i, zeros + E, num_tiles, first, zeros + count, more, ROWS)
+        num_tiles += more
+    tl.store(tiles_ptr + last_tile * 4, num_tiles)
 
 
 @kernel
-def _sort_kernel(
-    experts_ptr,  # [P]
-    pairs_ptr,  # [P]: out, the pairs in the order of their experts
-    tiles_ptr,  # [tiles, 4]: out, expert or -1, first and end of its rows among the sorted pairs
-    num_pairs: tl.int32,
-    num_tiles: tl.int32,
+def _choose_kernel(
+    logits_ptr,  # [T, ROW]
+    kv_index_ptr,  # [T]
+    weights_ptr,  # [T, SLOTS] float32
+    experts_ptr,  # [T, SLOTS]: -1 for padding
+    ranks_ptr,  # [T, SLOTS]: among the block's pairs of this expert
+    counts_ptr,  # [blocks, BLOCK_C]: pairs of each expert
+    num_tokens: tl.int32,
     E: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_P: tl.constexpr,
+    K: tl.constexpr,
+    ROW: tl.constexpr,
+    SLOTS: tl.constexpr,
+    RENORMALISE: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
-    """Program: expert; the last one is that of padding, which has no tiles but the places that are left over."""
-    i_e = tl.program_id(0)
-    few = num_tiles == num_pairs
+    """Program: block of tokens."""
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+    i_b = tl.program_id(0)
+    o_t, o_e = i_b * BLOCK_T + tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_E)
+    m_in = o_t < num_tokens
+    m_t = tl.load(kv_index_ptr + o_t, mask=m_in, other=-1) >= 0
+    b_is, b_p = _chosen(logits_ptr, o_t, m_t, E, K, ROW, RENORMALISE, BLOCK_E)
+    o_pair = o_t[:, None] * SLOTS + tl.cumsum(b_is, axis=1) - 1
+    tl.store(weights_ptr + o_pair, b_p, mask=b_is > 0)
+    tl.store(experts_ptr + o_pair, o_e[None, :] + tl.zeros_like(b_is), mask=b_is > 0)
+    tl.store(ranks_ptr + o_pair, tl.cumsum(b_is, axis=0) - b_is, mask=b_is > 0)
+    for s in tl.static_range(SLOTS):
+        tl.store(experts_ptr + o_t * SLOTS + s, tl.full([BLOCK_T], -1, tl.int32), mask=m_in & (m_t == 0))
+    tl.store(counts_ptr + i_b * BLOCK_C + o_e, tl.sum(b_is, axis=0), mask=o_e < E)
+    if SLOTS > K:
+        b_real = m_t.to(tl.int32)
+        b_s = tl.load(logits_ptr + o_t.to(tl.int64) * ROW + E, mask=m_t, other=0).to(tl.float32)
+        tl.store(weights_ptr + o_t * SLOTS + K, tl.sigmoid(b_s), mask=m_t)
+        tl.store(experts_ptr + o_t * SLOTS + K, tl.full([BLOCK_T], E, tl.int32), mask=m_t)
+        tl.store(ranks_ptr + o_t * SLOTS + K, tl.cumsum(b_real, axis=0) - 1, mask=m_t)
+        tl.store(counts_ptr + i_b * BLOCK_C + E, tl.sum(b_real, axis=0))
+
+
+@kernel
+def _place_kernel(
+    experts_ptr,  # [T, SLOTS]
+    ranks_ptr,  # [T, SLOTS]
+    counts_ptr,  # [blocks, BLOCK_C]
+    pairs_ptr,  # [T * SLOTS]
+    tiles_ptr,  # [*, 4]
+    num_pairs: tl.int32,
+    num_blocks: tl.int32,
+    last_tile: tl.int32,
+    EXPERTS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """Program: block of tokens."""
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
+    i_b = tl.program_id(0)
+    o_e, o_b = tl.arange(0, BLOCK_C), tl.arange(0, 16)
+    b_count = tl.zeros([BLOCK_C], tl.int32)
+    b_before = tl.zeros([BLOCK_C], tl.int32)
+    for first in range(0, num_blocks, 16):
+        m_n = (first + o_b < num_blocks)[:, None] & (o_e < EXPERTS)[None, :]
+        b_n = tl.load(counts_ptr + (first + o_b)[:, None] * BLOCK_C + o_e[None, :], mask=m_n, other=0)
+        b_count += tl.sum(b_n, axis=0)
+        b_before += tl.sum(tl.where((first + o_b < i_b)[:, None], b_n, 0), axis=0)
+    b_first = tl.cumsum(b_count, axis=0) - b_count
     o_p = tl.arange(0, BLOCK_P)
-    before, count = tl.full([], 0, tl.int32), tl.full([], 0, tl.int32)
-    for start in range(0, num_pairs, BLOCK_P):
-        b_e = tl.load(experts_ptr + start + o_p, mask=start + o_p < num_pairs, other=E + 1)
-        before += tl.sum((b_e < i_e).to(tl.int32), axis=0)
-        count += tl.sum((b_e == i_e).to(tl.int32), axis=0)
-    place = before // ROWS + i_e
-    last = tl.where(i_e < E, (before + count) // ROWS + i_e + 1, num_tiles)
-    for i in range(place, tl.where(few, place, last)):
-        first = before + (i - place) * ROWS
-        _store_tile(tiles_ptr + i * 4, i_e, first, before + count, first < tl.where(i_e < E, before + count, 0))
-
-    place = before
-    for start in range(0, num_pairs, BLOCK_P):
-        b_e = tl.load(experts_ptr + start + o_p, mask=start + o_p < num_pairs, other=E + 1)
-        m_mine = b_e == i_e
-        b_rank = tl.cumsum(m_mine.to(tl.int32), axis=0) - 1 + place
-        tl.store(pairs_ptr + b_rank, start + o_p, mask=m_mine)
-        if few:
-            m_first = ((b_rank - before) % ROWS == 0) & (o_p < tl.where(i_e < E, BLOCK_P, 0))
-            _store_tile(tiles_ptr + (start + o_p) * 4, i_e, b_rank, before + count, m_first, m_mine)
-        place += tl.sum(m_mine.to(tl.int32), axis=0)
-
-
-@triton.jit
-def _store_tile(p_tile, i_e, first, end, is_one, mask=None):
-    tl.store(p_tile, tl.where(is_one, i_e, -1), mask=mask)
-    tl.store(p_tile + 1, first, mask=mask)
-    tl.store(p_tile + 2, end, mask=mask)
+    m_p = (o_p < BLOCK_T * SLOTS) & (i_b * (BLOCK_T * SLOTS) + o_p < num_pairs)
+    o_p += i_b * (BLOCK_T * SLOTS)
+    b_e = tl.load(experts_ptr + o_p, mask=m_p, other=-1)
+    b_rank = tl.load(ranks_ptr + o_p, mask=m_p & (b_e >= 0), other=0)
+    b_place = tl.gather(b_first + b_before, tl.maximum(b_e, 0), 0) + b_rank
+    tl.store(pairs_ptr + b_place, o_p, mask=m_p & (b_e >= 0))
+    b_tiles = (b_count + ROWS - 1) // ROWS
+    b_place = tl.cumsum(b_tiles, axis=0) - b_tiles
+    for i in range(i_b, tl.max(b_tiles, axis=0), num_blocks):
+        _store_tiles(tiles_ptr, i, o_e, b_place, b_first, b_count, b_tiles, ROWS)
+    if i_b == 0:
+        tl.store(tiles_ptr + last_tile * 4, tl.sum(b_tiles, axis=0))
 
 
 def num_tiles(num_pairs: int, num_experts: int, rows: int) -> int:
@@ -104,42 +213,75 @@ def num_tiles(num_pairs: int, num_experts: int, rows: int) -> int:
     return min(num_pairs, num_pairs // rows + num_experts)
 
 
-def route(router_logits: Tensor, kv_index: Tensor, dims: MoeDims) -> tuple[Tensor, Tensor]:
-    """Weights [T, k] float32 and expert ids [T, k] int32; ids of padding (kv_index < 0) are E."""
-    T, E = router_logits.shape
-    weights = torch.empty(T, dims.top_k, dtype=torch.float32, device=router_logits.device)
-    experts = torch.empty(T, dims.top_k, dtype=torch.int32, device=router_logits.device)
-    block_e = triton.next_power_of_2(E)
-    _launch_route(
-        (T,), router_logits, kv_index, weights, experts,
-        E=E, K=dims.top_k, RENORMALISE=dims.renormalise, BLOCK_E=block_e,
-        BLOCK_K=triton.next_power_of_2(dims.top_k), num_warps=max(1, block_e // 512),
-    )  # fmt: skip
-    return weights, experts
+def route(router_logits: Tensor, kv_index: Tensor, dims: MoeDims, rows: int) -> Routed:
+    """What the grouped products read, in tiles of at most `rows` pairs.  router_logits: [T, logit_width]."""
+    T, device = router_logits.shape[0], router_logits.device
+    assert router_logits.shape[1] == dims.logit_width, (router_logits.shape, dims)
+    at = _constants(dims, rows, launches_overlap())
+    num_pairs = T * dims.slots
+    last_tile = num_tiles(num_pairs, dims.stacked_experts, rows)
+    weights = torch.empty(T, dims.slots, dtype=torch.float32, device=device)
+    pairs = torch.empty(num_pairs, dtype=torch.int32, device=device)
+    tiles = torch.empty(last_tile + 1, 4, dtype=torch.int32, device=device)
+    routed = Routed(weights, pairs, tiles)
+    if at.block_t >= T:
+        at.route((1,), router_logits, kv_index, weights, pairs, tiles, T, last_tile)
+        return routed
+    blocks = triton.cdiv(T, at.block_t)
+    experts, ranks = (torch.empty(T, dims.slots, dtype=torch.int32, device=device) for _ in range(2))
+    counts = torch.empty(blocks, at.block_c, dtype=torch.int32, device=device)
+    at.choose((blocks,), router_logits, kv_index, weights, experts, ranks, counts, T)
+    at.place((blocks,), experts, ranks, counts, pairs, tiles, num_pairs, blocks, last_tile)
+    return routed
 
 
-def sort_pairs(experts: Tensor, dims: MoeDims, rows: int) -> tuple[Tensor, Tensor]:
-    """Pairs [P] in the order of their experts, and tiles of at most `rows` of them [tiles, 4].  experts: [T, k]."""
-    pairs = experts.new_empty(experts.numel())
-    count = num_tiles(len(pairs), dims.num_experts, rows)
-    tiles = torch.empty(count, 4, dtype=torch.int32, device=experts.device)
-    _launch_sort(
-        (dims.num_experts + 1,), experts, pairs, tiles, len(pairs), count,
-        E=dims.num_experts, ROWS=rows, BLOCK_P=2048, num_warps=8,
-    )  # fmt: skip
-    return pairs, tiles
+class Constants(NamedTuple):
+    route: BoundLaunch
+    choose: BoundLaunch
+    place: BoundLaunch
+    block_t: int
+    block_c: int
+
+
+@functools.cache
+def _constants(dims: MoeDims, rows: int, overlap: bool) -> Constants:
+    block_e, block_c = (triton.next_power_of_2(n) for n in (dims.num_experts, dims.stacked_experts))
+    block_t = min(max(16, _BLOCK // block_e), 64)
+    common = {
+        "SLOTS": dims.slots,
+        "BLOCK_T": block_t,
+        "OVERLAP": overlap,
+        "launch_pdl": overlap,
+        "num_warps": _NUM_WARPS,
+    }
+    choice = {"E": dims.num_experts, "K": dims.top_k, "ROW": dims.logit_width, "RENORMALISE": dims.renormalise}
+    choice |= {"BLOCK_E": block_e, **common}
+    block_p = triton.next_power_of_2(block_t * dims.slots)
+    return Constants(
+        _launch_route.bind(ROWS=rows, **choice),
+        _launch_choose.bind(BLOCK_C=block_c, **choice),
+        _launch_place.bind(EXPERTS=dims.stacked_experts, ROWS=rows, BLOCK_C=block_c, BLOCK_P=block_p, **common),
+        block_t,
+        block_c,
+    )
 
 
 def _warmup(space: LaunchSpace) -> None:
+    """Steps of one block and of two, where tiles are for so many tokens."""
     dims = space.moe
     if dims is None:
         return
-    kv_index = space.step(space.device).kv_index
     for dtype in space.activation_dtypes:
-        logits = space.empty(len(kv_index), dims.num_experts, dtype=dtype)
+        above = 0.0
         for tiles in all_tiles(dtype):
-            sort_pairs(route(logits, kv_index, dims)[1], dims, tiles.rows)
+            most = tiles.up_to * dims.num_experts / dims.top_k  # tokens
+            block = _constants(dims, tiles.rows, launches_overlap()).block_t
+            for num_tokens in (2,) * (above < block) + (block + 1,) * (most > block):
+                kv_index = torch.zeros(num_tokens, dtype=torch.int64, device=space.device)
+                route(space.empty(num_tokens, dims.logit_width, dtype=dtype), kv_index, dims, tiles.rows)
+            above = most
 
 
 _launch_route = Launcher(_route_kernel, warmup=_warmup)
-_launch_sort = Launcher(_sort_kernel, warmup=_warmup)
+_launch_choose = Launcher(_choose_kernel, warmup=_warmup)
+_launch_place = Launcher(_place_kernel, warmup=_warmup)

@@ -10,45 +10,57 @@ from dataclasses import dataclass
 import torch
 from triton.runtime import driver
 
+from hotstart.kernels.ops import MoeDims
 from hotstart.kernels.target import current_target
 
-__all__ = ["Tiles", "all_tiles", "tiles_for"]
-
-MANY_ROWS = 32  # of an expert, on average
+__all__ = ["Cut", "Tiles", "all_tiles", "tiles_for"]
 
 
 @dataclass(frozen=True, slots=True)
-class Tiles:
-    rows: int  # pairs (token, expert)
-    columns: int  # of gate, and as many of up
-    down_columns: int
+class Cut:
+    """Of one product: columns of weights (of gate, and as many of up), and how far along a sum."""
+
+    columns: int
     depth: int
     warps: int
     stages: int
 
 
-def tiles_for(num_pairs: int, num_experts: int, dtype: torch.dtype) -> Tiles:
-    few, many = all_tiles(dtype)
-    return many if num_pairs >= MANY_ROWS * num_experts else few
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    up_to: int  # rows of an expert, on average
+    rows: int  # pairs (token, expert)
+    swapped: bool
+    gate_up: Cut
+    down: Cut
 
 
-def all_tiles(dtype: torch.dtype) -> tuple[Tiles, Tiles]:
-    """For few rows and for many, on the active GPU."""
+def tiles_for(num_tokens: int, dims: MoeDims, dtype: torch.dtype) -> Tiles:
+    rows = num_tokens * dims.top_k / dims.num_experts
+    return next(tiles for tiles in all_tiles(dtype) if rows <= tiles.up_to)
+
+
+def all_tiles(dtype: torch.dtype) -> tuple[Tiles, ...]:
+    """From few rows to many, on the active GPU."""
     return _tiles_on(driver._active, dtype)
 
 
+ALL = 1 << 62
+
+
 @functools.cache
-def _tiles_on(active: object, dtype: torch.dtype) -> tuple[Tiles, Tiles]:
+def _tiles_on(active: object, dtype: torch.dtype) -> tuple[Tiles, ...]:
     if dtype == torch.float32:
-        small = Tiles(rows=16, columns=32, down_columns=32, depth=32, warps=4, stages=2)
-        return small, small
+        small = Cut(columns=32, depth=32, warps=4, stages=2)
+        return (Tiles(ALL, 16, False, small, small),)
     target = current_target()
     if 90 <= target.arch < 120 and target.shared_bytes >= 160 << 10:
         return (
-            Tiles(rows=64, columns=32, down_columns=64, depth=128, warps=4, stages=3),
-            Tiles(rows=128, columns=128, down_columns=256, depth=64, warps=8, stages=3),
+            Tiles(16, 16, True, Cut(32, 128, 4, 4), Cut(64, 128, 4, 4)),
+            Tiles(48, 64, False, Cut(64, 64, 4, 4), Cut(128, 64, 4, 4)),
+            Tiles(ALL, 128, False, Cut(128, 64, 8, 4), Cut(256, 64, 8, 4)),
         )
     return (
-        Tiles(rows=16, columns=32, down_columns=64, depth=128, warps=4, stages=3),
-        Tiles(rows=64, columns=64, down_columns=128, depth=64, warps=4, stages=3),
+        Tiles(16, 16, False, Cut(32, 128, 4, 3), Cut(64, 128, 4, 3)),
+        Tiles(ALL, 64, False, Cut(64, 64, 4, 3), Cut(128, 64, 4, 3)),
     )

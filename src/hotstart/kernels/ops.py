@@ -197,6 +197,21 @@ class MoeDims:
     top_k: int
     width: int  # I, of each expert
     renormalise: bool  # whether the weights of a token's experts sum to 1
+    shares: bool = False  # whether one more expert of this width, stacked behind them, sees every token
+
+    @property
+    def slots(self) -> int:
+        """Experts of a token."""
+        return self.top_k + self.shares
+
+    @property
+    def stacked_experts(self) -> int:
+        return self.num_experts + self.shares
+
+    @property
+    def logit_width(self) -> int:
+        """Of a row of logits: the router's, the gate of the shared expert, and padding to 16 bytes in every dtype."""
+        return -(-(self.num_experts + 1) // 8) * 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +234,7 @@ class Ops:
     gdn_decode: Callable[..., None]
     # (packed, weights, conv, state, prefill: PrefillInputs, dims, out): fills the rows of the prefill spans
     gdn_prefill: Callable[..., None]
-    # (x [T, D], router_logits [T, E], gate_up [E, 2 I, D], down [E, D, I], dims, step) -> [T, D]
+    # (x [T, D], logits [T, logit_width], gate_up [experts, 2 I, D], down [experts, D, I], dims, step) -> [T, D]
     moe: Callable[..., Tensor]
     # (logits [R, vocab], rows: SamplingRows, history [slots, positions]) -> token ids [R] int64
     sample: Callable[..., Tensor]

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from hotstart.config.model import ModelConfig
 from hotstart.kernels.ops import MoeDims, Ops, Step
-from hotstart.layers.fused import Fused, Piece
+from hotstart.layers.fused import Fused, Piece, by_rows
 from hotstart.layers.linear import Layer, Linear, meta_parameter
 from hotstart.layers.mlp import MLP
 
@@ -18,34 +18,51 @@ def moe_dims(config: ModelConfig) -> MoeDims:
         top_k=config.num_experts_per_tok,
         width=config.moe_intermediate_size,
         renormalise=config.norm_topk_prob,
+        shares=config.shared_expert_intermediate_size == config.moe_intermediate_size,
     )
 
 
 class SparseMoE(Layer):
+    """A shared expert as wide as the others is stacked behind them; one of another width is a SwiGLU of its own."""
+
     def __init__(self, config: ModelConfig, ops: Ops, dtype: torch.dtype) -> None:
         super().__init__()
-        D, E, width = config.hidden_size, config.num_experts, config.moe_intermediate_size
+        D, width = config.hidden_size, config.moe_intermediate_size
         self.ops = ops
         self.dims = moe_dims(config)
-        self.gate = Linear(D, E, ops, dtype)  # the router
-        self.gate_up_proj = meta_parameter(E, 2 * width, D, dtype=dtype)
-        self.down_proj = meta_parameter(E, D, width, dtype=dtype)
-        self.shared_expert = MLP(D, config.shared_expert_intermediate_size, ops, dtype)
-        self.shared_expert_gate = Linear(D, 1, ops, dtype)
+        self.gate = Linear(D, self.dims.logit_width, ops, dtype)  # the router, the shared expert's gate, padding
+        self.gate_up_proj = meta_parameter(self.dims.stacked_experts, 2 * width, D, dtype=dtype)
+        self.down_proj = meta_parameter(self.dims.stacked_experts, D, width, dtype=dtype)
+        if not self.dims.shares:
+            self.shared_expert = MLP(D, config.shared_expert_intermediate_size, ops, dtype)
 
     def fused(self) -> list[Fused]:
         """Stacked over the experts (then without `.weight`), or one tensor for each expert."""
-        width = self.down_proj.shape[2]
-        gates = by_expert("gate_proj", self.gate_up_proj[:, :width])
-        ups = by_expert("up_proj", self.gate_up_proj[:, width:])
+        E, width = self.dims.num_experts, self.dims.width
+        gates, ups, downs = self.gate_up_proj[:, :width], self.gate_up_proj[:, width:], self.down_proj
+        logits = by_rows(self.gate.weight, {"gate.weight": E, "shared_expert_gate.weight": 1})
+        shared_in = [*shared("gate_proj", gates[E:]), *shared("up_proj", ups[E:])]
+        by_name = [*by_expert("gate_proj", gates[:E]), *by_expert("up_proj", ups[:E])]
+        shared_out = shared("down_proj", downs[E:])
         return [
-            Fused(self.gate_up_proj, ([stacked("gate_up_proj", self.gate_up_proj)], [*gates, *ups])),
-            Fused(self.down_proj, ([stacked("down_proj", self.down_proj)], by_expert("down_proj", self.down_proj))),
+            Fused(self.gate.weight, (logits,), padding=(self.gate.weight[E + 1 :],)),
+            Fused(
+                self.gate_up_proj,
+                ([stacked("gate_up_proj", self.gate_up_proj[:E]), *shared_in], [*by_name, *shared_in]),
+            ),
+            Fused(
+                self.down_proj,
+                ([stacked("down_proj", downs[:E]), *shared_out], [*by_expert("down_proj", downs[:E]), *shared_out]),
+            ),
         ]
 
     def forward(self, x: Tensor, step: Step) -> Tensor:  # [T, D] -> [T, D]
-        y = self.ops.moe(x, self.gate(x), self.gate_up_proj, self.down_proj, self.dims, step)
-        return y.addcmul_(torch.sigmoid(self.shared_expert_gate(x)), self.shared_expert(x, step))
+        logits = self.gate(x)
+        y = self.ops.moe(x, logits, self.gate_up_proj, self.down_proj, self.dims, step)
+        if self.dims.shares:
+            return y
+        gate = logits.narrow(1, self.dims.num_experts, 1)
+        return y.addcmul_(torch.sigmoid(gate), self.shared_expert(x, step))
 
 
 def stacked(name: str, weight: Tensor) -> Piece:
@@ -54,3 +71,8 @@ def stacked(name: str, weight: Tensor) -> Piece:
 
 def by_expert(name: str, weight: Tensor) -> list[Piece]:
     return [Piece(f"experts.{e}.{name}.weight", (one.unsqueeze(0),)) for e, one in enumerate(weight)]
+
+
+def shared(name: str, weight: Tensor) -> list[Piece]:
+    """Of the one shared expert, if it is among the stacked ones."""
+    return [Piece(f"shared_expert.{name}.weight", (one.unsqueeze(0),)) for one in weight]

@@ -21,6 +21,7 @@ from hotstart.kernels.norm import add_rms_norm
 from hotstart.kernels.warm_up import warm_up
 
 COUNTS = (1, 2, 3, 16, 17, 64)
+MORE_TOKENS = (5, 65, 96, 97, 300)  # where experts' tiles change
 
 
 def serve(space, count):
@@ -42,10 +43,17 @@ def serve(space, count):
     pick(space, rows, step)
     for width in space.mlp_widths:
         silu_mul(torch.empty(rows, 2 * width, dtype=dtype))
-    moe_dims = space.moe
-    gate_up = torch.empty(moe_dims.num_experts, 2 * moe_dims.width, space.hidden_size, dtype=dtype)
-    down = torch.empty(moe_dims.num_experts, space.hidden_size, moe_dims.width, dtype=dtype)
-    moe(x, torch.empty(rows, moe_dims.num_experts, dtype=dtype), gate_up, down, moe_dims, step)
+    mix(space, count)
+
+
+def mix(space, count):
+    dims, dtype = space.moe, space.activation_dtypes[0]
+    step = make_step([Row(1, read=i, write=i) for i in range(count)], [], padding=count % 2)
+    rows = step.token_ids.shape[0]
+    x = torch.empty(rows, space.hidden_size, dtype=dtype)
+    gate_up = torch.empty(dims.stacked_experts, 2 * dims.width, space.hidden_size, dtype=dtype)
+    down = torch.empty(dims.stacked_experts, space.hidden_size, dims.width, dtype=dtype)
+    moe(x, torch.empty(rows, dims.logit_width, dtype=dtype), gate_up, down, dims, step)
 
 
 def pick(space, rows, step):
@@ -77,6 +85,9 @@ def test_no_count_of_tokens_or_sequences_makes_a_new_binary(target, space):
         with recording() as served:
             for count in COUNTS:
                 serve(space, count)
+                watch.check()
+            for count in MORE_TOKENS:
+                mix(space, count)
                 watch.check()
     assert watch.events == []
     assert served.counts.keys() == report.keys

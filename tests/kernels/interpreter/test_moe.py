@@ -8,11 +8,14 @@ from tolerances import assert_close
 from hotstart.kernels import moe_gemm
 from hotstart.kernels.activation import silu_mul, silu_mul_torch
 from hotstart.kernels.moe import moe, route_torch
-from hotstart.kernels.moe_route import route, sort_pairs
+from hotstart.kernels.moe_route import route
+from hotstart.kernels.moe_tiles import Cut, Tiles
 from hotstart.kernels.ops import MoeDims
 
+SWAPPED = Tiles(1 << 62, 16, True, Cut(16, 16, 4, 2), Cut(16, 16, 4, 2))
 
-@pytest.mark.parametrize("num_tokens", [1, 3, 37])
+
+@pytest.mark.parametrize("num_tokens", [1, 3, 90])
 @pytest.mark.parametrize("dims", CASES, ids=str)
 def test_matches_expert_by_expert(num_tokens, dims):
     inputs, wanted = make_case(dims, num_tokens)
@@ -21,37 +24,44 @@ def test_matches_expert_by_expert(num_tokens, dims):
     assert not out[num_tokens:].any()
 
 
-def test_an_expert_that_all_want_and_slabs_of_columns(monkeypatch):
-    inputs, wanted = make_case(MoeDims(6, 2, 40, True), 40, hidden=72, favourite=3)
+@pytest.mark.parametrize("hidden", [64, 72])
+def test_an_expert_that_all_want_slabs_of_columns_and_swapped_tiles(hidden, monkeypatch):
+    inputs, wanted = make_case(MoeDims(6, 2, 40, True, shares=True), 40, hidden=hidden, favourite=3)
     whole = moe(*inputs)
     assert_close(whole[:40], wanted)
     monkeypatch.setattr(moe_gemm, "PARTS_BYTES", 1)
     assert torch.equal(moe(*inputs), whole)
+    monkeypatch.setattr("hotstart.kernels.moe.tiles_for", lambda *_: SWAPPED)
+    assert_close(moe(*inputs)[:40], wanted)
 
 
 @pytest.mark.parametrize(("num_tokens", "rows"), [(1, 16), (5, 2), (40, 4), (300, 16)])
-def test_tiles_hold_every_pair_once_in_the_order_of_experts(num_tokens, rows):
-    dims = MoeDims(7, 3, 16, True)
+@pytest.mark.parametrize("shares", [False, True])
+def test_tiles_hold_every_pair_once_in_the_order_of_experts(num_tokens, rows, shares):
+    dims = MoeDims(7, 3, 16, True, shares)
     (_, logits, _, _, _, step), _ = make_case(dims, num_tokens, hidden=8)
-    weights, experts = route(logits, step.kv_index, dims)
-    wanted_weights, wanted = route_torch(logits[:num_tokens], dims)
-    assert torch.equal(experts[:num_tokens].long(), wanted)
-    assert_close(weights[:num_tokens], wanted_weights.double())
-    assert (experts[num_tokens:] == 7).all()
-    pairs, tiles = sort_pairs(experts, dims, rows)
-    order = experts.flatten().sort(stable=True).indices
-    assert torch.equal(pairs.long(), order)
-    found = sorted((first, min(first + rows, end), e) for e, first, end, _ in tiles.tolist() if e >= 0)
-    ids = experts.flatten()[order].tolist()
-    assert [p for first, end, _ in found for p in range(first, end)] == list(range(3 * num_tokens))
+    weights, pairs, tiles = route(logits, step.kv_index, dims, rows)
+    wanted_weights, experts = route_torch(logits[:num_tokens], dims)
+    experts, slots = experts.sort(-1)
+    assert_close(weights[:num_tokens], wanted_weights.gather(1, slots).double())
+    ids, order = experts.flatten().sort(stable=True)
+    count = len(order)
+    assert torch.equal(pairs[:count].long(), order)
+    found = [(first, min(first + rows, end), e) for e, first, end, _ in tiles[: tiles[-1, 0]].tolist()]
+    assert [p for first, end, _ in found for p in range(first, end)] == list(range(count))
     assert all(ids[p] == e for first, end, e in found for p in range(first, end))
 
 
-def test_of_equal_experts_the_first_is_chosen():
-    logits, kv_index, wanted = equals(MoeDims(7, 3, 16, True), 50)
-    weights, experts = route(logits, kv_index, MoeDims(7, 3, 16, True))
-    assert torch.equal(experts.long(), wanted.indices[:, :3])
-    assert_close(weights, wanted.values[:, :3].double().softmax(-1))
+@pytest.mark.parametrize("num_tokens", [50, 100])
+def test_of_equal_experts_the_first_is_chosen(num_tokens):
+    dims = MoeDims(7, 3, 16, True)
+    logits, kv_index, wanted = equals(dims, num_tokens)
+    weights, pairs, tiles = route(logits, kv_index, dims, 16)
+    experts = torch.empty(3 * num_tokens, dtype=torch.long)
+    for e, first, end, _ in tiles[: tiles[-1, 0]].tolist():
+        experts[pairs[first : min(first + 16, end)].long()] = e
+    assert torch.equal(experts.view(-1, 3), wanted)
+    assert_close(weights, logits.gather(1, wanted).double().softmax(-1))
 
 
 @pytest.mark.parametrize("shape", [(1, 8), (3, 136), (0, 16), (2, 2600)], ids=str)
