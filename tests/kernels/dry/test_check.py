@@ -30,7 +30,8 @@ def test_a_published_size_has_no_late_key(size, target, own_kernels):
     assert report.num_launches > 60
     names = {binary.key.kernel for binary in report.warmup.binaries}
     experts = {launcher.kernel.name for launcher in LAUNCHERS if ".moe" in launcher.warmup.__module__}
-    assert names == own_kernels if "-a3b" in size else names == own_kernels - experts
+    # Where there are experts, the shared one is among them.
+    assert names == own_kernels - ({"_silu_mul_kernel"} if "-a3b" in size else experts)
 
 
 def test_every_published_size_is_read():

@@ -16,7 +16,7 @@ from hotstart.kernels.moe_tiles import all_tiles
 from hotstart.kernels.ops import MoeDims
 
 LIMITS = {torch.bfloat16: 8e-3, torch.float16: 1e-3, torch.float32: 1e-5}
-LARGE = MoeDims(num_experts=64, top_k=8, width=512, renormalise=True)
+LARGE = MoeDims(num_experts=64, top_k=8, width=512, renormalise=True, shares=True)
 
 
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
@@ -30,15 +30,21 @@ def test_matches_expert_by_expert(num_tokens, dims, dtype):
 
 
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
-def test_of_equal_experts_the_first_is_chosen(dtype):
-    logits, kv_index, wanted = equals(LARGE, 300, dtype)
-    weights, experts = route(logits.cuda(), kv_index.cuda(), LARGE)
-    assert torch.equal(experts.long().cpu(), wanted.indices[:, :8])
-    assert_close(weights.cpu(), wanted.values[:, :8].double().softmax(-1))
+@pytest.mark.parametrize("num_tokens", [1, 17, 64, 65, 300])
+def test_of_equal_experts_the_first_is_chosen_and_pairs_are_in_their_order(num_tokens, dtype):
+    logits, kv_index, wanted = equals(LARGE, num_tokens, dtype)
+    weights, pairs, tiles = (t.cpu() for t in route(logits.cuda(), kv_index.cuda(), LARGE, 16))
+    shared = torch.full((num_tokens, 1), LARGE.num_experts)
+    ids, order = torch.cat([wanted, shared], 1).flatten().sort(stable=True)
+    assert torch.equal(pairs.long(), order)
+    found = [(p, e) for e, first, end, _ in tiles[: tiles[-1, 0]].tolist() for p in range(first, min(first + 16, end))]
+    assert found == list(enumerate(ids.tolist()))
+    assert_close(weights[:, :8], logits.gather(1, wanted).double().softmax(-1))
+    assert_close(weights[:, 8], logits[:, LARGE.num_experts].double().sigmoid())
 
 
 @pytest.mark.parametrize("favourite", [None, 3])
-@pytest.mark.parametrize("num_tokens", [1, 8, 60, 255, 700])
+@pytest.mark.parametrize("num_tokens", [1, 4, 5, 8, 60, 255, 700])
 def test_large_shapes_match_the_torch_form_and_themselves(num_tokens, favourite):
     *inputs, dims, step = large(num_tokens, favourite)
     out = moe(*inputs, dims, step)
@@ -50,14 +56,14 @@ def test_large_shapes_match_the_torch_form_and_themselves(num_tokens, favourite)
 
 def large(num_tokens, favourite=None):
     r = torch.Generator("cuda").manual_seed(0)
-    E, D, width = LARGE.num_experts, 2048, LARGE.width
+    E, D, width = LARGE.stacked_experts, 2048, LARGE.width
 
     def normal(*shape, scale=1.0):
         return (torch.randn(*shape, generator=r, device="cuda") * scale).bfloat16()
 
     row = Row(num_tokens, pages=tuple(range(-(-num_tokens // 16))))
     step = moved(make_step([], [row], page_size=16, padding=3), "cuda")
-    x, logits = normal(num_tokens + 3, D), normal(num_tokens + 3, E)
+    x, logits = normal(num_tokens + 3, D), normal(num_tokens + 3, LARGE.logit_width)
     if favourite is not None:
         logits[:, favourite] = 9
     x[num_tokens:] = logits[num_tokens:] = float("nan")
@@ -67,7 +73,7 @@ def large(num_tokens, favourite=None):
 def by_expert(x, logits, gate_up, down, num_tokens):
     weights, experts = route_torch(logits[:num_tokens], LARGE)
     x, y = x[:num_tokens].double(), torch.zeros(num_tokens, x.shape[1], dtype=torch.float64, device="cuda")
-    for e in range(LARGE.num_experts):
+    for e in range(LARGE.stacked_experts):
         token, choice = (experts == e).nonzero(as_tuple=True)
         gate, up = (x[token] @ gate_up[e].double().T).chunk(2, dim=-1)
         y.index_add_(0, token, weights[token, choice, None] * (F.silu(gate) * up @ down[e].double().T))
@@ -75,21 +81,22 @@ def by_expert(x, logits, gate_up, down, num_tokens):
 
 
 def test_few_and_many_rows_are_cut_to_the_same_bits(monkeypatch):
-    """So the number of tokens in a step does not show in any of them."""
+    """So the number of tokens in a step, once it has some, does not show in any of them."""
     *inputs, dims, step = large(400)
-    few, many = all_tiles(torch.bfloat16)
     outs = []
-    for cut in (few, many):
+    for cut in all_tiles(torch.bfloat16):
         monkeypatch.setattr("hotstart.kernels.moe.tiles_for", lambda *_, cut=cut: cut)
         outs.append(moe(*inputs, dims, step))
-    assert torch.equal(*outs)
-    alone = replace(step, num_tokens=1, kv_index=step.kv_index[7:8].clone())
+    assert all(torch.equal(out, outs[0]) for out in outs)
+    monkeypatch.undo()
     x, logits, *weights = inputs
-    assert torch.equal(moe(x[7:8].clone(), logits[7:8].clone(), *weights, dims, alone), outs[0][7:8])
+    some = replace(step, num_tokens=5, kv_index=step.kv_index[7:12].clone())
+    assert torch.equal(moe(x[7:12].clone(), logits[7:12].clone(), *weights, dims, some), outs[0][7:12])
 
 
-def test_a_graph_replays_with_other_tokens_and_padding():
-    x, logits, gate_up, down, dims, step = large(29)
+@pytest.mark.parametrize("num_tokens", [1, 29])
+def test_a_graph_replays_with_other_tokens_and_padding(num_tokens):
+    x, logits, gate_up, down, dims, step = large(num_tokens)
     wanted = moe(x, logits, gate_up, down, dims, step)
     still_x, still_logits, kv_index = x.clone(), logits.clone(), step.kv_index.clone()
     x.zero_()
