@@ -3,7 +3,7 @@
 An expert that every token shares is one more of them, and its weight the sigmoid of a logit of its own.
 
 On a GPU: route and sort the pairs (token, expert) (moe_route.py), two products over tiles of pairs, and a sum for each
-token (moe_gemm.py); for a few tokens two launches without sorting (moe_few.py).  Nothing is read on the host, and no
+token (moe_gemm.py); for a few tokens without sorting (moe_few.py).  Nothing is read on the host, and no
 shape but that of the tokens decides how much is launched.
 
 Source: Fedus et al. 2021, arXiv:2101.03961; routing as in Qwen3-MoE.

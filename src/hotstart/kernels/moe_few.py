@@ -1,7 +1,6 @@
 """The mixture of experts for a few tokens, whose experts are all but distinct: each pair streams its expert's matrices.
 
-Two launches and no sorting: every program of the first chooses its token's experts anew, which is cheaper than waiting
-for another to do so; a program of the second adds up all experts of its columns.  Sums are in float32 throughout.
+Nothing is sorted, and a program of the second product adds up all experts of its columns, in float32.
 """
 
 import functools
@@ -14,6 +13,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, launches_overlap
+from hotstart.kernels.moe_route import choose
 from hotstart.kernels.ops import MoeDims
 
 __all__ = ["MOST_TOKENS", "moe_few"]
@@ -21,46 +21,15 @@ __all__ = ["MOST_TOKENS", "moe_few"]
 MOST_TOKENS = 4
 
 
-@triton.jit
-def _choice(p_logits, i_s, E: tl.constexpr, K: tl.constexpr, RENORMALISE: tl.constexpr, BLOCK_E: tl.constexpr):
-    """The expert in slot i_s, likeliest first, and its weight."""
-    o_e = tl.arange(0, BLOCK_E)
-    b_x = tl.load(p_logits + o_e, mask=o_e < E, other=float("-inf")).to(tl.float32)
-    top = tl.max(b_x, axis=0)
-    total = tl.sum(tl.exp(b_x - top), axis=0)
-    chosen = tl.full([], 0, tl.int32)
-    weight, among = tl.zeros([], tl.float32), tl.zeros([], tl.float32)
-    for k in tl.static_range(K):
-        best = tl.max(b_x, axis=0)
-        # Of NaN nothing is the largest; the first expert then stands for all.
-        i_e = tl.min(tl.where(b_x == best, o_e, BLOCK_E), axis=0) % BLOCK_E
-        p = tl.exp(best - top)
-        among += p
-        chosen = tl.where(k == i_s, i_e, chosen)
-        weight = tl.where(k == i_s, p, weight)
-        b_x = tl.where(o_e == i_e, float("-inf"), b_x)
-    if RENORMALISE:
-        total = among
-    return chosen, weight / total
-
-
 @kernel
 def _few_gate_up_kernel(
     x_ptr,  # [T, D]
-    logits_ptr,  # [T, ROW]
-    kv_index_ptr,  # [T], negative for padding
+    experts_ptr,  # [T, SLOTS], negative for padding
     weight_ptr,  # [experts, 2 * WIDTH, D]: gate | up
-    weights_ptr,  # [T, SLOTS] float32: out
-    experts_ptr,  # [T, SLOTS]: out
     hidden_ptr,  # [T, SLOTS, WIDTH]: out
     D: tl.constexpr,
     WIDTH: tl.constexpr,
-    E: tl.constexpr,
-    K: tl.constexpr,
-    ROW: tl.constexpr,
     SLOTS: tl.constexpr,
-    RENORMALISE: tl.constexpr,
-    BLOCK_E: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -72,19 +41,12 @@ def _few_gate_up_kernel(
     NUM_BLOCKS: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
     EXACT: tl.constexpr = D % DEPTH == 0 and WIDTH % COLUMNS == 0
     i_pair, i_b = tl.program_id(0) // NUM_BLOCKS, tl.program_id(0) % NUM_BLOCKS
-    i_t, i_s = i_pair // SLOTS, i_pair % SLOTS
-    if tl.load(kv_index_ptr + i_t) < 0:
+    i_e = tl.load(experts_ptr + i_pair).to(tl.int64)
+    if i_e < 0:
         return
-    if i_s < K:
-        i_e, weight = _choice(logits_ptr + i_t * ROW, i_s, E, K, RENORMALISE, BLOCK_E)
-    else:
-        i_e, weight = tl.full([], E, tl.int32), tl.sigmoid(tl.load(logits_ptr + i_t * ROW + E).to(tl.float32))
-    if i_b == 0:
-        tl.store(weights_ptr + i_pair, weight)
-        tl.store(experts_ptr + i_pair, i_e)
     o_d, o_c = tl.arange(0, DEPTH), i_b * COLUMNS + tl.arange(0, COLUMNS)
-    p_x = x_ptr + i_t * D + o_d
-    p_w = weight_ptr + i_e.to(tl.int64) * (2 * WIDTH * D) + o_c[:, None] * D + o_d[None, :]
+    p_x = x_ptr + i_pair // SLOTS * D + o_d
+    p_w = weight_ptr + i_e * (2 * WIDTH * D) + o_c[:, None] * D + o_d[None, :]
     b_gate = tl.zeros([COLUMNS, DEPTH], tl.float32)
     b_up = tl.zeros([COLUMNS, DEPTH], tl.float32)
     for start in tl.static_range(0, D, DEPTH):
@@ -102,48 +64,70 @@ def _few_down_kernel(
     hidden_ptr,  # [T, SLOTS, WIDTH]
     weight_ptr,  # [experts, D, WIDTH]
     weights_ptr,  # [T, SLOTS] float32
-    experts_ptr,  # [T, SLOTS]
-    kv_index_ptr,  # [T]
+    experts_ptr,  # [T, SLOTS], negative for padding
     y_ptr,  # [T, D]
     D: tl.constexpr,
     WIDTH: tl.constexpr,
     SLOTS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
+    AHEAD: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Program: token x block of columns."""
+    """Program: token x block of columns.
+
+    Which experts they are, the launch before the last has told: their first matrices are asked for before this one
+    waits for the last.
+    """
+    NUM_BLOCKS: tl.constexpr = (D + COLUMNS - 1) // COLUMNS
+    EXACT: tl.constexpr = WIDTH % DEPTH == 0 and D % COLUMNS == 0
+    PIECES: tl.constexpr = (WIDTH + DEPTH - 1) // DEPTH
+    i_t, i_b = tl.program_id(0) // NUM_BLOCKS, tl.program_id(0) % NUM_BLOCKS
+    o_d, o_c = tl.arange(0, DEPTH), i_b * COLUMNS + tl.arange(0, COLUMNS)
+    is_real = tl.load(experts_ptr + i_t * SLOTS) >= 0
+    b_ws = ()
+    for i in tl.static_range(AHEAD):
+        b_w = _piece(weight_ptr, experts_ptr, i_t, i, o_c, o_d, is_real, D, WIDTH, SLOTS, DEPTH, EXACT)
+        b_ws = b_ws + (b_w,)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
-    NUM_BLOCKS: tl.constexpr = (D + COLUMNS - 1) // COLUMNS
-    EXACT: tl.constexpr = WIDTH % DEPTH == 0 and D % COLUMNS == 0
-    i_t, i_b = tl.program_id(0) // NUM_BLOCKS, tl.program_id(0) % NUM_BLOCKS
-    o_d, o_c = tl.arange(0, DEPTH), i_b * COLUMNS + tl.arange(0, COLUMNS)
     b_y = tl.zeros([COLUMNS, DEPTH], tl.float32)
-    if tl.load(kv_index_ptr + i_t) >= 0:
-        for s in tl.static_range(SLOTS):
-            i_pair = i_t * SLOTS + s
-            p_w = weight_ptr + tl.load(experts_ptr + i_pair).to(tl.int64) * (D * WIDTH)
-            weight = tl.load(weights_ptr + i_pair)
-            for start in tl.static_range(0, WIDTH, DEPTH):
-                m_d = (o_d < WIDTH - start) | EXACT
-                b_h = tl.load(hidden_ptr + i_pair * WIDTH + start + o_d, mask=m_d, other=0).to(tl.float32) * weight
-                p_block = p_w + o_c[:, None] * WIDTH + start + o_d[None, :]
-                b_w = tl.load(p_block, mask=(m_d[None, :] & (o_c < D)[:, None]) | EXACT, other=0)
-                b_y += b_w.to(tl.float32) * b_h[None, :]
+    for i in tl.static_range(SLOTS * PIECES):
+        if i < AHEAD:
+            b_w = b_ws[i]
+        else:
+            b_w = _piece(weight_ptr, experts_ptr, i_t, i, o_c, o_d, is_real, D, WIDTH, SLOTS, DEPTH, EXACT)
+        i_pair = i_t * SLOTS + i // PIECES
+        m_d = is_real & ((o_d < WIDTH - i % PIECES * DEPTH) | EXACT)
+        p_hidden = hidden_ptr + i_pair * WIDTH + i % PIECES * DEPTH + o_d
+        b_h = tl.load(p_hidden, mask=m_d, other=0).to(tl.float32)
+        b_h *= tl.load(weights_ptr + i_pair, mask=is_real, other=0)
+        b_y += b_w.to(tl.float32) * b_h[None, :]
     tl.store(y_ptr + i_t * D + o_c, tl.sum(b_y, axis=1).to(y_ptr.dtype.element_ty), mask=o_c < D)
+
+
+@triton.jit
+def _piece(
+    weight_ptr, experts_ptr, i_t, i, o_c, o_d, is_real,
+    D: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, DEPTH: tl.constexpr, EXACT: tl.constexpr,
+):  # fmt: skip
+    """The i-th piece along the sum over a token's slots."""
+    PIECES: tl.constexpr = (WIDTH + DEPTH - 1) // DEPTH
+    i_e = tl.load(experts_ptr + i_t * SLOTS + i // PIECES, mask=is_real, other=0).to(tl.int64)
+    o_w = i % PIECES * DEPTH + o_d
+    m_w = is_real & (((o_w < WIDTH)[None, :] & (o_c < D)[:, None]) | EXACT)
+    return tl.load(weight_ptr + i_e * (D * WIDTH) + o_c[:, None] * WIDTH + o_w[None, :], mask=m_w, other=0)
 
 
 def moe_few(x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims, kv_index: Tensor) -> Tensor:
     """See `moe`, for at most MOST_TOKENS tokens."""
     T, D = x.shape
     at = _constants(D, dims, launches_overlap())
-    weights = torch.empty(T, dims.slots, dtype=torch.float32, device=x.device)
-    experts = torch.empty(T, dims.slots, dtype=torch.int32, device=x.device)
+    weights, experts, *_ = choose(logits, kv_index, dims, block=1)
     hidden, y = x.new_empty(T * dims.slots, dims.width), x.new_empty(T, D)
-    at.gate_up((T * dims.slots * at.gate_up_blocks,), x, logits, kv_index, gate_up, weights, experts, hidden)
-    at.down((T * at.down_blocks,), hidden, down, weights, experts, kv_index, y)
+    at.gate_up((T * dims.slots * at.gate_up_blocks,), x, experts, gate_up, hidden)
+    at.down((T * at.down_blocks,), hidden, down, weights, experts, y)
     return y
 
 
@@ -154,24 +138,17 @@ class Constants(NamedTuple):
     down_blocks: int
 
 
-_GATE_UP = {"COLUMNS": 8, "DEPTH": 512, "num_warps": 4}
-_DOWN = {"COLUMNS": 8, "DEPTH": 512, "num_warps": 4}
+_GATE_UP = {"COLUMNS": 2, "DEPTH": 2048, "num_warps": 4}
+_DOWN = {"COLUMNS": 8, "DEPTH": 512, "num_warps": 2}
+AHEAD = 2  # pieces that are asked for before the wait
 
 
 @functools.cache
 def _constants(D: int, dims: MoeDims, overlap: bool) -> Constants:
     common = {"D": D, "WIDTH": dims.width, "SLOTS": dims.slots, "OVERLAP": overlap, "launch_pdl": overlap}
     return Constants(
-        _launch_gate_up.bind(
-            E=dims.num_experts,
-            K=dims.top_k,
-            ROW=dims.logit_width,
-            RENORMALISE=dims.renormalise,
-            BLOCK_E=triton.next_power_of_2(dims.num_experts),
-            **_fitting(_GATE_UP, D),
-            **common,
-        ),
-        _launch_down.bind(**_fitting(_DOWN, dims.width), **common),
+        _launch_gate_up.bind(**_fitting(_GATE_UP, D), **common),
+        _launch_down.bind(**_fitting(_DOWN, dims.width), AHEAD=min(AHEAD, dims.slots), **common),
         triton.cdiv(dims.width, _GATE_UP["COLUMNS"]),
         triton.cdiv(D, _DOWN["COLUMNS"]),
     )

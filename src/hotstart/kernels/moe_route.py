@@ -6,7 +6,7 @@ of their experts are what grouped products want; an expert's pairs are cut into 
 device alone knows: the last entry of `tiles` says it, and P pairs of E experts fill at most min(P, P // ROWS + E).
 
 Ranks within a block of tokens and counts of the blocks before give each pair its place, so there are no atomics, and
-the order is the stable one.  A single block needs one launch.
+the order is the stable one.
 """
 
 import functools
@@ -22,10 +22,16 @@ from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, 
 from hotstart.kernels.moe_tiles import all_tiles
 from hotstart.kernels.ops import MoeDims
 
-__all__ = ["Routed", "num_tiles", "route"]
+__all__ = ["Chosen", "Routed", "choose", "num_tiles", "route"]
 
-_BLOCK = 4096  # logits that a program holds
-_NUM_WARPS = 8
+_FEW_TOKENS = 256  # spread over programs; more of them are counted in larger blocks
+
+
+class Chosen(NamedTuple):
+    weights: Tensor  # [T, slots] float32
+    experts: Tensor  # [T, slots] int32, -1 for padding
+    ranks: Tensor  # [T, slots] int32: among the pairs of this expert in the block
+    counts: Tensor  # [blocks, *] int32: pairs of each expert
 
 
 class Routed(NamedTuple):
@@ -65,56 +71,6 @@ def _store_tiles(tiles_ptr, i, o_e, b_place, b_first, b_count, b_tiles, ROWS: tl
     tl.store(p_tile, o_e, mask=m_e)
     tl.store(p_tile + 1, b_first + i * ROWS, mask=m_e)
     tl.store(p_tile + 2, b_first + b_count, mask=m_e)
-
-
-@kernel
-def _route_kernel(
-    logits_ptr,  # [T, ROW]
-    kv_index_ptr,  # [T], negative for padding
-    weights_ptr,  # [T, SLOTS] float32
-    pairs_ptr,  # [T * SLOTS]
-    tiles_ptr,  # [*, 4]
-    num_tokens: tl.int32,
-    last_tile: tl.int32,
-    E: tl.constexpr,
-    K: tl.constexpr,
-    ROW: tl.constexpr,
-    SLOTS: tl.constexpr,
-    RENORMALISE: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    """One program for all tokens."""
-    if OVERLAP:
-        gdc_wait()
-        gdc_launch_dependents()
-    o_t, o_e = tl.arange(0, BLOCK_T), tl.arange(0, BLOCK_E)
-    m_t = tl.load(kv_index_ptr + o_t, mask=o_t < num_tokens, other=-1) >= 0
-    b_is, b_p = _chosen(logits_ptr, o_t, m_t, E, K, ROW, RENORMALISE, BLOCK_E)
-    o_pair = o_t[:, None] * SLOTS + tl.cumsum(b_is, axis=1) - 1
-    b_count = tl.sum(b_is, axis=0)
-    b_first = tl.cumsum(b_count, axis=0) - b_count
-    tl.store(weights_ptr + o_pair, b_p, mask=b_is > 0)
-    tl.store(pairs_ptr + b_first[None, :] + tl.cumsum(b_is, axis=0) - b_is, o_pair, mask=b_is > 0)
-    b_tiles = (b_count + ROWS - 1) // ROWS
-    b_place = tl.cumsum(b_tiles, axis=0) - b_tiles
-    for i in tl.static_range((BLOCK_T + ROWS - 1) // ROWS):
-        _store_tiles(tiles_ptr, i, o_e, b_place, b_first, b_count, b_tiles, ROWS)
-    num_tiles = tl.sum(b_tiles, axis=0)
-    if SLOTS > K:
-        b_real = m_t.to(tl.int32)
-        first, count = tl.sum(b_count, axis=0), tl.sum(b_real, axis=0)
-        b_s = tl.load(logits_ptr + o_t * ROW + E, mask=m_t, other=0).to(tl.float32)
-        tl.store(weights_ptr + o_t * SLOTS + K, tl.sigmoid(b_s), mask=m_t)
-        tl.store(pairs_ptr + first + tl.cumsum(b_real, axis=0) - 1, o_t * SLOTS + K, mask=m_t)
-        o_i = tl.arange(0, BLOCK_T)
-        more = (count + ROWS - 1) // ROWS
-        zeros = tl.zeros([BLOCK_T], tl.int32)
-        _store_tiles(tiles_ptr, o_i, zeros + E, num_tiles, first, zeros + count, more, ROWS)
-        num_tiles += more
-    tl.store(tiles_ptr + last_tile * 4, num_tiles)
 
 
 @kernel
@@ -213,61 +169,73 @@ def num_tiles(num_pairs: int, num_experts: int, rows: int) -> int:
     return min(num_pairs, num_pairs // rows + num_experts)
 
 
-def route(router_logits: Tensor, kv_index: Tensor, dims: MoeDims, rows: int) -> Routed:
-    """What the grouped products read, in tiles of at most `rows` pairs.  router_logits: [T, logit_width]."""
-    T, device = router_logits.shape[0], router_logits.device
-    assert router_logits.shape[1] == dims.logit_width, (router_logits.shape, dims)
-    at = _constants(dims, rows, launches_overlap())
-    num_pairs = T * dims.slots
-    last_tile = num_tiles(num_pairs, dims.stacked_experts, rows)
+def choose(logits: Tensor, kv_index: Tensor, dims: MoeDims, block: int) -> Chosen:
+    """Of each token, in blocks of so many.  logits: [T, logit_width]; kv_index: [T], negative for padding."""
+    T, device = logits.shape[0], logits.device
+    assert logits.shape[1] == dims.logit_width, (logits.shape, dims)
+    launch, width = _choosing(dims, block, launches_overlap())
     weights = torch.empty(T, dims.slots, dtype=torch.float32, device=device)
+    experts, ranks = (torch.empty(T, dims.slots, dtype=torch.int32, device=device) for _ in range(2))
+    blocks = triton.cdiv(T, block)
+    counts = torch.empty(blocks, width, dtype=torch.int32, device=device)
+    launch((blocks,), logits, kv_index, weights, experts, ranks, counts, T)
+    return Chosen(weights, experts, ranks, counts)
+
+
+def route(logits: Tensor, kv_index: Tensor, dims: MoeDims, rows: int) -> Routed:
+    """What the grouped products read, in tiles of at most `rows` pairs.  See `choose`."""
+    T, device = logits.shape[0], logits.device
+    block = _block(T)
+    weights, experts, ranks, counts = choose(logits, kv_index, dims, block)
+    num_pairs, blocks = T * dims.slots, counts.shape[0]
+    last_tile = num_tiles(num_pairs, dims.stacked_experts, rows)
     pairs = torch.empty(num_pairs, dtype=torch.int32, device=device)
     tiles = torch.empty(last_tile + 1, 4, dtype=torch.int32, device=device)
-    routed = Routed(weights, pairs, tiles)
-    if at.block_t >= T:
-        at.route((1,), router_logits, kv_index, weights, pairs, tiles, T, last_tile)
-        return routed
-    blocks = triton.cdiv(T, at.block_t)
-    experts, ranks = (torch.empty(T, dims.slots, dtype=torch.int32, device=device) for _ in range(2))
-    counts = torch.empty(blocks, at.block_c, dtype=torch.int32, device=device)
-    at.choose((blocks,), router_logits, kv_index, weights, experts, ranks, counts, T)
-    at.place((blocks,), experts, ranks, counts, pairs, tiles, num_pairs, blocks, last_tile)
-    return routed
+    launch = _placing(dims, block, rows, launches_overlap())
+    launch((blocks,), experts, ranks, counts, pairs, tiles, num_pairs, blocks, last_tile)
+    return Routed(weights, pairs, tiles)
 
 
-class Constants(NamedTuple):
-    route: BoundLaunch
-    choose: BoundLaunch
-    place: BoundLaunch
-    block_t: int
-    block_c: int
+def _block(num_tokens: int) -> int:
+    return 8 if num_tokens <= _FEW_TOKENS else 64
 
 
 @functools.cache
-def _constants(dims: MoeDims, rows: int, overlap: bool) -> Constants:
-    block_e, block_c = (triton.next_power_of_2(n) for n in (dims.num_experts, dims.stacked_experts))
-    block_t = min(max(16, _BLOCK // block_e), 64)
-    common = {
-        "SLOTS": dims.slots,
-        "BLOCK_T": block_t,
-        "OVERLAP": overlap,
-        "launch_pdl": overlap,
-        "num_warps": _NUM_WARPS,
-    }
-    choice = {"E": dims.num_experts, "K": dims.top_k, "ROW": dims.logit_width, "RENORMALISE": dims.renormalise}
-    choice |= {"BLOCK_E": block_e, **common}
-    block_p = triton.next_power_of_2(block_t * dims.slots)
-    return Constants(
-        _launch_route.bind(ROWS=rows, **choice),
-        _launch_choose.bind(BLOCK_C=block_c, **choice),
-        _launch_place.bind(EXPERTS=dims.stacked_experts, ROWS=rows, BLOCK_C=block_c, BLOCK_P=block_p, **common),
-        block_t,
-        block_c,
+def _choosing(dims: MoeDims, block: int, overlap: bool) -> tuple[BoundLaunch, int]:
+    """And the width of a row of counts."""
+    block_e, width = (triton.next_power_of_2(n) for n in (dims.num_experts, dims.stacked_experts))
+    launch = _launch_choose.bind(
+        E=dims.num_experts,
+        K=dims.top_k,
+        ROW=dims.logit_width,
+        SLOTS=dims.slots,
+        RENORMALISE=dims.renormalise,
+        BLOCK_T=block,
+        BLOCK_E=block_e,
+        BLOCK_C=width,
+        OVERLAP=overlap,
+        launch_pdl=overlap,
+        num_warps=min(max(1, block // 2), 8),
+    )
+    return launch, width
+
+
+@functools.cache
+def _placing(dims: MoeDims, block: int, rows: int, overlap: bool) -> BoundLaunch:
+    return _launch_place.bind(
+        EXPERTS=dims.stacked_experts,
+        SLOTS=dims.slots,
+        ROWS=rows,
+        BLOCK_T=block,
+        BLOCK_C=triton.next_power_of_2(dims.stacked_experts),
+        BLOCK_P=triton.next_power_of_2(block * dims.slots),
+        OVERLAP=overlap,
+        launch_pdl=overlap,
     )
 
 
 def _warmup(space: LaunchSpace) -> None:
-    """Steps of one block and of two, where tiles are for so many tokens."""
+    """Steps of small blocks and of large ones, where tiles are for so many tokens."""
     dims = space.moe
     if dims is None:
         return
@@ -275,13 +243,12 @@ def _warmup(space: LaunchSpace) -> None:
         above = 0.0
         for tiles in all_tiles(dtype):
             most = tiles.up_to * dims.num_experts / dims.top_k  # tokens
-            block = _constants(dims, tiles.rows, launches_overlap()).block_t
-            for num_tokens in (2,) * (above < block) + (block + 1,) * (most > block):
+            few, many = (2,) * (above < _FEW_TOKENS), (_FEW_TOKENS + 1,) * (most > _FEW_TOKENS)
+            for num_tokens in few + many:
                 kv_index = torch.zeros(num_tokens, dtype=torch.int64, device=space.device)
                 route(space.empty(num_tokens, dims.logit_width, dtype=dtype), kv_index, dims, tiles.rows)
             above = most
 
 
-_launch_route = Launcher(_route_kernel, warmup=_warmup)
 _launch_choose = Launcher(_choose_kernel, warmup=_warmup)
 _launch_place = Launcher(_place_kernel, warmup=_warmup)

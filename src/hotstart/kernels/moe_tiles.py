@@ -56,7 +56,7 @@ def _tiles_on(active: object, dtype: torch.dtype) -> tuple[Tiles, ...]:
     target = current_target()
     if 90 <= target.arch < 120 and target.shared_bytes >= 160 << 10:
         return (
-            Tiles(16, 16, True, Cut(32, 128, 4, 4), Cut(64, 128, 4, 4)),
+            Tiles(16, 16, True, Cut(32, 128, 4, 3), Cut(64, 128, 4, 3)),
             Tiles(48, 64, False, Cut(64, 64, 4, 4), Cut(128, 64, 4, 4)),
             Tiles(ALL, 128, False, Cut(128, 64, 8, 4), Cut(256, 64, 8, 4)),
         )
