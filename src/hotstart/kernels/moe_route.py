@@ -25,6 +25,7 @@ from hotstart.kernels.ops import MoeDims
 __all__ = ["Chosen", "Routed", "choose", "num_tiles", "route"]
 
 _FEW_TOKENS = 256  # spread over programs; more of them are counted in larger blocks
+_BLOCK = 16384  # logits of such a block
 
 
 class Chosen(NamedTuple):
@@ -50,14 +51,16 @@ def _chosen(
     m_x = m_t[:, None] & (o_e < E)[None, :]
     b_x = tl.load(logits_ptr + o_t.to(tl.int64)[:, None] * ROW + o_e[None, :], mask=m_x, other=0).to(tl.float32)
     b_x = tl.where((o_e < E)[None, :], b_x, float("-inf"))
-    b_left = b_x
+    # Whole numbers in the order of the floats (a NaN is the largest, both zeros are one): a warp compares them at once.
+    b_bits = (b_x + 0.0).to(tl.int32, bitcast=True)
+    b_left = b_bits ^ ((b_bits >> 31) & 0x7FFFFFFF)
     b_is = tl.zeros(b_x.shape, tl.int32)
     for _ in tl.static_range(K):
         b_best = tl.max(b_left, axis=1)
         i_e = tl.min(tl.where(b_left == b_best[:, None], o_e[None, :], BLOCK_E), axis=1)
         m_it = o_e[None, :] == i_e[:, None]
         b_is = tl.where(m_it, 1, b_is)
-        b_left = tl.where(m_it, float("-inf"), b_left)
+        b_left = tl.where(m_it, -0x80000000, b_left)
     b_p = tl.exp(b_x - tl.max(b_x, axis=1)[:, None])
     total = tl.sum(b_p * b_is, axis=1) if RENORMALISE else tl.sum(b_p, axis=1)
     return tl.where(m_t[:, None], b_is, 0), b_p / total[:, None]
@@ -185,7 +188,7 @@ def choose(logits: Tensor, kv_index: Tensor, dims: MoeDims, block: int) -> Chose
 def route(logits: Tensor, kv_index: Tensor, dims: MoeDims, rows: int) -> Routed:
     """What the grouped products read, in tiles of at most `rows` pairs.  See `choose`."""
     T, device = logits.shape[0], logits.device
-    block = _block(T)
+    block = _block(T, dims)
     weights, experts, ranks, counts = choose(logits, kv_index, dims, block)
     num_pairs, blocks = T * dims.slots, counts.shape[0]
     last_tile = num_tiles(num_pairs, dims.stacked_experts, rows)
@@ -196,8 +199,8 @@ def route(logits: Tensor, kv_index: Tensor, dims: MoeDims, rows: int) -> Routed:
     return Routed(weights, pairs, tiles)
 
 
-def _block(num_tokens: int) -> int:
-    return 8 if num_tokens <= _FEW_TOKENS else 64
+def _block(num_tokens: int, dims: MoeDims) -> int:
+    return 8 if num_tokens <= _FEW_TOKENS else min(64, max(8, _BLOCK // triton.next_power_of_2(dims.num_experts)))
 
 
 @functools.cache
