@@ -32,7 +32,7 @@ WORKSPACE_BYTES = 32 << 20  # that cuBLAS takes of torch's allocator at its firs
 # Workspaces that kernels bound by themselves (kernels/gdn_workspace.py, attention_decode.py, moe_gemm.py, draw.py).
 _GDN_BYTES, _GDN_ALONE = 96 << 20, 0.6
 _ATTENTION_BYTES, _ATTENTION_PARTS = 64 << 20, 32
-_EXPERT_BYTES, _FEW_TOKENS = 128 << 20, 4
+_EXPERT_BYTES, _FEW_TOKENS = 128 << 20, 2
 _DRAW_BLOCK = 8192
 
 

@@ -18,7 +18,7 @@ from hotstart.kernels.ops import MoeDims
 
 __all__ = ["MOST_TOKENS", "moe_few"]
 
-MOST_TOKENS = 4
+MOST_TOKENS = 2
 
 
 @kernel
@@ -139,8 +139,8 @@ class Constants(NamedTuple):
 
 
 _GATE_UP = {"COLUMNS": 2, "DEPTH": 2048, "num_warps": 4}
-_DOWN = {"COLUMNS": 8, "DEPTH": 512, "num_warps": 2}
-AHEAD = 2  # pieces that are asked for before the wait
+_DOWN = {"COLUMNS": 4, "DEPTH": 512, "num_warps": 2}
+AHEAD = 4  # pieces that are asked for before the wait
 
 
 @functools.cache

@@ -200,7 +200,7 @@ def route(logits: Tensor, kv_index: Tensor, dims: MoeDims, rows: int) -> Routed:
 
 
 def _block(num_tokens: int, dims: MoeDims) -> int:
-    return 8 if num_tokens <= _FEW_TOKENS else min(64, max(8, _BLOCK // triton.next_power_of_2(dims.num_experts)))
+    return 4 if num_tokens <= _FEW_TOKENS else min(128, max(8, _BLOCK // triton.next_power_of_2(dims.num_experts)))
 
 
 @functools.cache
@@ -218,7 +218,7 @@ def _choosing(dims: MoeDims, block: int, overlap: bool) -> tuple[BoundLaunch, in
         BLOCK_C=width,
         OVERLAP=overlap,
         launch_pdl=overlap,
-        num_warps=min(max(1, block // 2), 8),
+        num_warps=min(block, 8),
     )
     return launch, width
 
