@@ -125,7 +125,7 @@ def _scan(
     `_chunked_rule`.
     """
     HV, V, K = states.shape[1:]
-    found = torch.empty_like(deltas)
+    found = deltas.new_empty(deltas.shape)
     rows = [n * HV for n in counts]
     n = 0
     for count, b_found, b_asked, b_deltas, b_lost, b_kept, b_carry in zip(
