@@ -30,7 +30,7 @@ SMALL_BYTES = 32 << 20  # of a step's block, for small tensors (cuda.py)
 WORKSPACE_BYTES = 32 << 20  # that cuBLAS takes of torch's allocator at its first product
 
 # Workspaces that kernels bound by themselves (kernels/gdn_workspace.py, attention_decode.py, moe_gemm.py, draw.py).
-_GDN_BYTES, _GDN_ALONE = 96 << 20, 0.6
+_GDN_BYTES, _GDN_ALONE, _GDN_APART = 104 << 20, 0.6, 16 << 20
 _ATTENTION_BYTES, _ATTENTION_PARTS = 64 << 20, 32
 _EXPERT_BYTES, _FEW_TOKENS = 128 << 20, 2
 _DRAW_BLOCK = 8192
@@ -211,18 +211,21 @@ class _Step:
         self.free(packed, out)
         return y
 
-    def _gdn_workspace(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Elements and bytes of its two tensors: for as many chunks as fit."""
+    def _gdn_workspace(self) -> list[tuple[int, int]]:
+        """Elements and bytes of its tensors: q and k, where they are apart, and for as many chunks as fit."""
         config, C = self.config, self.limits.chunk_length
         heads, K, V = config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim
         operand = 4 if self.item == 4 else 2
-        tiles = 2 * C * config.linear_num_key_heads * K + heads * K * C + heads * C * C
-        floats, carry = 4 * heads * C, 2 * heads * V * K
+        tiles = heads * K * C + heads * C * C
+        floats, carry = heads * (2 * C + 1), 2 * heads * V * K
         most = max(1, (_GDN_BYTES - 4 * carry) // (operand * tiles + 4 * floats))
         if len(self.at.prompts) == 1:
             most = max(1, int(most * _GDN_ALONE))
         chunks = min(most, sum(-(-length // C) for length in self.at.prompts))
-        return (chunks * tiles, operand), (chunks * floats + carry, 4)
+        qk = 2 * config.linear_num_key_heads * K
+        apart = self.at.tokens * qk * self.item <= _GDN_APART or qk > 2 * heads * V
+        taken = [(chunks * tiles, operand), (chunks * floats + carry, 4)]
+        return [(self.at.tokens * qk, self.item), *taken] if apart else taken
 
     def _attention(self) -> Place:
         config, T = self.config, self.at.tokens

@@ -1,8 +1,9 @@
 """gdn_prefill(): the mixer between its projections, for spans of many tokens; gated_delta_rule_chunked(): its core.
 
-Four kernels for each slab of chunks, one after the other: conv (gdn_conv.py), prep (gdn_prep.py), scan (gdn_scan.py),
-gated norm (gdn_norm.py).  The core needs the middle two.  The mathematics is in gdn_prep.py, its reference in gdn.py.
-From sm_90 on a kernel starts while the one before it ends, loads what that one does not write, and waits only then.
+Four kernels: conv (gdn_conv.py) for all chunks; prep (gdn_prep.py) and scan (gdn_scan.py) for one slab of them after
+the other; gated norm (gdn_norm.py) for all.  The core is the middle two.  The mathematics is in gdn_prep.py, its
+reference in gdn.py.  From sm_90 on a kernel starts while the one before it ends, loads what that one does not write,
+and waits only then.  Where the scan of few sequences leaves multiprocessors idle, prep of the next slab works beside it.
 
 Tiles follow from the model and the GPU (gdn_tiles.py).  Only the scan has several cuts, by how many sequences and heads
 it walks at once, and how far.  All compute every element in the same way, so the choice changes no bit.
@@ -25,15 +26,14 @@ from hotstart.kernels.gdn_norm import launch_norm
 from hotstart.kernels.gdn_prep import launch_prep
 from hotstart.kernels.gdn_scan import launch_scan
 from hotstart.kernels.gdn_tiles import mixer_tiles, scan_bytes, scan_stages
-from hotstart.kernels.gdn_workspace import Slab, Workspace, slab_limit, slabs
-from hotstart.kernels.launch import BoundLaunch, LaunchSpace, launches_overlap
+from hotstart.kernels.gdn_workspace import Columns, Slab, Workspace, columns, slab_limit, slabs, unit_of
+from hotstart.kernels.launch import BoundLaunch, LaunchSpace, ReadyLaunch, launches_overlap
 from hotstart.kernels.ops import GdnDims, GdnWeights, PrefillStep
 from hotstart.kernels.tiles import choices_made
 
 __all__ = ["CHOICES", "chunk_length_for", "gated_delta_rule_chunked", "gdn_prefill", "warmup"]
 
 KIB = 1024
-_TAIL_CHANNELS = 1024
 _NORM_ROWS = 16
 _LONG = 6  # chunks
 _ENGINE_TYPES = (torch.bfloat16,)  # products take its tiles as they are
@@ -91,8 +91,7 @@ class Constants(NamedTuple):
     gpu: Gpu
     operand: torch.dtype  # of products with the state, whose range only bfloat16 and float32 hold
     slab_chunks: int
-    conv_blocks: int
-    tail_blocks: int
+    block_d: int
     conv: BoundLaunch
     prep: BoundLaunch
     cuts: Cuts
@@ -109,8 +108,8 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: boo
     block_k, block_v = triton.next_power_of_2(K), triton.next_power_of_2(V)
     block_d = math.gcd(H * K, HV * V, tiles.conv.channels)  # a program has channels of q, of k or of v alone
     every = {"H": H, "HV": HV, "K": K, "C": C, "OVERLAP": overlap, "launch_pdl": overlap}
-    rows = {**every, "V": V, "W": W, "ROW": dims.packed_width}
-    chunk = {**every, "BLOCK_K": block_k, "BY_CHUNK": mixer, "num_stages": 1}
+    chunk = {**every, "UNIT": unit_of(dims), "BLOCK_K": block_k}
+    rows = {**every, "V": V, "ROW": dims.packed_width}
     gates = {
         "GATES": mixer,
         "GATE_ROW": dims.packed_width if mixer else HV,
@@ -126,11 +125,9 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: boo
     def scan(width: int, warps: int, tma: bool) -> Cut:
         most = tiles.scan.stages if tma else min(tiles.scan.stages, 2)
         options = {
-            **every,
+            **chunk,
             "V": V,
-            "BLOCK_K": block_k,
             "BLOCK_V": width,
-            "BY_CHUNK": mixer,
             "O_TYPE": between,
             "TMA": tma,
             "STAGES": scan_stages(K, C, dtype.itemsize, width, most, gpu.shared_bytes),
@@ -144,26 +141,19 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: boo
         gpu,
         operand,
         slab_limit(dims, C, operand.itemsize),
-        dims.conv_channels // block_d,
-        triton.cdiv(dims.conv_channels, _TAIL_CHANNELS),
+        block_d,
         conv=launch_conv.bind(
             **rows,
+            W=W,
+            UNIT=unit_of(dims),
             BLOCK_D=block_d,
             RUN=min(tiles.conv.run, C),
             BLOCK_W=triton.next_power_of_2(W),
             num_warps=tiles.conv.warps,
         ),
-        prep=launch_prep.bind(**chunk, **gates, num_warps=tiles.prep.warps, maxnreg=tiles.prep.registers),
+        prep=launch_prep.bind(**chunk, **gates, num_stages=1, num_warps=tiles.prep.warps, maxnreg=tiles.prep.registers),
         cuts=Cuts(scan(*few, False), scan(*few, engine), scan(*many, False), scan(*many, engine)),
-        norm=launch_norm.bind(
-            **rows,
-            BLOCK_T=_NORM_ROWS,
-            BLOCK_V=block_v,
-            BLOCK_D=_TAIL_CHANNELS,
-            BLOCK_W=triton.next_power_of_2(W),
-            O_TYPE=between,
-            num_warps=4,
-        ),
+        norm=launch_norm.bind(**rows, BLOCK_T=_NORM_ROWS, BLOCK_V=block_v, O_TYPE=between, num_warps=4),
     )
 
 
@@ -197,31 +187,29 @@ def gdn_prefill(
 ) -> None:
     """All tokens of the prefill spans: their rows of packed and out; states in place by slot.
 
-    packed: [T, packed_width]; conv: [slots, W, C]; state: [slots, HV, V, K]; out: [T, HV * V], which also holds
-    the convolved v, and then the rule's output, on the way.  No two sequences write one slot, and none reads a slot
-    that another one writes.
+    packed: [T, packed_width], whose q, k and v are undefined afterwards; conv: [slots, W, C]; state: [slots, HV, V, K];
+    out: [T, HV * V], which also holds the convolved v, and then the rule's output, on the way.  No two sequences write
+    one slot, and none reads a slot that another one writes.
     """
-    HV, C = dims.num_value_heads, prefill.chunk_length
+    HV, C, num_chunks = dims.num_value_heads, prefill.chunk_length, prefill.num_chunks
+    if not num_chunks:
+        return
     assert packed.shape[1] == dims.packed_width and out.shape[1] == HV * dims.value_dim, (packed.shape, out.shape)
     assert conv.shape[1:] == (dims.conv_width, dims.conv_channels), conv.shape
     assert state.shape[1:] == (HV, dims.value_dim, dims.key_dim), state.shape
     assert conv.dtype == packed.dtype == out.dtype, (conv.dtype, packed.dtype, out.dtype)
     at = _constants(dims, C, packed.dtype, _gpu(), launches_overlap(), choices_made())
-    todo = slabs(prefill.lengths, C, at.slab_chunks, HV, at.gpu.multiprocessors)
-    if not todo:
-        return
-    work = Workspace.take(dims, C, at.operand, packed, max(slab.end - slab.begin for slab in todo))
-    chunks, slots = prefill.chunks, (prefill.read_slots, prefill.write_slots)
-    bounds = prefill.context_lens, prefill.cu_seqlens
-    gates = packed, packed, weights.A_log, weights.dt_bias
-    for i, slab in enumerate(todo):
-        count = slab.end - slab.begin
-        grid = (count * at.conv_blocks,)
-        at.conv(grid, packed, conv, weights.conv, work.q, work.k, out, chunks, slots[0], *bounds, slab.begin)
-        _rule(i, slab, work.q, work.k, out, out, gates, state, prefill, work, at, choose)
-        grid = (count * (C // _NORM_ROWS) * HV + slab.num_sequences * at.tail_blocks,)
-        rest = prefill.cu_chunks, chunks, slab.first_sequence, slab.begin, slab.end
-        at.norm(grid, packed, weights.norm, out, conv, *slots, *bounds, *rest, dims.eps)
+    place = columns(dims, packed.shape[0], packed.element_size())
+    qk = packed.new_empty(packed.shape[0], 2 * dims.num_key_heads * dims.key_dim) if place.apart else packed
+    convolve = at.conv.on(
+        packed, conv, weights.conv, qk, out, prefill.chunks, prefill.read_slots, prefill.write_slots,
+        prefill.context_lens, prefill.cu_seqlens,
+    )  # fmt: skip
+    for i, (channel, count) in enumerate(place.launches):
+        blocks = count // at.block_d
+        convolve((num_chunks * blocks,), channel // at.block_d, blocks, int(i > 0), place.row, place.q_at, place.k_at)
+    _rule(qk, qk, out, out, (packed, packed, weights.A_log, weights.dt_bias), state, prefill, place, at, choose)
+    at.norm((num_chunks * (C // _NORM_ROWS) * HV,), packed, weights.norm, out, prefill.chunks, dims.eps)
 
 
 def gated_delta_rule_chunked(
@@ -237,19 +225,15 @@ def gated_delta_rule_chunked(
     choose: Choose = _cut_for,
 ) -> None:
     """The rule alone: q, k [T, H, K], normed here; v, out [T, HV, V]; g, beta [T, HV] float32; states by slot."""
+    if not prefill.num_chunks:
+        return
     dims = GdnDims(k.shape[1], v.shape[1], k.shape[2], v.shape[2], conv_width=1, eps=0.0)
     at = _constants(dims, prefill.chunk_length, v.dtype, _gpu(), launches_overlap(), choices_made())
-    todo = slabs(prefill.lengths, prefill.chunk_length, at.slab_chunks, v.shape[1], at.gpu.multiprocessors)
-    if not todo:
-        return
-    work = Workspace.take(dims, prefill.chunk_length, at.operand, v, max(slab.end - slab.begin for slab in todo))
-    for i, slab in enumerate(todo):
-        _rule(i, slab, q, k, v, out, (g, beta, g, g), state, prefill, work, at, choose)
+    place = Columns(True, k.shape[1] * k.shape[2] // unit_of(dims), 0, 0, ())
+    _rule(q, k, v, out, (g, beta, g, g), state, prefill, place, at, choose)
 
 
 def _rule(
-    i: int,
-    slab: Slab,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -257,23 +241,31 @@ def _rule(
     gates: tuple[Tensor, Tensor, Tensor, Tensor],
     state: Tensor,
     prefill: PrefillStep,
-    work: Workspace,
+    place: Columns,
     at: Constants,
     choose: Choose,
 ) -> None:
-    """What both ops share: from q, k and v to the rule's outputs and states, for the i-th slab."""
-    HV, chunks, span = at.dims.num_value_heads, prefill.chunks, (slab.begin, slab.end)
-    programs = (slab.end - slab.begin) * HV
-    at.prep((programs,), q, k, *gates, work.z, work.x, work.factors, work.decays, chunks, slab.begin)
-    cut = choose(at, slab)
-    if cut.engine:
-        triton.set_allocator(_descriptor_memory)
-    cut.launch(
-        (slab.num_sequences * HV * cut.tiles,),
-        q, k, v, o, work.z, work.x, work.factors, work.decays, state, work.carries[i % 2], work.carries[1 - i % 2],
-        prefill.read_slots, prefill.write_slots, prefill.cu_seqlens, prefill.cu_chunks, slab.first_sequence, *span,
-        v.shape[0],
-    )  # fmt: skip
+    """What both ops share: from q, k and v to the rule's outputs and states."""
+    C, HV, chunks = prefill.chunk_length, at.dims.num_value_heads, prefill.chunks
+    todo, count = slabs(prefill.lengths, C, at.slab_chunks, HV, at.gpu.multiprocessors)
+    work = Workspace.take(at.dims, C, at.operand, v.device, max(slab.end - slab.begin for slab in todo), count)
+    slots = prefill.read_slots, prefill.write_slots, prefill.cu_seqlens, prefill.cu_chunks
+    carries = work.carries, work.carries[::-1]
+    prep = [at.prep.on(q, k, *gates, *buffer, chunks) for buffer in work.buffers]
+    scans: dict[tuple[Cut, int], ReadyLaunch] = {}
+    triton.set_allocator(_descriptor_memory)
+    position = place.row, place.q_at, place.k_at
+    for i, slab in enumerate(todo):
+        # In turns: with one buffer prep waits for the scan before, with two for nothing.
+        is_beside = int(i > 0 and count > 1)
+        prep[i % count](((slab.end - slab.begin) * HV,), slab.begin, is_beside, *position)
+        cut = choose(at, slab)
+        scan = scans.get((cut, i % 2))
+        if scan is None:
+            pair = work.buffers[i % count]
+            scan = scans[cut, i % 2] = cut.launch.on(q, k, v, o, *pair, state, *carries[i % 2], *slots)
+        grid = (slab.num_sequences * HV * cut.tiles,)
+        scan(grid, slab.first_sequence, slab.begin, slab.end, v.shape[0], *position)
 
 
 def _descriptor_memory(num_bytes: int, alignment: int, stream: int | None) -> Tensor:

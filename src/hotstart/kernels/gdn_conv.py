@@ -1,8 +1,9 @@
-"""Prefill of the Gated DeltaNet mixer, first kernel: u = silu(causal_conv(q | k | v)) of a slab's chunks.
+"""Prefill of the Gated DeltaNet mixer, first kernel: u = silu(causal_conv(q | k | v)) of all chunks.
 
-q and k go to the workspace, by chunk; v goes to the output's memory, which the scan reads before it writes there.  The
-first W - 1 outputs of a span need the inputs before it: those of its conv slot, or zeros.  The slot itself, a ring (see
-causal_conv.py), is written by the last kernel (gdn_norm.py), when nobody reads it any more.
+v goes to the output's memory, which the scan reads before it writes there; q and k go where gdn_workspace.py says,
+which may be columns of the packed rows whose inputs an earlier launch was the last to read.  The first W - 1 outputs of
+a span need the inputs before it: those of its conv slot, or zeros.  The slot itself, a ring (see causal_conv.py), is
+written by those who read it: the programs of the span's first chunk.
 """
 
 import triton
@@ -12,7 +13,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from hotstart.kernels.gdn_workspace import warmup
 from hotstart.kernels.launch import Launcher, kernel
 
-__all__ = ["launch_conv", "silu"]
+__all__ = ["keep_inputs", "launch_conv", "silu"]
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -24,19 +25,43 @@ def silu(x):
     return x * (root * root)
 
 
+@triton.jit
+def keep_inputs(
+    packed_ptr, conv_ptr, first_token, length, context, read_slot, write_slot, o_d, m_d,
+    ROW: tl.constexpr, CHANNELS: tl.constexpr, W: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    """What the next step's convolution needs of the channels o_d.
+
+    A short span keeps some of what its slot held before: row by row, so that both slots may be one.
+    """
+    o_w = tl.arange(0, BLOCK_W)
+    token = length - W + o_w
+    m_x = (o_w < W)[:, None] & m_d[None, :]
+    is_new = (token >= 0)[:, None]
+    b_x = tl.load(packed_ptr + (first_token + token)[:, None] * ROW + o_d[None, :], m_x & is_new, 0.0)
+    o_x = ((context + o_w) % W)[:, None] * CHANNELS + o_d[None, :]  # W behind is the same row
+    b_x += tl.load(conv_ptr + read_slot * (W * CHANNELS) + o_x, m_x & (token < 0)[:, None] & (read_slot >= 0), 0.0)
+    tl.store(conv_ptr + write_slot * (W * CHANNELS) + o_x, b_x, m_x)
+
+
 @kernel
 def _gdn_conv_kernel(
     packed_ptr,  # [T, ROW]
     conv_ptr,  # [slots, W, CHANNELS]
     weight_ptr,  # [CHANNELS, W]
-    q_ptr,  # [chunks, C, H * K]
-    k_ptr,  # [chunks, C, H * K]
+    qk_ptr,  # [T, qk_row UNIT]: q of all heads from q_at UNIT on, k from k_at UNIT on; may be packed
     v_ptr,  # [T, HV * V]
     chunks_ptr,  # [*, 4]
     read_slots_ptr,  # [N]
+    write_slots_ptr,  # [N]
     context_lens_ptr,  # [N]
     cu_seqlens_ptr,  # [N + 1]
-    first_chunk: tl.int32,
+    first_block: tl.int32,
+    num_blocks: tl.int32,
+    is_later: tl.int32,
+    qk_row: tl.int32,
+    q_at: tl.int32,
+    k_at: tl.int32,
     H: tl.constexpr,
     HV: tl.constexpr,
     K: tl.constexpr,
@@ -44,6 +69,7 @@ def _gdn_conv_kernel(
     W: tl.constexpr,
     ROW: tl.constexpr,
     C: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK_D: tl.constexpr,
     RUN: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -51,20 +77,19 @@ def _gdn_conv_kernel(
 ):
     """Program: chunk x BLOCK_D channels, all of q, all of k or all of v.
 
-    A thread has RUN tokens in a row, so that few inputs are read twice, and asks for all of them before it waits.
+    A thread has RUN tokens in a row, so that few inputs are read twice, and asks for all of them before it waits.  The
+    kernel before a later launch is an earlier one: it writes none of the inputs, and may still read what is written.
     """
     CHANNELS: tl.constexpr = 2 * H * K + HV * V
-    NUM_BLOCKS: tl.constexpr = CHANNELS // BLOCK_D
-    d = tl.program_id(0) % NUM_BLOCKS * BLOCK_D
+    d = (first_block + tl.program_id(0) % num_blocks) * BLOCK_D
     o_d, o_w = d + tl.arange(0, BLOCK_D), tl.arange(0, BLOCK_W)
     b_w = tl.load(weight_ptr + (o_d[None, :] * W + o_w[:, None]), (o_w < W)[:, None], 0.0).to(tl.float32)
     if OVERLAP:
-        # The slab before shares nothing with this one, but for the slots of sequences that ended in it.
-        if first_chunk == 0:
+        if is_later == 0:
             gdc_wait()
         gdc_launch_dependents()
-    i_c = tl.program_id(0).to(tl.int64) // NUM_BLOCKS
-    p_chunk = chunks_ptr + (first_chunk + i_c) * 4
+    i_c = tl.program_id(0).to(tl.int64) // num_blocks
+    p_chunk = chunks_ptr + i_c * 4
     token = tl.load(p_chunk + 1).to(tl.int64)
     n = tl.load(p_chunk + 2)
     is_first = tl.load(p_chunk + 3) == 0
@@ -81,7 +106,8 @@ def _gdn_conv_kernel(
         i_n = tl.load(p_chunk)
         slot = tl.load(read_slots_ptr + i_n).to(tl.int64)
         length = tl.load(cu_seqlens_ptr + i_n + 1) - tl.load(cu_seqlens_ptr + i_n)
-        start = tl.load(context_lens_ptr + i_n) - length  # the span's first position in its sequence
+        context = tl.load(context_lens_ptr + i_n)
+        start = context - length  # the span's first position in its sequence
         olds = ()
         for j in tl.static_range(W - 1):
             o_t = o_r + (j - W + 1)
@@ -90,24 +116,29 @@ def _gdn_conv_kernel(
             b_old = tl.load(conv_ptr + slot * (W * CHANNELS) + (o_old[:, None] + o_d[None, :]), m_t[:, None], 0.0)
             olds = olds + (xs[j] + b_old,)  # type: ignore[assignment]  # noqa: RUF005 - likewise
         xs = olds + xs[W - 1 :]  # type: ignore[assignment]  # a tuple of Triton's
+        write_slot = tl.load(write_slots_ptr + i_n).to(tl.int64)
+        if write_slot >= 0:
+            tl.debug_barrier()  # all have read the slot
+            m_d = o_d < CHANNELS
+            keep_inputs(
+                packed_ptr, conv_ptr, token, length, context, slot, write_slot, o_d, m_d, ROW, CHANNELS, W, BLOCK_W
+            )
     ws = ()
     for j in tl.static_range(W):
         ws = ws + (tl.sum(tl.where(o_w[:, None] == j, b_w, 0.0), 0)[None, :],)  # type: ignore[assignment]  # noqa: RUF005 - likewise
 
+    stride = tl.where(d < 2 * H * K, qk_row * UNIT, HV * V)
     p_u = v_ptr + (token * (HV * V) + d - 2 * H * K)
-    if d < H * K:
-        p_u = q_ptr + (i_c * (C * H * K) + d)
-    elif d < 2 * H * K:
-        p_u = k_ptr + (i_c * (C * H * K) + d - H * K)
-    stride = tl.where(d < 2 * H * K, H * K, HV * V)
+    if d < 2 * H * K:
+        p_u = qk_ptr + (token * stride + d + tl.where(d < H * K, q_at * UNIT, k_at * UNIT - H * K))
     p_u += o_r[:, None] * stride + tl.arange(0, BLOCK_D)[None, :]
+    if OVERLAP:
+        gdc_wait()
     for i in tl.static_range(RUN):
         u = tl.zeros([C // RUN, BLOCK_D], tl.float32)
         for j in tl.static_range(W):
             u += xs[i + j].to(tl.float32) * ws[j]
         tl.store(p_u + i * stride, silu(u).to(v_ptr.dtype.element_ty), (o_r + i < n)[:, None])
-    if OVERLAP:
-        gdc_wait()  # who waits for this kernel waits for all before it
 
 
 launch_conv = Launcher(_gdn_conv_kernel, warmup=warmup)

@@ -1,10 +1,9 @@
 """The chunked delta rule of a library, between our convolution and our gated norm: flash-linear-attention, FlashInfer.
 
 What stands around the core is ours, so that states are read and written by slot as everywhere: `_inputs_kernel` makes
-q, k, v and the gates of the packed rows, the library runs the rule, and the kernel that ends our own prefill
-(gdn_norm.py) norms what it gave, and keeps the inputs that the next step's convolution needs.  The states of the
-step's sequences are gathered for the library and scattered back, and memory is the library's own: start-up measures
-it like all of a step.
+q, k, v and the gates of the packed rows, and keeps the inputs that the next step's convolution needs; the library runs
+the rule; the kernel that ends our own prefill (gdn_norm.py) norms what it gave.  The states of the step's sequences are
+gathered for the library and scattered back, and memory is the library's own: start-up measures it like all of a step.
 
 The cores are operators of torch with a form for meta tensors, which has shapes alone: a library is called, and warmed,
 on real tensors only.
@@ -23,6 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hotstart.kernels.gdn_conv import keep_inputs
 from hotstart.kernels.gdn_norm import launch_norm
 from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
 from hotstart.kernels.ops import EXTERNAL, GdnDims, GdnWeights, PrefillStep
@@ -31,7 +31,6 @@ __all__ = ["gdn_prefill_fla", "gdn_prefill_flashinfer", "warmup"]
 
 # A library that tunes itself does so on the first prompts it sees: these, before the step's own short ones.
 _WARMUP_LENGTHS = (512,) * 4
-_TAIL_CHANNELS = 1024
 _NORM_ROWS = 16
 _TRITON_TYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -50,6 +49,7 @@ def _inputs_kernel(
     beta_ptr,  # [P, HV]
     chunks_ptr,  # [*, 4]
     read_slots_ptr,  # [N]
+    write_slots_ptr,  # [N]
     context_lens_ptr,  # [N]
     cu_seqlens_ptr,  # [N + 1]
     first_token: tl.int32,
@@ -61,6 +61,7 @@ def _inputs_kernel(
     ROW: tl.constexpr,
     C: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_W: tl.constexpr,
     LINEAR: tl.constexpr,
 ):
     """Program: chunk x head of q, of k, or of v, which brings its gates.  LINEAR: g is the decay, not its logarithm."""
@@ -75,7 +76,8 @@ def _inputs_kernel(
     i_n = tl.load(p_chunk)
     slot = tl.load(read_slots_ptr + i_n).to(tl.int64)
     length = tl.load(cu_seqlens_ptr + i_n + 1) - tl.load(cu_seqlens_ptr + i_n)
-    start = tl.load(context_lens_ptr + i_n) - length
+    context = tl.load(context_lens_ptr + i_n)
+    start = context - length
     is_value = i_h >= 2 * H
     i_hv = i_h - 2 * H
     width = tl.where(is_value, V, K)
@@ -95,6 +97,13 @@ def _inputs_kernel(
         b_w = tl.load(weight_ptr + (channel + o_d) * W + j, o_d < width, 0)
         b_u += b_x.to(tl.float32) * b_w.to(tl.float32)[None, :]
     b_u *= tl.sigmoid(b_u)
+    write_slot = tl.load(write_slots_ptr + i_n).to(tl.int64)
+    if is_first & (write_slot >= 0):
+        tl.debug_barrier()  # all have read the slot
+        keep_inputs(
+            packed_ptr, conv_ptr, token, length, context, slot, write_slot, channel + o_d, o_d < width,
+            ROW, CHANNELS, W, BLOCK_W,
+        )  # fmt: skip
 
     row = token - first_token + o_c
     if is_value:
@@ -199,7 +208,7 @@ def _gdn_prefill(
     C, P, first = prefill.chunk_length, sum(prefill.lengths), prefill.first_token
     if not P:
         return
-    shape = {"H": H, "HV": HV, "K": K, "V": V, "W": W, "ROW": dims.packed_width, "C": C}
+    shape = {"H": H, "HV": HV, "K": K, "V": V, "ROW": dims.packed_width, "C": C}
     q, k = (packed.new_empty(P, H, K) for _ in range(2))
     v = packed.new_empty(P, HV, V)
     g, beta = (torch.empty(P, HV, dtype=torch.float32, device=packed.device) for _ in range(2))
@@ -217,11 +226,14 @@ def _gdn_prefill(
         beta,
         prefill.chunks,
         prefill.read_slots,
+        prefill.write_slots,
         prefill.context_lens,
         prefill.cu_seqlens,
         first,
         **shape,
+        W=W,
         BLOCK_D=triton.next_power_of_2(max(K, V)),
+        BLOCK_W=triton.next_power_of_2(W),
         LINEAR=linear,
     )
     reads = prefill.read_slots.long()
@@ -234,28 +246,16 @@ def _gdn_prefill(
         writes, states = writes[kept], states[kept]
     state.index_copy_(0, writes, states.to(state.dtype))
     out[first : first + P].copy_(o.flatten(1))
-    blocks = triton.cdiv(dims.conv_channels, _TAIL_CHANNELS)
     launch_norm(
-        (prefill.num_chunks * (C // _NORM_ROWS) * HV + len(prefill.lengths) * blocks,),
+        (prefill.num_chunks * (C // _NORM_ROWS) * HV,),
         packed,
         weights.norm,
         out,
-        conv,
-        prefill.read_slots,
-        prefill.write_slots,
-        prefill.context_lens,
-        prefill.cu_seqlens,
-        prefill.cu_chunks,
         prefill.chunks,
-        0,
-        0,
-        prefill.num_chunks,
         dims.eps,
         **shape,
         BLOCK_T=_NORM_ROWS,
         BLOCK_V=triton.next_power_of_2(V),
-        BLOCK_D=_TAIL_CHANNELS,
-        BLOCK_W=triton.next_power_of_2(W),
         O_TYPE=_TRITON_TYPE[out.dtype],
         OVERLAP=False,
     )

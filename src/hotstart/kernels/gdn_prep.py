@@ -62,8 +62,8 @@ def _solve(a, C: tl.constexpr):
 
 @kernel
 def _gdn_prep_kernel(
-    q_ptr,  # [rows, H * K]
-    k_ptr,  # [rows, H * K]
+    q_ptr,  # [T, qk_row UNIT]: q of all heads from q_at UNIT on
+    k_ptr,  # likewise, k from k_at UNIT on
     g_ptr,  # [T, GATE_ROW]: g, or with GATES the raw a
     beta_ptr,  # [T, GATE_ROW]: beta, or with GATES the raw b
     A_log_ptr,  # [HV]
@@ -74,12 +74,16 @@ def _gdn_prep_kernel(
     decays_ptr,  # [chunks, HV] float32: of S
     chunks_ptr,  # [*, 4]
     first_chunk: tl.int32,
+    is_beside: tl.int32,
+    qk_row: tl.int32,
+    q_at: tl.int32,
+    k_at: tl.int32,
     H: tl.constexpr,
     HV: tl.constexpr,
     K: tl.constexpr,
     C: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    BY_CHUNK: tl.constexpr,
     GATES: tl.constexpr,
     GATE_ROW: tl.constexpr,
     G_OFFSET: tl.constexpr,
@@ -87,9 +91,14 @@ def _gdn_prep_kernel(
     HALF: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Program: chunk x value head.  BY_CHUNK: after the convolution, which writes q and k but no gates."""
-    if OVERLAP and not BY_CHUNK:
-        gdc_wait()
+    """Program: chunk x value head.
+
+    Of the first slab, it follows those who write q, k and, without GATES, the gates.  A later one works beside the scan
+    of the slab before, and shares nothing with it but the order in which they end.
+    """
+    if OVERLAP and not GATES:  # noqa: SIM102 - this one is settled at compile time
+        if is_beside == 0:
+            gdc_wait()
     i_c = tl.program_id(0).to(tl.int64) // HV
     i_hv = tl.program_id(0) % HV
     p_chunk = chunks_ptr + (first_chunk + i_c) * 4
@@ -106,12 +115,13 @@ def _gdn_prep_kernel(
     p_gate = tl.where(is_g, g_ptr + (p_gate + G_OFFSET), beta_ptr + (p_gate + BETA_OFFSET))
     b_gates = tl.load(p_gate, m_c[:, None], 0.0)
     if OVERLAP:
-        gdc_wait()
+        if is_beside == 0:
+            gdc_wait()
         gdc_launch_dependents()
-    row = i_c * C if BY_CHUNK else token
-    o_qk = row * (H * K) + i_hv // (HV // H) * K + (o_c[:, None] * (H * K) + o_k[None, :])
+    row = qk_row * UNIT
+    o_qk = token * row + i_hv // (HV // H) * K + (o_c[:, None] * row + o_k[None, :])
     m_qk = m_c[:, None] & (o_k < K)[None, :]
-    k = tl.load(k_ptr + o_qk, m_qk, 0.0).to(dot)
+    k = tl.load(k_ptr + k_at * UNIT + o_qk, m_qk, 0.0).to(dot)
 
     beta, g = tl.split(b_gates.to(tl.float32))
     if GATES:
@@ -128,7 +138,7 @@ def _gdn_prep_kernel(
     a = kk * (beta * k_norm)[:, None] * k_norm[None, :]
     # beta here, though it could join the gates: what is left would round alike in all columns where keys are the same.
     t = (_solve(a.to(HALF), C) * k_norm[:, None] * beta[None, :]).to(dot)
-    q = tl.load(q_ptr + o_qk, m_qk, 0.0).to(dot)
+    q = tl.load(q_ptr + q_at * UNIT + o_qk, m_qk, 0.0).to(dot)
     squares = tl.sum(tl.where(i == j, tl.dot(q, tl.trans(q), input_precision="tf32x3"), 0.0), 1)
     q_norm = tl.log2(tl.rsqrt(squares + L2_EPS) * K**-0.5)
     qk = tl.where(i >= j, tl.dot(q, tl.trans(k), input_precision="tf32x3"), 0.0).to(dot)
@@ -145,6 +155,10 @@ def _gdn_prep_kernel(
     tl.store(p_factor, tl.exp2(total) * k_norm)
     tl.store(p_factor + C, tl.exp2(grown))
     tl.store(decays_ptr + block, tl.exp2(last))
+    if OVERLAP:  # noqa: SIM102 - likewise
+        # Who waits for this kernel waits for the scan before it.  One program is enough, and keeps one place.
+        if tl.program_id(0) == tl.num_programs(0) - 1:
+            gdc_wait()
 
 
 launch_prep = Launcher(_gdn_prep_kernel, warmup=warmup)

@@ -20,8 +20,8 @@ __all__ = ["launch_scan"]
 
 @kernel
 def _gdn_scan_kernel(
-    q_ptr,  # [rows, H * K]
-    k_ptr,  # [rows, H * K]
+    q_ptr,  # [T, qk_row UNIT]: q of all heads from q_at UNIT on
+    k_ptr,  # likewise, k from k_at UNIT on
     v_ptr,  # [T, HV * V]
     o_ptr,  # [T, HV * V], may be v
     z_ptr,  # [chunks, HV, K, C]
@@ -39,14 +39,17 @@ def _gdn_scan_kernel(
     slab_begin: tl.int32,
     slab_end: tl.int32,
     num_tokens: tl.int32,
+    qk_row: tl.int32,
+    q_at: tl.int32,
+    k_at: tl.int32,
     H: tl.constexpr,
     HV: tl.constexpr,
     K: tl.constexpr,
     V: tl.constexpr,
     C: tl.constexpr,
+    UNIT: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr,
-    BY_CHUNK: tl.constexpr,
     O_TYPE: tl.constexpr,
     TMA: tl.constexpr,
     STAGES: tl.constexpr,
@@ -72,28 +75,28 @@ def _gdn_scan_kernel(
     m_k, m_v = o_k < K, o_v < V
     o_s = o_v[:, None] * K + o_k[None, :]
     m_s = m_v[:, None] & m_k[None, :]
-    if sequence_begin >= slab_begin:
-        slot = tl.load(read_slots_ptr + i_n).to(tl.int64)
-        p_s = state_ptr + (slot * HV + i_hv) * (V * K)
-        s = tl.load(p_s + o_s, m_s & (slot >= 0), 0.0).to(tl.float32)
-    else:
-        s = tl.load(carry_in_ptr + i_hv * (V * K) + o_s, m_s, 0.0)
-
     # No kernel since the scan before writes a state.
+    is_first = sequence_begin >= slab_begin
+    slot = tl.load(read_slots_ptr + i_n).to(tl.int64)
+    s = tl.load(state_ptr + (slot * HV + i_hv) * (V * K) + o_s, m_s & is_first & (slot >= 0), 0.0).to(tl.float32)
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
+    if not is_first:
+        s = tl.load(carry_in_ptr + i_hv * (V * K) + o_s, m_s, 0.0)
     # Offsets inside a chunk are the same for all chunks: only scalars move in the loop.
-    o_qk = o_c[:, None] * (H * K) + o_k[None, :]
+    row = qk_row * UNIT
+    o_qk = o_c[:, None] * row + o_k[None, :]
     o_vo = o_c[:, None] * (HV * V) + o_v[None, :]
     o_z = o_k[:, None] * C + o_c[None, :]
     o_x = o_c[:, None] * C + o_c[None, :]
     token = tl.load(cu_seqlens_ptr + i_n).to(tl.int64) + (begin - sequence_begin) * C
     left = (tl.load(cu_seqlens_ptr + i_n + 1) - token).to(tl.int32)
     first = (begin - slab_begin).to(tl.int64)
-    row = first * C if BY_CHUNK else token
-    p_q = q_ptr + row * (H * K) + i_hv // (HV // H) * K
-    p_k = k_ptr + row * (H * K) + i_hv // (HV // H) * K
+    q_column = q_at * UNIT + i_hv // (HV // H) * K
+    k_column = k_at * UNIT + i_hv // (HV // H) * K
+    p_q = q_ptr + token * row + q_column
+    p_k = k_ptr + token * row + k_column
     p_v = v_ptr + (token * HV + i_hv) * V
     p_o = o_ptr + (token * HV + i_hv) * V
     block = first * HV + i_hv
@@ -103,24 +106,22 @@ def _gdn_scan_kernel(
     p_decay = decays_ptr + block
     if TMA:
         num_chunks = slab_end - slab_begin
-        num_rows = num_chunks * C if BY_CHUNK else num_tokens
-        q_tiles = tl.make_tensor_descriptor(q_ptr, [num_rows, H * K], [H * K, 1], [C, BLOCK_K])
-        k_tiles = tl.make_tensor_descriptor(k_ptr, [num_rows, H * K], [H * K, 1], [C, BLOCK_K])
+        q_tiles = tl.make_tensor_descriptor(q_ptr, [num_tokens, row], [row, 1], [C, BLOCK_K])
+        k_tiles = tl.make_tensor_descriptor(k_ptr, [num_tokens, row], [row, 1], [C, BLOCK_K])
         v_tiles = tl.make_tensor_descriptor(v_ptr, [num_tokens, HV * V], [HV * V, 1], [C, BLOCK_V])
         z_tiles = tl.make_tensor_descriptor(z_ptr, [num_chunks * HV * K, C], [C, 1], [BLOCK_K, C])
         x_tiles = tl.make_tensor_descriptor(x_ptr, [num_chunks * HV * C, C], [C, 1], [C, C])
-        i_row, i_token, i_block = row.to(tl.int32), token.to(tl.int32), block.to(tl.int32)
+        i_token, i_block = token.to(tl.int32), block.to(tl.int32)
     # Said here, since a launch's own num_stages leaves out what feeds no product.
     for _ in tl.range(begin, end, num_stages=STAGES):
         m_c = o_c < left
         m_vo = m_c[:, None] & m_v[None, :]
         if TMA:
-            k = k_tiles.load([i_row, i_hv // (HV // H) * K])
-            q = q_tiles.load([i_row, i_hv // (HV // H) * K])
+            k = k_tiles.load([i_token, k_column])
+            q = q_tiles.load([i_token, q_column])
             v = v_tiles.load([i_token, i_hv * V + i_v * BLOCK_V])
             z = z_tiles.load([i_block * K, 0])
             x = x_tiles.load([i_block * C, 0])
-            i_row += C
             i_token += C
             i_block += HV
         else:
@@ -130,8 +131,8 @@ def _gdn_scan_kernel(
             v = tl.load(p_v + o_vo, m_vo, 0.0)
             z = tl.load(p_z + o_z, m_k[:, None], 0.0)
             x = tl.load(p_x + o_x)
-            p_q += C * H * K
-            p_k += C * H * K
+            p_q += C * row
+            p_k += C * row
             p_v += C * HV * V
             p_z += HV * K * C
             p_x += HV * C * C

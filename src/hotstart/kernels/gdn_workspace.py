@@ -4,7 +4,7 @@ A slab is a run of chunks whose products fit the workspace.  Results do not depe
 it cuts hands its state on in float32, and sequences know nothing of each other.
 """
 
-from dataclasses import dataclass
+import math
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
@@ -15,11 +15,23 @@ from torch import Tensor
 from hotstart.kernels.ops import GdnDims
 from hotstart.kernels.space import LaunchSpace
 
-__all__ = ["WORKSPACE_BYTES", "Slab", "Workspace", "slab_limit", "slabs", "warmup"]
+__all__ = [
+    "WORKSPACE_BYTES",
+    "Buffer",
+    "Columns",
+    "Slab",
+    "Workspace",
+    "columns",
+    "slab_limit",
+    "slabs",
+    "unit_of",
+    "warmup",
+]
 
 # The most that a call takes.  One sequence alone gains nothing from more than this part of it.
-WORKSPACE_BYTES = 96 << 20
+WORKSPACE_BYTES = 104 << 20
 _ALONE = 0.6
+APART_BYTES = 16 << 20  # up to here q and k have memory of their own, and one launch convolves all
 
 
 class Slab(NamedTuple):
@@ -33,6 +45,19 @@ class Slab(NamedTuple):
 # The same for all layers of a step.
 @lru_cache(maxsize=8)
 def slabs(
+    lengths: tuple[int, ...], chunk_length: int, most: int, num_heads: int, multiprocessors: int
+) -> tuple[tuple[Slab, ...], int]:
+    """All chunks in slabs, and how many buffers these take turns in.
+
+    Where one slab's scan leaves half of the multiprocessors idle, prep of the next one has them, in a second buffer.
+    """
+    whole = _cut(lengths, chunk_length, most, num_heads, multiprocessors)
+    if len(whole) > 1 and all(2 * slab.num_sequences * num_heads <= multiprocessors for slab in whole):
+        return _cut(lengths, chunk_length, max(1, most // 2), num_heads, multiprocessors), 2
+    return whole, 1
+
+
+def _cut(
     lengths: tuple[int, ...], chunk_length: int, most: int, num_heads: int, multiprocessors: int
 ) -> tuple[Slab, ...]:
     """All chunks, in slabs of at most `most`: each ends where the GPU has most to do at once.
@@ -64,10 +89,8 @@ def slabs(
 
 
 class ChunkSizes(NamedTuple):
-    """Elements of one chunk's part of each tensor in a Workspace: first those of 2 or 4 bytes, then float32."""
+    """Elements of one chunk's part of each tensor of a buffer: first those of 2 or 4 bytes, then float32."""
 
-    q: int
-    k: int
     z: int
     x: int
     factors: int
@@ -75,12 +98,11 @@ class ChunkSizes(NamedTuple):
 
     @classmethod
     def of(cls, dims: GdnDims, chunk_length: int) -> "ChunkSizes":
-        H, HV, K, C = dims.num_key_heads, dims.num_value_heads, dims.key_dim, chunk_length
-        qk = C * H * K if dims.conv_width > 1 else 0
-        return cls(qk, qk, HV * K * C, HV * C * C, 2 * HV * C, HV)
+        HV, K, C = dims.num_value_heads, dims.key_dim, chunk_length
+        return cls(HV * K * C, HV * C * C, 2 * HV * C, HV)
 
     def num_bytes(self, itemsize: int) -> int:
-        return itemsize * sum(self[:4]) + 4 * sum(self[4:])
+        return itemsize * sum(self[:2]) + 4 * sum(self[2:])
 
 
 def _carry(dims: GdnDims) -> int:
@@ -93,30 +115,66 @@ def slab_limit(dims: GdnDims, chunk_length: int, itemsize: int) -> int:
     return max(1, (WORKSPACE_BYTES - 2 * 4 * _carry(dims)) // chunk)
 
 
-@dataclass(frozen=True, slots=True)
-class Workspace:
-    """Two allocations, of undefined content."""
+class Buffer(NamedTuple):
+    """What prep tells the scan about a slab, of undefined content."""
 
-    q: Tensor  # [chunks, C, H * K], after the convolution; empty where there is none
-    k: Tensor
     z: Tensor  # [chunks, HV, K, C]
     x: Tensor  # [chunks, HV, C, C]
     factors: Tensor  # [chunks, HV, 2, C] float32
     decays: Tensor  # [chunks, HV] float32
+
+
+class Workspace(NamedTuple):
+    """Two allocations."""
+
+    buffers: tuple[Buffer, ...]
     carries: tuple[Tensor, Tensor]  # [HV, V, K] float32: the state from the slab before, and for the one after
 
     @classmethod
-    def take(cls, dims: GdnDims, chunk_length: int, operand: torch.dtype, like: Tensor, num_chunks: int) -> "Workspace":
-        """For slabs of at most `num_chunks` chunks; q and k are in the dtype of `like`."""
-        sizes = [num_chunks * size for size in ChunkSizes.of(dims, chunk_length)]
-        carry = _carry(dims)
-        tiles = torch.empty(sum(sizes[:4]), dtype=operand, device=like.device)
-        floats = torch.empty(sum(sizes[4:]) + 2 * carry, dtype=torch.float32, device=like.device)
-        q, k, z, x = tiles.split_with_sizes(sizes[:4])
-        carry_in, carry_out, factors, decays = floats.split_with_sizes([carry, carry, *sizes[4:]])
-        if like.dtype != operand:
-            q, k = q.view(like.dtype), k.view(like.dtype)
-        return cls(q, k, z, x, factors, decays, (carry_in, carry_out))
+    def take(
+        cls, dims: GdnDims, chunk_length: int, operand: torch.dtype, device: torch.device, num_chunks: int, count: int
+    ) -> "Workspace":
+        """`count` buffers for slabs of at most `num_chunks` chunks."""
+        z, x, factors, decays = (num_chunks * size for size in ChunkSizes.of(dims, chunk_length))
+        carry, decays = _carry(dims), -(-decays // 4) * 4  # what follows is aligned
+        tiles = torch.empty(count * (z + x), dtype=operand, device=device)
+        floats = torch.empty(2 * carry + count * (factors + decays), dtype=torch.float32, device=device)
+        parts = tiles.split_with_sizes((z, x) * count)
+        carry_in, carry_out, *rest = floats.split_with_sizes((carry, carry, *(factors, decays) * count))
+        buffers = tuple(Buffer(*parts[i : i + 2], *rest[i : i + 2]) for i in range(0, 2 * count, 2))
+        return cls(buffers, (carry_in, carry_out))
+
+
+class Columns(NamedTuple):
+    """Where q and k lie once they are convolved, in units of UNIT elements; and which channels a launch convolves.
+
+    Long prompts have them in the packed rows, in place of inputs that nobody needs any more: the convolution is
+    launched for v, then for q and k, which go where the inputs of v were; or for v, for q, then for k, which goes to
+    those of q.
+    """
+
+    apart: bool  # in memory of their own
+    row: int
+    q_at: int
+    k_at: int
+    launches: tuple[tuple[int, int], ...]  # first channel, how many
+
+
+@lru_cache(maxsize=8)
+def columns(dims: GdnDims, num_rows: int, itemsize: int) -> Columns:
+    qk, v = dims.num_key_heads * dims.key_dim, dims.num_value_heads * dims.value_dim
+    unit = unit_of(dims)
+    if num_rows * 2 * qk * itemsize <= APART_BYTES or qk > v:
+        return Columns(True, 2 * qk // unit, 0, qk // unit, ((0, 2 * qk + v),))
+    first = (2 * qk, v)
+    if 2 * qk <= v:
+        return Columns(False, dims.packed_width // unit, 2 * qk // unit, 3 * qk // unit, (first, (0, 2 * qk)))
+    return Columns(False, dims.packed_width // unit, 2 * qk // unit, 0, (first, (0, qk), (qk, qk)))
+
+
+def unit_of(dims: GdnDims) -> int:
+    """Elements that divide all offsets of q and k, so that 16 bytes are loaded at once."""
+    return math.gcd(dims.key_dim, 8)
 
 
 def warmup(space: LaunchSpace) -> None:

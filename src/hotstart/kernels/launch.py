@@ -39,6 +39,7 @@ __all__ = [
     "LaunchSpace",
     "Launcher",
     "MemoryWatch",
+    "ReadyLaunch",
     "Recording",
     "Watch",
     "active_driver",
@@ -221,32 +222,24 @@ class BoundLaunch:
         self._loaded: dict[tuple[object, ...], _Loaded] = {}
 
     def __call__(self, grid: tuple[int, ...], *args: Any) -> None:
-        tensors = args[: self._num_pointers]
+        self.on(*args[: self._num_pointers])(grid, *args[self._num_pointers :])
+
+    def on(self, *tensors: torch.Tensor) -> "ReadyLaunch":
+        """This launch on these tensors, which are looked at here: `ready(grid, *scalars)`, any number of times."""
         addresses = tuple(map(_address, tensors))
         devices = set(map(_device, tensors))
         if len(devices) > 1 or reduce(or_, addresses) % ALIGNMENT or not all(map(_is_dense, tensors)):
             self._refuse(tensors)
-        if _recordings:
-            key = self._launcher.key(args, self._constexprs)
-            for record in _recordings:
-                record.note(key)
         signature = devices.pop(), *map(_dtype, tensors)
+        loaded, stream = None, 0
         if self._loaded:
             # The path of serving: Triton's own binding and key are skipped, since ours is complete.
-            active = active_driver()
-            index = active.get_current_device()
-            loaded = self._loaded.get((index, *signature))
             hook = knobs.runtime.launch_enter_hook
-            if loaded is not None and not getattr(hook, "calls", hook):  # profilers get theirs by Triton's own path
-                if 0 not in grid:
-                    x, y, z = (*grid, 1, 1)[:3]
-                    stream = active.get_current_stream(index)
-                    loaded.run(
-                        x, y, z, stream, loaded.function, loaded.metadata, None, None, None,
-                        *addresses, *args[self._num_pointers :], *loaded.constexprs,
-                    )  # fmt: skip
-                return
-        self._first_launch(grid, args, signature)
+            if not getattr(hook, "calls", hook):  # profilers get theirs by Triton's own path
+                active = active_driver()
+                index = active.get_current_device()
+                loaded, stream = self._loaded.get((index, *signature)), active.get_current_stream(index)
+        return ReadyLaunch(self, tensors, addresses, signature, loaded, stream)
 
     def _refuse(self, tensors: tuple[torch.Tensor, ...]) -> None:
         kernel, device = self._launcher.kernel, tensors[0].device
@@ -256,7 +249,12 @@ class BoundLaunch:
             assert not address % ALIGNMENT, f"{name} at {address:#x} is not {ALIGNMENT}-byte aligned"
             assert tensor.is_contiguous(), f"{name} is not dense: {tuple(tensor.shape)}, {tensor.stride()}"
 
-    def _first_launch(self, grid: tuple[int, ...], args: tuple[Any, ...], signature: tuple[Any, ...]) -> None:
+    def note(self, args: tuple[Any, ...]) -> None:
+        key = self._launcher.key(args, self._constexprs)
+        for record in _recordings:
+            record.note(key)
+
+    def first(self, grid: tuple[int, ...], args: tuple[Any, ...], signature: tuple[Any, ...]) -> None:
         kernel, device = self._launcher.kernel, signature[0]
         if device.type == "meta":
             self._compile(args)
@@ -289,6 +287,41 @@ class BoundLaunch:
         launcher.known.add(key)
         for record in _recordings:
             record.binaries.setdefault(key, compiled)
+
+
+class ReadyLaunch:
+    """A launch that lacks its grid and scalars, on the stream that was current.  It holds its tensors."""
+
+    __slots__ = ("_addresses", "_bound", "_loaded", "_signature", "_stream", "_tensors")
+
+    def __init__(
+        self,
+        bound: BoundLaunch,
+        tensors: tuple[torch.Tensor, ...],
+        addresses: tuple[int, ...],
+        signature: tuple[object, ...],
+        loaded: _Loaded | None,
+        stream: int,
+    ) -> None:
+        self._bound = bound
+        self._tensors = tensors
+        self._addresses = addresses
+        self._signature = signature
+        self._loaded = loaded
+        self._stream = stream
+
+    def __call__(self, grid: tuple[int, ...], *scalars: Any) -> None:
+        loaded = self._loaded
+        if _recordings:
+            self._bound.note((*self._tensors, *scalars))
+        if loaded is None:
+            self._bound.first(grid, (*self._tensors, *scalars), self._signature)
+        elif 0 not in grid:
+            x, y, z = (*grid, 1, 1)[:3]
+            loaded.run(
+                x, y, z, self._stream, loaded.function, loaded.metadata, None, None, None,
+                *self._addresses, *scalars, *loaded.constexprs,
+            )  # fmt: skip
 
 
 def seal(mode: str = "warn", memory: tuple[MemoryWatch, ...] = ()) -> Watch:

@@ -41,7 +41,7 @@ def case(dims, prompts, dtype=torch.bfloat16, state_dtype=torch.float32, decodes
 def prefill(packed, weights, conv, state, step, dims, **keywords):
     out = torch.full((packed.shape[0], dims.num_value_heads * dims.value_dim), float("nan"), device="cuda")
     out, conv, state = out.to(packed.dtype), conv.clone(), state.clone()
-    gdn_prefill(packed, weights, conv, state, step.prefill, dims, out, **keywords)
+    gdn_prefill(packed.clone(), weights, conv, state, step.prefill, dims, out, **keywords)
     return out, conv, state
 
 
@@ -198,11 +198,11 @@ def test_a_long_prompt_in_constant_memory():
     dims = make_dims(2, 4, K=128, V=128)
     inputs = case(dims, [Row(131_072 + 7, read=2, write=3)], decodes=0)
     packed, weights, conv, state, step, _ = inputs
-    torch.cuda.reset_peak_memory_stats()
     out = torch.empty(packed.shape[0], dims.num_value_heads * dims.value_dim, dtype=packed.dtype, device="cuda")
-    before, pools = torch.cuda.memory_allocated(), (conv.clone(), state.clone())
+    packed_once, pools = packed.clone(), (conv.clone(), state.clone())
+    torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    gdn_prefill(packed, weights, *pools, step.prefill, dims, out)
+    gdn_prefill(packed_once, weights, *pools, step.prefill, dims, out)
     assert torch.cuda.max_memory_allocated() - before <= gdn_workspace.WORKSPACE_BYTES + (2 << 20)
     first = moved(make_step([], [Row(65_536, read=2, write=3)]), "cuda")
     second = moved(make_step([], [Row(65_536 + 7, start=65_536, read=3, write=3)]), "cuda")
@@ -250,7 +250,31 @@ def test_slots_beyond_the_reach_of_32_bits():
     assert not pool[:4096].any()
 
 
-@pytest.mark.parametrize("heads", [(16, 32), (1, 3)], ids=str)
+def forget():
+    gdn_chunked._constants.cache_clear()
+    gdn_workspace.columns.cache_clear()
+
+
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+def test_a_prompt_of_many_slabs_in_place(heads, monkeypatch):
+    """Each slab is prepared while the one before is scanned: the same bits as one slab after the other."""
+    dims = make_dims(*heads, K=128, V=128)
+    inputs = case(dims, [Row(64 * 37 + 5, read=2, write=3), Row(70, write=4)], decodes=1)
+    rows = slice(1, inputs[4].num_tokens)
+    first = prefill(*inputs)
+    check(inputs, first)
+    chunk = 64 * heads[1] * (128 + 64) * 2 + 4 * heads[1] * 129
+    monkeypatch.setattr(gdn_workspace, "APART_BYTES", 0)
+    for chunks in (4, 7, 16):
+        monkeypatch.setattr(gdn_workspace, "WORKSPACE_BYTES", 8 * heads[1] * 128 * 128 + chunks * chunk)
+        forget()
+        for _ in range(10):
+            assert same(prefill(*inputs), first, rows)
+    monkeypatch.undo()
+    forget()
+
+
+@pytest.mark.parametrize("heads", [(16, 32), (16, 16), (1, 3)], ids=str)
 def test_nothing_but_its_own_inputs_changes_a_bit(heads, monkeypatch):
     """Neither repeats, nor how V is cut, nor slabs, nor what memory held before, nor neighbours and their order."""
     dims = make_dims(*heads, K=128, V=128)
@@ -266,11 +290,12 @@ def test_nothing_but_its_own_inputs_changes_a_bit(heads, monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
     assert same(prefill(*inputs), first, rows)
     monkeypatch.undo()
-    with monkeypatch.context() as patch:
-        patch.setattr(gdn_workspace, "WORKSPACE_BYTES", 0)
-        gdn_chunked._constants.cache_clear()
-        assert same(prefill(*inputs), first, rows)
-    gdn_chunked._constants.cache_clear()
+    for name in ("WORKSPACE_BYTES", "APART_BYTES"):  # a slab for each chunk; q and k in place of inputs
+        with monkeypatch.context() as patch:
+            patch.setattr(gdn_workspace, name, 0)
+            forget()
+            assert same(prefill(*inputs), first, rows)
+    forget()
 
     packed, weights, conv, state, _, _ = inputs
     begin = 0

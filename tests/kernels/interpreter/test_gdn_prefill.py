@@ -45,7 +45,7 @@ def case(dims, prompts, chunk_length, decodes=1, num_slots=6):
 def prefill(packed, weights, conv, state, step, dims, **keywords):
     out = torch.full((packed.shape[0], dims.num_value_heads * dims.value_dim), float("nan"))
     conv, state = conv.clone(), state.clone()
-    gdn_prefill(packed, weights, conv, state, step.prefill, dims, out, **keywords)
+    gdn_prefill(packed.clone(), weights, conv, state, step.prefill, dims, out, **keywords)
     return out, conv, state
 
 
@@ -121,6 +121,31 @@ def test_slabs_change_no_bit(monkeypatch, fresh_constants):
     assert torch.equal(cut[2], whole[2])
     assert torch.equal(alone[0], whole[0][70:90])
     assert torch.equal(alone[2][2], whole[2][2])
+
+
+@pytest.mark.parametrize(
+    ("HV", "K", "V", "launches"), [(3, 24, 16, 2), (1, 16, 24, 3), (1, 24, 16, 1)], ids=["v", "v then q", "nowhere"]
+)
+def test_q_and_k_in_place_of_inputs_that_nobody_needs(HV, K, V, launches, monkeypatch):
+    dims = make_dims(H=1, HV=HV, K=K, V=V)
+    inputs = case(dims, PROMPTS["ragged"], chunk_length=16)
+    apart = prefill(*inputs)
+    monkeypatch.setattr(gdn_workspace, "APART_BYTES", 0)
+    gdn_workspace.columns.cache_clear()
+    assert len(gdn_workspace.columns(dims, inputs[0].shape[0], 4).launches) == launches
+    check(inputs, prefill(*inputs))
+    rows = slice(1, inputs[4].num_tokens)
+    assert torch.equal(prefill(*inputs)[0][rows], apart[0][rows])
+    gdn_workspace.columns.cache_clear()
+
+
+def test_two_buffers_in_turns(monkeypatch, fresh_constants):
+    dims = DIMS["three value heads a key head, K > V"]
+    inputs = case(dims, PROMPTS["long"], 16)
+    monkeypatch.setattr(gdn_workspace, "WORKSPACE_BYTES", 2 * 4 * 3 * 24 * 16 + 8 * 4 * 3 * 16 * 42)
+    found, count = gdn_workspace.slabs((130,), 16, gdn_workspace.slab_limit(dims, 16, 4), 3, 100)
+    assert len(found) > 2 and count == 2
+    check(inputs, prefill(*inputs))
 
 
 @pytest.mark.parametrize("cut", [1, 16, 32, 35])
