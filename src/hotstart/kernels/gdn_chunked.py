@@ -3,7 +3,8 @@
 Four kernels: conv (gdn_conv.py) for all chunks; prep (gdn_prep.py) and scan (gdn_scan.py) for one slab of them after
 the other; gated norm (gdn_norm.py) for all.  The core is the middle two.  The mathematics is in gdn_prep.py, its
 reference in gdn.py.  From sm_90 on a kernel starts while the one before it ends, loads what that one does not write,
-and waits only then.  Where the scan of few sequences leaves multiprocessors idle, prep of the next slab works beside it.
+and waits only then.  Where the scan of few sequences leaves multiprocessors idle, prep of the next slab works beside
+it.
 
 Tiles follow from the model and the GPU (gdn_tiles.py).  Only the scan has several cuts, by how many sequences and heads
 it walks at once, and how far.  All compute every element in the same way, so the choice changes no bit.

@@ -5,6 +5,7 @@ it cuts hands its state on in float32, and sequences know nothing of each other.
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
@@ -51,21 +52,25 @@ def slabs(
 
     Where one slab's scan leaves half of the multiprocessors idle, prep of the next one has them, in a second buffer.
     """
-    whole = _cut(lengths, chunk_length, most, num_heads, multiprocessors)
-    if len(whole) > 1 and all(2 * slab.num_sequences * num_heads <= multiprocessors for slab in whole):
-        return _cut(lengths, chunk_length, max(1, most // 2), num_heads, multiprocessors), 2
-    return whole, 1
+    counts = [-(-length // chunk_length) for length in lengths]
+    if sum(counts) <= _most(most, sum(count > 0 for count in counts)):
+        return (Slab(0, len(counts), 0, sum(counts), max(counts)),), 1
+    found = _cut(counts, most, num_heads, multiprocessors)
+    if all(2 * slab.num_sequences * num_heads <= multiprocessors for slab in found):
+        return _cut(counts, max(1, most // 2), num_heads, multiprocessors), 2
+    return found, 1
 
 
-def _cut(
-    lengths: tuple[int, ...], chunk_length: int, most: int, num_heads: int, multiprocessors: int
-) -> tuple[Slab, ...]:
-    """All chunks, in slabs of at most `most`: each ends where the GPU has most to do at once.
+def _most(most: int, num_sequences: int) -> int:
+    return most if num_sequences > 1 else max(1, int(most * _ALONE))
+
+
+def _cut(counts: Sequence[int], most: int, num_heads: int, multiprocessors: int) -> tuple[Slab, ...]:
+    """Slabs of at most `most` chunks: each ends where the GPU has most to do at once.
 
     The scan has a program for each head of each sequence, and takes as long as the longest of them, once more for each
     time that they exceed the multiprocessors.
     """
-    counts = [-(-length // chunk_length) for length in lengths]
     ends = list(accumulate(counts))
     found = []
     begin = first = 0
@@ -75,7 +80,7 @@ def _cut(
             continue
         best, best_rate, longest = Slab(first, 0, begin, begin, 0), 0.0, 0
         for last in range(first, len(ends)):
-            end = min(ends[last], begin + (most if last > first else max(1, int(most * _ALONE))))
+            end = min(ends[last], begin + _most(most, last - first + 1))
             longest = max(longest, end - max(begin, ends[last] - counts[last]))
             waves = -(-(last - first + 1) * num_heads // multiprocessors)
             rate = (end - begin) / (waves * longest)
