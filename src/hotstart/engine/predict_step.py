@@ -217,11 +217,11 @@ class _Step:
         heads, K, V = config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim
         operand = 4 if self.item == 4 else 2
         tiles = heads * K * C + heads * C * C
-        floats, carry = heads * (2 * C + 1), 2 * heads * V * K
+        floats, carry = heads * (2 * C + 4), 2 * heads * V * K
         most = max(1, (_GDN_BYTES - 4 * carry) // (operand * tiles + 4 * floats))
-        if len(self.at.prompts) == 1:
-            most = max(1, int(most * _GDN_ALONE))
-        chunks = min(most, sum(-(-length // C) for length in self.at.prompts))
+        chunks = sum(-(-length // C) for length in self.at.prompts)
+        if chunks > most:
+            chunks = max(1, int(most * _GDN_ALONE)) if len(self.at.prompts) == 1 else most
         qk = 2 * config.linear_num_key_heads * K
         apart = self.at.tokens * qk * self.item <= _GDN_APART or qk > 2 * heads * V
         taken = [(chunks * tiles, operand), (chunks * floats + carry, 4)]

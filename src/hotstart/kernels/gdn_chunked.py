@@ -109,7 +109,7 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: boo
     block_k, block_v = triton.next_power_of_2(K), triton.next_power_of_2(V)
     block_d = math.gcd(H * K, HV * V, tiles.conv.channels)  # a program has channels of q, of k or of v alone
     every = {"H": H, "HV": HV, "K": K, "C": C, "OVERLAP": overlap, "launch_pdl": overlap}
-    chunk = {**every, "UNIT": unit_of(dims), "BLOCK_K": block_k}
+    chunk = {**every, "V": V, "UNIT": unit_of(dims), "BLOCK_K": block_k}
     rows = {**every, "V": V, "ROW": dims.packed_width}
     gates = {
         "GATES": mixer,
@@ -127,7 +127,6 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: boo
         most = tiles.scan.stages if tma else min(tiles.scan.stages, 2)
         options = {
             **chunk,
-            "V": V,
             "BLOCK_V": width,
             "O_TYPE": between,
             "TMA": tma,
@@ -248,30 +247,43 @@ def _rule(
 ) -> None:
     """What both ops share: from q, k and v to the rule's outputs and states."""
     C, HV, chunks = prefill.chunk_length, at.dims.num_value_heads, prefill.chunks
-    todo, count = slabs(prefill.lengths, C, at.slab_chunks, HV, at.gpu.multiprocessors)
-    work = Workspace.take(at.dims, C, at.operand, v.device, max(slab.end - slab.begin for slab in todo), count)
-    slots = prefill.read_slots, prefill.write_slots, prefill.cu_seqlens, prefill.cu_chunks
-    carries = work.carries, work.carries[::-1]
-    prep = [at.prep.on(q, k, *gates, *buffer, chunks) for buffer in work.buffers]
-    scans: dict[tuple[Cut, int], ReadyLaunch] = {}
-    triton.set_allocator(_descriptor_memory)
-    position = place.row, place.q_at, place.k_at
+    todo, buffers = slabs(prefill.lengths, C, at.slab_chunks, HV, at.gpu.multiprocessors)
+    room = max(slab.end - slab.begin for slab in todo)
+    work = Workspace.take(at.dims, C, at.operand, v.device, room, buffers)
+    prep = at.prep.on(q, k, *gates, *work, chunks)
+    scan_on = (q, k, v, o, *work, state, prefill.read_slots, prefill.write_slots, prefill.cu_seqlens, prefill.cu_chunks)
+    scans: dict[Cut, ReadyLaunch] = {}
+    position = place.row, place.q_at, place.k_at, room
+    triton.set_allocator(Descriptors())
     for i, slab in enumerate(todo):
-        # In turns: with one buffer prep waits for the scan before, with two for nothing.
-        is_beside = int(i > 0 and count > 1)
-        prep[i % count](((slab.end - slab.begin) * HV,), slab.begin, is_beside, *position)
+        # With one buffer prep waits for the scan before, with two for nothing.
+        is_beside = int(i > 0 and buffers > 1)
+        prep(((slab.end - slab.begin) * HV,), slab.begin, is_beside, *position, i % buffers)
         cut = choose(at, slab)
-        scan = scans.get((cut, i % 2))
-        if scan is None:
-            pair = work.buffers[i % count]
-            scan = scans[cut, i % 2] = cut.launch.on(q, k, v, o, *pair, state, *carries[i % 2], *slots)
+        if cut not in scans:
+            scans[cut] = cut.launch.on(*scan_on)
         grid = (slab.num_sequences * HV * cut.tiles,)
-        scan(grid, slab.first_sequence, slab.begin, slab.end, v.shape[0], *position)
+        scans[cut](grid, slab.first_sequence, slab.begin, slab.end, v.shape[0], *position, i % buffers, i % 2)
+    triton.set_allocator(_descriptor_memory)
 
 
 def _descriptor_memory(num_bytes: int, alignment: int, stream: int | None) -> Tensor:
     """Triton asks for it at each launch of a kernel that uses the copy engine: 128 bytes a descriptor and program."""
     return torch.empty(num_bytes, dtype=torch.uint8, device="cuda")
+
+
+class Descriptors:
+    """The same, once for the scans of a call: each of them waits for the one before it and then writes its own."""
+
+    __slots__ = ("_memory",)
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def __call__(self, num_bytes: int, alignment: int, stream: int | None) -> Tensor:
+        if self._memory is None or self._memory.shape[0] < num_bytes:
+            self._memory = _descriptor_memory(num_bytes, alignment, stream)
+        return self._memory
 
 
 def warmup(space: LaunchSpace) -> None:

@@ -9,8 +9,9 @@ With a = exp(g), reading the old state once is enough, because S' = a S + d k^T:
     p = S k;  r = S q;  d = beta (v - a p);  o = a r + (k.q) d
 
 A program asks for all it needs before it computes anything: one wait for memory is most of its time.  The state is in
-its registers, 64 a thread at 128 x 128, and two programs share a multiprocessor.  Nothing here is tuned: the kernel
-works in place.
+its registers, 128 a thread at 128 x 128, and two programs share a multiprocessor.  From sm_90 on it is asked for while
+the kernel before this one ends, which writes the packed rows and neither slots nor states.  Nothing here is tuned: the
+kernel works in place.
 """
 
 import functools
@@ -97,18 +98,17 @@ def _gdn_step_kernel(
     OVERLAP: tl.constexpr,
 ):
     """Program: sequence x value head."""
-    if OVERLAP:
-        gdc_wait()
-        gdc_launch_dependents()
     CHANNELS: tl.constexpr = 2 * H * K + HV * V
     EXACT: tl.constexpr = K == BLOCK_K and V == BLOCK_V  # then no mask is needed
     i_n, i_h = (tl.program_id(0) // HV).to(tl.int64), tl.program_id(0) % HV
     i_k, is_first = i_h // (HV // H), i_h % (HV // H) == 0
     read = tl.load(read_slots_ptr + i_n).to(tl.int64)
     write = tl.load(write_slots_ptr + i_n).to(tl.int64)
-    if write < 0:
-        return
     position = tl.load(context_lens_ptr + i_n) - 1
+    if write < 0:
+        if OVERLAP:
+            gdc_wait()  # who waits for this kernel waits for all before it
+        return
 
     o_v = tl.arange(0, BLOCK_V)
     m_v = (o_v < V) | EXACT
@@ -123,6 +123,9 @@ def _gdn_step_kernel(
     for i in tl.static_range(PIECES):
         m_s = m_v[:, None] & ((i * J + o_j < K) | EXACT)[None, :]
         b_ss = b_ss + (tl.load(p_old + i * J + o_s, m_s & (read >= 0), 0),)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
+    if OVERLAP:
+        gdc_wait()
+        gdc_launch_dependents()
     # Else the assembler keeps requests back, to save registers, until the inputs are there.
     tl.debug_barrier()
     o_qk = tl.arange(0, 2 * BLOCK_K)
@@ -193,7 +196,8 @@ def gdn_decode(
     """One token of each decoding sequence: rows [0, N) of packed and out; states in place by slot.
 
     packed: [T, packed_width]; conv: [slots, W, C]; state: [slots, HV, V, K], float32 or bfloat16;
-    out: [T, HV * V].  No two sequences write one slot, and none reads a slot that another one writes.
+    out: [T, HV * V].  No two sequences write one slot, and none reads a slot that another one writes.  The launch just
+    before this one may write packed, but not the states, nor what decode says: those are read while it ends.
     """
     HV, K, V = dims.num_value_heads, dims.key_dim, dims.value_dim
     at = _constants(dims, launches_overlap())
@@ -227,8 +231,8 @@ def _constants(dims: GdnDims, overlap: bool) -> Constants:
         BLOCK_V=block_v,
         OVERLAP=overlap,
         launch_pdl=overlap,
-        num_warps=8 if block_k * block_v <= 128 * 128 else 16,
-        maxnreg=128,
+        num_warps=4 if block_k * block_v <= 128 * 128 else 16,
+        maxnreg=255 if block_k * block_v <= 128 * 128 else 128,
     )
     return Constants(launch, dims.packed_width, (dims.conv_width, dims.conv_channels), dims.key_dim**-0.5)
 

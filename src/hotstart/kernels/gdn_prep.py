@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.gdn_workspace import warmup
+from hotstart.kernels.gdn_workspace import buffer_at, warmup
 from hotstart.kernels.launch import Launcher, kernel
 
 __all__ = ["launch_prep"]
@@ -68,19 +68,20 @@ def _gdn_prep_kernel(
     beta_ptr,  # [T, GATE_ROW]: beta, or with GATES the raw b
     A_log_ptr,  # [HV]
     dt_bias_ptr,  # [HV]
-    z_ptr,  # [chunks, HV, K, C]
-    x_ptr,  # [chunks, HV, C, C]
-    factors_ptr,  # [chunks, HV, 2, C] float32: of K S, of Q S
-    decays_ptr,  # [chunks, HV] float32: of S
+    tiles_ptr,  # Z and X of each buffer, see gdn_workspace.py
+    floats_ptr,  # factors of K S, of Q S, and of S
     chunks_ptr,  # [*, 4]
     first_chunk: tl.int32,
     is_beside: tl.int32,
     qk_row: tl.int32,
     q_at: tl.int32,
     k_at: tl.int32,
+    room: tl.int32,
+    buffer: tl.int32,
     H: tl.constexpr,
     HV: tl.constexpr,
     K: tl.constexpr,
+    V: tl.constexpr,
     C: tl.constexpr,
     UNIT: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -107,7 +108,7 @@ def _gdn_prep_kernel(
     o_c, o_k = tl.arange(0, C), tl.arange(0, BLOCK_K)
     m_c = o_c < n
     i, j = o_c[:, None], o_c[None, :]
-    dot = x_ptr.dtype.element_ty
+    dot = tiles_ptr.dtype.element_ty
 
     # Both gates of a token in one tile, since a smaller one would be loaded and computed once more in each layout.
     p_gate = token * GATE_ROW + i_hv + o_c[:, None] * GATE_ROW
@@ -148,13 +149,13 @@ def _gdn_prep_kernel(
     gates = tl.exp2(tl.where(i >= j, grown[:, None] - total[None, :], float("-inf")))
     x = tl.dot(qk, t, input_precision="tf32x3") * gates
     block = i_c * HV + i_hv
-    tl.store(x_ptr + block * (C * C) + (i * C + j), x.to(dot))
+    p_z, p_x, p_factor = buffer_at(tiles_ptr, floats_ptr, room, buffer, block, HV, K, V, C)
+    tl.store(p_x + (i * C + j), x.to(dot))
     z = tl.dot(tl.trans(k), t, input_precision="tf32x3") * tl.exp2(last - total)[None, :]
-    tl.store(z_ptr + block * (K * C) + (o_k[:, None] * C + o_c[None, :]), z.to(dot), (o_k < K)[:, None])
-    p_factor = factors_ptr + block * (2 * C) + o_c
-    tl.store(p_factor, tl.exp2(total) * k_norm)
-    tl.store(p_factor + C, tl.exp2(grown))
-    tl.store(decays_ptr + block, tl.exp2(last))
+    tl.store(p_z + (o_k[:, None] * C + o_c[None, :]), z.to(dot), (o_k < K)[:, None])
+    tl.store(p_factor + o_c, tl.exp2(total) * k_norm)
+    tl.store(p_factor + C + o_c, tl.exp2(grown))
+    tl.store(p_factor + 2 * C, tl.exp2(last))
     if OVERLAP:  # noqa: SIM102 - likewise
         # Who waits for this kernel waits for the scan before it.  One program is enough, and keeps one place.
         if tl.program_id(0) == tl.num_programs(0) - 1:

@@ -12,7 +12,7 @@ transposed into a product, which Triton compiles wrongly for Hopper before 3.7.1
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.gdn_workspace import warmup
+from hotstart.kernels.gdn_workspace import buffer_at, warmup
 from hotstart.kernels.launch import Launcher, kernel
 
 __all__ = ["launch_scan"]
@@ -24,13 +24,9 @@ def _gdn_scan_kernel(
     k_ptr,  # likewise, k from k_at UNIT on
     v_ptr,  # [T, HV * V]
     o_ptr,  # [T, HV * V], may be v
-    z_ptr,  # [chunks, HV, K, C]
-    x_ptr,  # [chunks, HV, C, C]
-    factors_ptr,  # [chunks, HV, 2, C]
-    decays_ptr,  # [chunks, HV]
+    tiles_ptr,  # Z and X of each buffer, see gdn_workspace.py
+    floats_ptr,  # two carried states [HV, V, K], and factors of each buffer
     state_ptr,  # [slots, HV, V, K]
-    carry_in_ptr,  # [HV, V, K] float32
-    carry_out_ptr,  # [HV, V, K] float32
     read_slots_ptr,  # [N]
     write_slots_ptr,  # [N]
     cu_seqlens_ptr,  # [N + 1]
@@ -42,6 +38,9 @@ def _gdn_scan_kernel(
     qk_row: tl.int32,
     q_at: tl.int32,
     k_at: tl.int32,
+    room: tl.int32,
+    buffer: tl.int32,
+    turn: tl.int32,
     H: tl.constexpr,
     HV: tl.constexpr,
     K: tl.constexpr,
@@ -68,7 +67,7 @@ def _gdn_scan_kernel(
         if OVERLAP:
             gdc_wait()
         return
-    dot = z_ptr.dtype.element_ty
+    dot = tiles_ptr.dtype.element_ty
     o_c = tl.arange(0, C)
     o_k = tl.arange(0, BLOCK_K)
     o_v = i_v * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -83,7 +82,7 @@ def _gdn_scan_kernel(
         gdc_wait()
         gdc_launch_dependents()
     if not is_first:
-        s = tl.load(carry_in_ptr + i_hv * (V * K) + o_s, m_s, 0.0)
+        s = tl.load(floats_ptr + (turn * HV + i_hv) * (V * K) + o_s, m_s, 0.0)
     # Offsets inside a chunk are the same for all chunks: only scalars move in the loop.
     row = qk_row * UNIT
     o_qk = o_c[:, None] * row + o_k[None, :]
@@ -100,15 +99,13 @@ def _gdn_scan_kernel(
     p_v = v_ptr + (token * HV + i_hv) * V
     p_o = o_ptr + (token * HV + i_hv) * V
     block = first * HV + i_hv
-    p_z = z_ptr + block * (K * C)
-    p_x = x_ptr + block * (C * C)
-    p_factor = factors_ptr + block * (2 * C)
-    p_decay = decays_ptr + block
+    p_z, p_x, p_factor = buffer_at(tiles_ptr, floats_ptr, room, buffer, block, HV, K, V, C)
     if TMA:
         num_chunks = slab_end - slab_begin
         q_tiles = tl.make_tensor_descriptor(q_ptr, [num_tokens, row], [row, 1], [C, BLOCK_K])
         k_tiles = tl.make_tensor_descriptor(k_ptr, [num_tokens, row], [row, 1], [C, BLOCK_K])
         v_tiles = tl.make_tensor_descriptor(v_ptr, [num_tokens, HV * V], [HV * V, 1], [C, BLOCK_V])
+        z_ptr, x_ptr, _ = buffer_at(tiles_ptr, floats_ptr, room, buffer, 0, HV, K, V, C)
         z_tiles = tl.make_tensor_descriptor(z_ptr, [num_chunks * HV * K, C], [C, 1], [BLOCK_K, C])
         x_tiles = tl.make_tensor_descriptor(x_ptr, [num_chunks * HV * C, C], [C, 1], [C, C])
         i_token, i_block = token.to(tl.int32), block.to(tl.int32)
@@ -138,7 +135,7 @@ def _gdn_scan_kernel(
             p_x += HV * C * C
         k_factor = tl.load(p_factor + o_c)
         q_factor = tl.load(p_factor + C + o_c)
-        decay = tl.load(p_decay)
+        decay = tl.load(p_factor + 2 * C)
         operand = s.to(dot)
         r = tl.trans(v).to(tl.float32) - tl.dot(operand, tl.trans(k), input_precision="tf32x3") * k_factor[None, :]
         if TMA:  # noqa: SIM102 - this one is settled at compile time
@@ -151,8 +148,7 @@ def _gdn_scan_kernel(
         o = tl.trans(o).to(O_TYPE).to(o_ptr.dtype.element_ty, bitcast=o_ptr.dtype.element_ty != O_TYPE)
         tl.store(p_o + o_vo, o, m_vo)
         p_o += C * HV * V
-        p_factor += HV * 2 * C
-        p_decay += HV
+        p_factor += HV * (2 * C + 4)
         left -= C
 
     if sequence_end <= slab_end:
@@ -160,7 +156,7 @@ def _gdn_scan_kernel(
         p_s = state_ptr + (slot * HV + i_hv) * (V * K)
         tl.store(p_s + o_s, s.to(state_ptr.dtype.element_ty), m_s & (slot >= 0))
     else:
-        tl.store(carry_out_ptr + i_hv * (V * K) + o_s, s, m_s)
+        tl.store(floats_ptr + ((1 - turn) * HV + i_hv) * (V * K) + o_s, s, m_s)
 
 
 launch_scan = Launcher(_gdn_scan_kernel, warmup=warmup)

@@ -5,12 +5,15 @@ it cuts hands its state on in float32, and sequences know nothing of each other.
 """
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from hotstart.kernels.ops import GdnDims
@@ -18,10 +21,10 @@ from hotstart.kernels.space import LaunchSpace
 
 __all__ = [
     "WORKSPACE_BYTES",
-    "Buffer",
     "Columns",
     "Slab",
     "Workspace",
+    "buffer_at",
     "columns",
     "slab_limit",
     "slabs",
@@ -32,6 +35,8 @@ __all__ = [
 # The most that a call takes.  One sequence alone gains nothing from more than this part of it.
 WORKSPACE_BYTES = 104 << 20
 _ALONE = 0.6
+_BESIDE = 64  # chunks, from which on it pays to prepare some while others are scanned
+_SCAN_TILES = 2  # programs of the scan for a head, where it has few
 APART_BYTES = 16 << 20  # up to here q and k have memory of their own, and one launch convolves all
 
 
@@ -48,44 +53,53 @@ class Slab(NamedTuple):
 def slabs(
     lengths: tuple[int, ...], chunk_length: int, most: int, num_heads: int, multiprocessors: int
 ) -> tuple[tuple[Slab, ...], int]:
-    """All chunks in slabs, and how many buffers these take turns in.
+    """All chunks in slabs, at most `most` at once, and how many buffers the slabs take turns in.
 
-    Where one slab's scan leaves half of the multiprocessors idle, prep of the next one has them, in a second buffer.
+    Where the scan of a slab leaves multiprocessors idle, prep of the next one has them, in a second buffer.
     """
     counts = [-(-length // chunk_length) for length in lengths]
-    if sum(counts) <= _most(most, sum(count > 0 for count in counts)):
-        return (Slab(0, len(counts), 0, sum(counts), max(counts)),), 1
-    found = _cut(counts, most, num_heads, multiprocessors)
-    if all(2 * slab.num_sequences * num_heads <= multiprocessors for slab in found):
-        return _cut(counts, max(1, most // 2), num_heads, multiprocessors), 2
-    return found, 1
+    total = sum(counts)
+    programs = _SCAN_TILES * num_heads * sum(count > 0 for count in counts)
+    if total >= _BESIDE and 4 * programs <= 3 * multiprocessors:
+        room = (most if total <= most else _alone(most)) // 2
+        size = -(-total // max(2, -(-total // max(1, room))))
+        return tuple(_slab(counts, begin, min(total, begin + size)) for begin in range(0, total, size)), 2
+    if total <= most:
+        return (_slab(counts, 0, total),), 1
+    return _waves(counts, most, num_heads, multiprocessors), 1
 
 
-def _most(most: int, num_sequences: int) -> int:
-    return most if num_sequences > 1 else max(1, int(most * _ALONE))
+def _alone(most: int) -> int:
+    return max(1, int(most * _ALONE))
 
 
-def _cut(counts: Sequence[int], most: int, num_heads: int, multiprocessors: int) -> tuple[Slab, ...]:
-    """Slabs of at most `most` chunks: each ends where the GPU has most to do at once.
+def _slab(counts: Sequence[int], begin: int, end: int) -> Slab:
+    ends = list(accumulate(counts))
+    first = bisect_right(ends, begin)
+    last = bisect_left(ends, end)
+    longest = max(min(ends[i], end) - max(ends[i] - counts[i], begin) for i in range(first, last + 1))
+    return Slab(first, last - first + 1, begin, end, longest)
+
+
+def _waves(counts: Sequence[int], most: int, num_heads: int, multiprocessors: int) -> tuple[Slab, ...]:
+    """Slabs that end where the GPU has most to do at once.
 
     The scan has a program for each head of each sequence, and takes as long as the longest of them, once more for each
     time that they exceed the multiprocessors.
     """
     ends = list(accumulate(counts))
     found = []
-    begin = first = 0
-    while first < len(ends):
-        if ends[first] <= begin:
-            first += 1
-            continue
-        best, best_rate, longest = Slab(first, 0, begin, begin, 0), 0.0, 0
+    begin = 0
+    while begin < ends[-1]:
+        first = bisect_right(ends, begin)
+        best, best_rate = Slab(first, 0, begin, begin, 0), 0.0
         for last in range(first, len(ends)):
-            end = min(ends[last], begin + _most(most, last - first + 1))
-            longest = max(longest, end - max(begin, ends[last] - counts[last]))
-            waves = -(-(last - first + 1) * num_heads // multiprocessors)
-            rate = (end - begin) / (waves * longest)
-            if rate >= best_rate:
-                best, best_rate = Slab(first, last - first + 1, begin, end, longest), rate
+            end = min(ends[last], begin + (most if last > first else _alone(most)))
+            if end > begin:
+                slab = _slab(counts, begin, end)
+                rate = (end - begin) / (-(-slab.num_sequences * num_heads // multiprocessors) * slab.longest)
+                if rate >= best_rate:
+                    best, best_rate = slab, rate
             if end < ends[last]:
                 break
         found.append(best)
@@ -93,61 +107,48 @@ def _cut(counts: Sequence[int], most: int, num_heads: int, multiprocessors: int)
     return tuple(found)
 
 
-class ChunkSizes(NamedTuple):
-    """Elements of one chunk's part of each tensor of a buffer: first those of 2 or 4 bytes, then float32."""
-
-    z: int
-    x: int
-    factors: int
-    decays: int
-
-    @classmethod
-    def of(cls, dims: GdnDims, chunk_length: int) -> "ChunkSizes":
-        HV, K, C = dims.num_value_heads, dims.key_dim, chunk_length
-        return cls(HV * K * C, HV * C * C, 2 * HV * C, HV)
-
-    def num_bytes(self, itemsize: int) -> int:
-        return itemsize * sum(self[:2]) + 4 * sum(self[2:])
-
-
-def _carry(dims: GdnDims) -> int:
-    return dims.num_value_heads * dims.value_dim * dims.key_dim
-
-
 def slab_limit(dims: GdnDims, chunk_length: int, itemsize: int) -> int:
     """Chunks that fit the workspace."""
-    chunk = ChunkSizes.of(dims, chunk_length).num_bytes(itemsize)
-    return max(1, (WORKSPACE_BYTES - 2 * 4 * _carry(dims)) // chunk)
+    tiles, floats, carry = _sizes(dims, chunk_length)
+    return max(1, (WORKSPACE_BYTES - 2 * 4 * carry) // (itemsize * tiles + 4 * floats))
 
 
-class Buffer(NamedTuple):
-    """What prep tells the scan about a slab, of undefined content."""
-
-    z: Tensor  # [chunks, HV, K, C]
-    x: Tensor  # [chunks, HV, C, C]
-    factors: Tensor  # [chunks, HV, 2, C] float32
-    decays: Tensor  # [chunks, HV] float32
+def _sizes(dims: GdnDims, C: int) -> tuple[int, int, int]:
+    """Elements: of a chunk's Z and X; of its factors; of a carried state."""
+    HV, K, V = dims.num_value_heads, dims.key_dim, dims.value_dim
+    return HV * (K * C + C * C), HV * (2 * C + 4), HV * V * K
 
 
 class Workspace(NamedTuple):
-    """Two allocations."""
+    """What prep tells the scan, and one scan the next: two allocations, of undefined content.
 
-    buffers: tuple[Buffer, ...]
-    carries: tuple[Tensor, Tensor]  # [HV, V, K] float32: the state from the slab before, and for the one after
+    The scan's carried state is float32, in turns: one from the slab before, one for the slab after.
+    """
+
+    tiles: Tensor  # buffers x (Z [room, HV, K, C], X [room, HV, C, C])
+    floats: Tensor  # float32: 2 x [HV, V, K], then buffers x [room, HV, 2 C + 4]: of K S, of Q S, of S, and padding
 
     @classmethod
     def take(
-        cls, dims: GdnDims, chunk_length: int, operand: torch.dtype, device: torch.device, num_chunks: int, count: int
+        cls, dims: GdnDims, chunk_length: int, operand: torch.dtype, device: torch.device, room: int, buffers: int
     ) -> "Workspace":
-        """`count` buffers for slabs of at most `num_chunks` chunks."""
-        z, x, factors, decays = (num_chunks * size for size in ChunkSizes.of(dims, chunk_length))
-        carry, decays = _carry(dims), -(-decays // 4) * 4  # what follows is aligned
-        tiles = torch.empty(count * (z + x), dtype=operand, device=device)
-        floats = torch.empty(2 * carry + count * (factors + decays), dtype=torch.float32, device=device)
-        parts = tiles.split_with_sizes((z, x) * count)
-        carry_in, carry_out, *rest = floats.split_with_sizes((carry, carry, *(factors, decays) * count))
-        buffers = tuple(Buffer(*parts[i : i + 2], *rest[i : i + 2]) for i in range(0, 2 * count, 2))
-        return cls(buffers, (carry_in, carry_out))
+        tiles, floats, carry = _sizes(dims, chunk_length)
+        return cls(
+            torch.empty(buffers * room * tiles, dtype=operand, device=device),
+            torch.empty(2 * carry + buffers * room * floats, dtype=torch.float32, device=device),
+        )
+
+
+@triton.jit
+def buffer_at(
+    tiles_ptr, floats_ptr, room, buffer, block, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr
+):
+    """Where Z, X and the factors of a chunk's head lie."""
+    p_tiles = tiles_ptr + buffer * room * (HV * (K * C + C * C))
+    p_z = p_tiles + block * (K * C)
+    p_x = p_tiles + room * (HV * K * C) + block * (C * C)
+    p_factor = floats_ptr + 2 * HV * V * K + buffer * room * (HV * (2 * C + 4)) + block * (2 * C + 4)
+    return p_z, p_x, p_factor
 
 
 class Columns(NamedTuple):

@@ -251,21 +251,23 @@ def test_slots_beyond_the_reach_of_32_bits():
 
 
 def forget():
-    gdn_chunked._constants.cache_clear()
-    gdn_workspace.columns.cache_clear()
+    for function in (gdn_chunked._constants, gdn_workspace.columns, gdn_workspace.slabs):
+        function.cache_clear()
 
 
+@pytest.mark.parametrize("others", [[], [Row(70, write=4)]], ids=["alone", "in company"])
 @pytest.mark.parametrize("heads", HEADS, ids=str)
-def test_a_prompt_of_many_slabs_in_place(heads, monkeypatch):
-    """Each slab is prepared while the one before is scanned: the same bits as one slab after the other."""
+def test_a_prompt_of_many_slabs_in_place(heads, others, monkeypatch):
+    """Alone, each slab is prepared while the one before is scanned: the same bits as one slab after the other."""
     dims = make_dims(*heads, K=128, V=128)
-    inputs = case(dims, [Row(64 * 37 + 5, read=2, write=3), Row(70, write=4)], decodes=1)
+    inputs = case(dims, [Row(64 * 37 + 5, read=2, write=3), *others], decodes=1)
     rows = slice(1, inputs[4].num_tokens)
     first = prefill(*inputs)
     check(inputs, first)
-    chunk = 64 * heads[1] * (128 + 64) * 2 + 4 * heads[1] * 129
+    chunk = heads[1] * (64 * (128 + 64) * 2 + 4 * (2 * 64 + 4))
     monkeypatch.setattr(gdn_workspace, "APART_BYTES", 0)
-    for chunks in (4, 7, 16):
+    monkeypatch.setattr(gdn_workspace, "_BESIDE", 2)
+    for chunks in (4, 7, 16, 60):
         monkeypatch.setattr(gdn_workspace, "WORKSPACE_BYTES", 8 * heads[1] * 128 * 128 + chunks * chunk)
         forget()
         for _ in range(10):

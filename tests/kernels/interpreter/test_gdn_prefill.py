@@ -142,10 +142,13 @@ def test_q_and_k_in_place_of_inputs_that_nobody_needs(HV, K, V, launches, monkey
 def test_two_buffers_in_turns(monkeypatch, fresh_constants):
     dims = DIMS["three value heads a key head, K > V"]
     inputs = case(dims, PROMPTS["long"], 16)
-    monkeypatch.setattr(gdn_workspace, "WORKSPACE_BYTES", 2 * 4 * 3 * 24 * 16 + 8 * 4 * 3 * 16 * 42)
-    found, count = gdn_workspace.slabs((130,), 16, gdn_workspace.slab_limit(dims, 16, 4), 3, 100)
-    assert len(found) > 2 and count == 2
+    monkeypatch.setattr(gdn_workspace, "_BESIDE", 2)
+    monkeypatch.setattr(gdn_workspace, "WORKSPACE_BYTES", 2 * 4 * 3 * 24 * 16 + 8 * 4 * 3 * 16 * 43)
+    gdn_workspace.slabs.cache_clear()
+    found, buffers = gdn_workspace.slabs((130,), 16, gdn_workspace.slab_limit(dims, 16, 4), 3, 100)
+    assert len(found) > 2 and buffers == 2
     check(inputs, prefill(*inputs))
+    gdn_workspace.slabs.cache_clear()
 
 
 @pytest.mark.parametrize("cut", [1, 16, 32, 35])
