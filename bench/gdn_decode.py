@@ -6,11 +6,15 @@ A time is that of a replayed graph of several steps, divided by their number.  E
 least 200 MB are touched before one comes back, so that nothing is found in the L2 cache.  The floor is the traffic of
 the state, read and written once, at the rate of a device copy measured in the same call.  Host time is that of an
 eager call that finds the device idle.
+
+In those graphs a step follows another step, whose end it may overlap.  In a model it stands between two matrix
+products: that time is what steps add to a graph of such products.
 """
 
 import argparse
 import json
 import statistics
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +42,26 @@ def decode_inputs(slots: Tensor, context_lens: Tensor) -> DecodeInputs:
     )
 
 
+HIDDEN = 2560  # of Qwen3.5-4B
+
+
+def between_us(calls: Sequence[Callable[[], object]], packed: Tensor) -> float:
+    """Microseconds that each call adds to a graph in which products write the packed rows before it and after it."""
+    weight = torch.randn(packed.shape[1], HIDDEN, device="cuda", dtype=packed.dtype) * HIDDEN**-0.5
+    x = torch.randn(packed.shape[0], HIDDEN, device="cuda", dtype=packed.dtype)
+
+    def product() -> object:
+        return torch.mm(x, weight.t(), out=packed)
+
+    def both(call: Callable[[], object]) -> None:
+        product()
+        call()
+
+    alone = samples_us([product] * len(calls))
+    together = samples_us([lambda call=call: both(call) for call in calls])
+    return round(statistics.median(together) - statistics.median(alone), 2)
+
+
 def bench(dims: GdnDims, sequences: int, state_dtype: torch.dtype) -> dict[str, Any]:
     def normal(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
         return torch.randn(*shape, device="cuda", dtype=torch.float32).to(dtype)
@@ -60,13 +84,14 @@ def bench(dims: GdnDims, sequences: int, state_dtype: torch.dtype) -> dict[str, 
     calls = [lambda step=step: gdn_decode(packed, weights, conv, state, step, dims, out) for step in steps]
     return {
         "sequences": sequences, "calls": rounds, "bytes": state_bytes, "samples_us": samples_us(calls),
-        "host_us": host_us(calls[0]),
+        "between_us": between_us(calls[:24], packed), "host_us": host_us(calls[0]),
     }  # fmt: skip
 
 
 def line(row: dict[str, Any], rate: float) -> str:
     us, floor = statistics.median(row["samples_us"]), row["bytes"] / rate * 1e6
-    return f"| {row['sequences']} | {us:.1f} | {floor:.1f} | {floor / us:.0%} | {row['host_us']:.1f} |"
+    rest = f"{row['between_us']:.1f} | {row['host_us']:.1f} |"
+    return f"| {row['sequences']} | {us:.1f} | {floor:.1f} | {floor / us:.0%} | {rest}"
 
 
 def main() -> None:
@@ -82,7 +107,7 @@ def main() -> None:
     record = facts(f"python -m bench.gdn_decode --heads {heads} --state {options.state}")
     record |= {"copy_bytes_per_s": rate, "heads": list(options.heads), "state": options.state, "rows": []}
     print(f"{record['gpu']}, torch {record['torch']}, triton {record['triton']}, copy {rate / 1e12:.2f} TB/s")
-    print("| sequences | GPU us | floor us | of the floor | host us |\n|---|---|---|---|---|")
+    print("| sequences | GPU us | floor us | of the floor | between products | host us |\n|---|---|---|---|---|---|")
     for sequences in options.sequences:
         record["rows"].append(bench(dims, sequences, getattr(torch, options.state)))
         print(line(record["rows"][-1], rate), flush=True)
