@@ -91,6 +91,7 @@ class Constants(NamedTuple):
     dims: GdnDims
     gpu: Gpu
     operand: torch.dtype  # of products with the state, whose range only bfloat16 and float32 hold
+    widths: list[int]  # of all dimensions after the first of packed, out, conv and state
     slab_chunks: int
     block_d: int
     conv: BoundLaunch
@@ -100,9 +101,9 @@ class Constants(NamedTuple):
 
 
 @functools.cache
-def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: bool, choices: int) -> Constants:
+def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, choices: int) -> Constants:
     """For the mixer; without a convolution (width 1), for the rule alone.  `choices` counts those of tiles."""
-    tiles = mixer_tiles(dims, C, dtype)
+    tiles, overlap = mixer_tiles(dims, C, dtype), launches_overlap()
     H, HV, K, V, W = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim, dims.conv_width
     mixer = W > 1
     operand = torch.float32 if dtype == torch.float32 else torch.bfloat16
@@ -140,6 +141,7 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, overlap: boo
         dims,
         gpu,
         operand,
+        [dims.packed_width, HV * V, W, dims.conv_channels, HV, V, K],
         slab_limit(dims, C, operand.itemsize),
         block_d,
         conv=launch_conv.bind(
@@ -194,13 +196,15 @@ def gdn_prefill(
     HV, C, num_chunks = dims.num_value_heads, prefill.chunk_length, prefill.num_chunks
     if not num_chunks:
         return
-    assert packed.shape[1] == dims.packed_width and out.shape[1] == HV * dims.value_dim, (packed.shape, out.shape)
-    assert conv.shape[1:] == (dims.conv_width, dims.conv_channels), conv.shape
-    assert state.shape[1:] == (HV, dims.value_dim, dims.key_dim), state.shape
-    assert conv.dtype == packed.dtype == out.dtype, (conv.dtype, packed.dtype, out.dtype)
-    at = _constants(dims, C, packed.dtype, _gpu(), launches_overlap(), choices_made())
-    place = columns(dims, packed.shape[0], packed.element_size())
-    qk = packed.new_empty(packed.shape[0], 2 * dims.num_key_heads * dims.key_dim) if place.apart else packed
+    dtype, (num_rows, *widths) = packed.dtype, packed.shape
+    at = _constants(dims, C, dtype, _gpu(), choices_made())
+    widths += [*out.shape[1:], *conv.shape[1:], *state.shape[1:]]
+    assert widths == at.widths, f"columns of packed, out, conv and state: {widths}, not {at.widths}"
+    assert conv.dtype == dtype == out.dtype, (conv.dtype, dtype, out.dtype)
+    place = columns(dims, num_rows, dtype.itemsize)
+    qk = packed
+    if place.apart:
+        qk = torch.empty(num_rows, 2 * dims.num_key_heads * dims.key_dim, dtype=dtype, device=packed.device)
     convolve = at.conv.on(
         packed, conv, weights.conv, qk, out, prefill.chunks, prefill.read_slots, prefill.write_slots,
         prefill.context_lens, prefill.cu_seqlens,
@@ -228,7 +232,7 @@ def gated_delta_rule_chunked(
     if not prefill.num_chunks:
         return
     dims = GdnDims(k.shape[1], v.shape[1], k.shape[2], v.shape[2], conv_width=1, eps=0.0)
-    at = _constants(dims, prefill.chunk_length, v.dtype, _gpu(), launches_overlap(), choices_made())
+    at = _constants(dims, prefill.chunk_length, v.dtype, _gpu(), choices_made())
     place = Columns(True, k.shape[1] * k.shape[2] // unit_of(dims), 0, 0, ())
     _rule(q, k, v, out, (g, beta, g, g), state, prefill, place, at, choose)
 
@@ -247,8 +251,7 @@ def _rule(
 ) -> None:
     """What both ops share: from q, k and v to the rule's outputs and states."""
     C, HV, chunks = prefill.chunk_length, at.dims.num_value_heads, prefill.chunks
-    todo, buffers = slabs(prefill.lengths, C, at.slab_chunks, HV, at.gpu.multiprocessors)
-    room = max(slab.end - slab.begin for slab in todo)
+    todo, room, buffers = slabs(prefill.lengths, C, at.slab_chunks, HV, at.gpu.multiprocessors)
     work = Workspace.take(at.dims, C, at.operand, v.device, room, buffers)
     prep = at.prep.on(q, k, *gates, *work, chunks)
     scan_on = (q, k, v, o, *work, state, prefill.read_slots, prefill.write_slots, prefill.cu_seqlens, prefill.cu_chunks)

@@ -52,8 +52,8 @@ class Slab(NamedTuple):
 @lru_cache(maxsize=8)
 def slabs(
     lengths: tuple[int, ...], chunk_length: int, most: int, num_heads: int, multiprocessors: int
-) -> tuple[tuple[Slab, ...], int]:
-    """All chunks in slabs, at most `most` at once, and how many buffers the slabs take turns in.
+) -> tuple[tuple[Slab, ...], int, int]:
+    """All chunks in slabs, at most `most` at once; chunks of the largest; how many buffers the slabs take turns in.
 
     Where the scan of a slab leaves multiprocessors idle, prep of the next one has them, in a second buffer.
     """
@@ -63,10 +63,11 @@ def slabs(
     if total >= _BESIDE and 4 * programs <= 3 * multiprocessors:
         room = (most if total <= most else _alone(most)) // 2
         size = -(-total // max(2, -(-total // max(1, room))))
-        return tuple(_slab(counts, begin, min(total, begin + size)) for begin in range(0, total, size)), 2
+        return tuple(_slab(counts, begin, min(total, begin + size)) for begin in range(0, total, size)), size, 2
     if total <= most:
-        return (_slab(counts, 0, total),), 1
-    return _waves(counts, most, num_heads, multiprocessors), 1
+        return (_slab(counts, 0, total),), total, 1
+    found = _waves(counts, most, num_heads, multiprocessors)
+    return found, max(slab.end - slab.begin for slab in found), 1
 
 
 def _alone(most: int) -> int:
