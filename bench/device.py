@@ -58,7 +58,8 @@ def host_us(call: Callable[[], object]) -> float:
 
 def facts(command: str) -> dict[str, Any]:
     def ask(*words: str) -> str:
-        return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+        answer = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+        return answer.partition("\n")[0]  # of the first GPU, where there are several
 
     return {
         "command": command,

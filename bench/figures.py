@@ -136,7 +136,7 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
         "chunk_lengths": figures_gdn.chunk_lengths,
         "binaries": figures_gdn.binaries,
     },
-    "docs/DECODE.md": {"decode_forms": figures_gdn.decode_forms},
+    "docs/DECODE.md": {"decode": figures_gdn.decode, "decode_forms": figures_gdn.decode_forms},
     "docs/WARMUP.md": {"short_prompts": figures_gdn.short_prompts},
     "README.md": {"figures": partial(shown, 0)},
     "README.zh-CN.md": {"figures": partial(shown, 1)},

@@ -5,7 +5,7 @@ from typing import Any
 
 from bench.figures_gpu import read
 
-__all__ = ["binaries", "chunk_lengths", "decode_forms", "kernels", "prefill", "short_prompts"]
+__all__ = ["binaries", "chunk_lengths", "decode", "decode_forms", "kernels", "prefill", "short_prompts"]
 
 Row = dict[str, Any]
 LENGTHS = (16, 32, 64)
@@ -123,6 +123,21 @@ def binaries() -> list[str]:
     return [*lines, "", f"CPU time without the assembler's, Triton {record['triton']}; `{record['command']}`"]
 
 
+def decode() -> list[str]:
+    record = read("gdn_decode_h200")
+    lines = [
+        "| sequences | a step | floor: the state | of the floor | between two matrix products | host |",
+        "|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in record["rows"]:
+        us, floor = median(row["samples_us"]), row["bytes"] / record["copy_bytes_per_s"] * 1e6
+        lines.append(
+            f"| {row['sequences']} | {_us(us)} | {_us(floor)} | {floor / us:.0%} | {_us(row['between_us'])} |"
+            f" {_us(row['host_us'])} |"
+        )
+    return [*lines, "", circumstances(record)]
+
+
 def decode_forms() -> list[str]:
     """One line for each of the chosen rows: what it is, and which row of which call."""
     record = read("gdn_decode_forms_h200")
@@ -145,6 +160,9 @@ def _cells(values: list[float]) -> str:
 
 _WHOLE = {"through": "registers", "rows_of_a_tile": 128, "copies_the_state_alone": False, "store_hint": "none"}
 _SHARED = {"through": "shared memory", "rows_of_a_tile": 16, "stages": 6, "warps": 4, "copies_the_state_alone": False}
+_ASKED = "after asking for the state"
+_EARLY = {"piece_of_K": 32, "copies_the_state_alone": False, "load_hint": "none", "store_hint": "none"}
+_EARLY |= {"barrier_after_state": True, "dependent_launch": "waits and triggers"}
 _FORMS: list[tuple[str, int, Row]] = [
     (
         "the state alone, copied in place by slot: no arithmetic",
@@ -175,8 +193,16 @@ _FORMS: list[tuple[str, int, Row]] = [
         _WHOLE | {"warps": 8, "maxnreg": 128, "piece_of_K": 32, "dependent_launch": "waits"},
     ),
     (
-        "and the next launch may begin: the form that was kept",
+        "and the next launch may begin",
         3,
         _WHOLE | {"warps": 8, "maxnreg": 128, "piece_of_K": 32, "dependent_launch": "waits and triggers"},
     ),
+    ("the same", 4, _EARLY | {"waits": "first", "warps": 8, "maxnreg": 128}),
+    ("waits after the slots are read", 4, _EARLY | {"waits": "after the slots", "warps": 8, "maxnreg": 128}),
+    ("waits after the state is asked for", 4, _EARLY | {"waits": _ASKED, "warps": 8, "maxnreg": 128}),
+    ("4 warps, 255 registers: the form that is kept", 4, _EARLY | {"waits": _ASKED, "warps": 4, "maxnreg": 255}),
+    ("the same", 5, _EARLY | {"waits": _ASKED, "warps": 4, "maxnreg": 255}),
+    ("K in pieces of 64", 5, _EARLY | {"waits": _ASKED, "warps": 4, "maxnreg": 255, "piece_of_K": 64}),
+    ("the state alone, copied in place by slot", 5, _EARLY | {"copies_the_state_alone": True, "maxnreg": 255}),
+    ("the same, a row to a warp", 5, _EARLY | {"copies_the_state_alone": True, "maxnreg": 255, "piece_of_K": 128}),
 ]
