@@ -125,6 +125,8 @@ def _attention_prefill_kernel(
         b_before = tl.load(cu_seqlens_ptr + o_n, mask=o_n <= num_sequences, other=0) - first_token
         begins = b_before * G // BLOCK_M + o_n
         i_n += tl.sum(((begins <= i_block) & (o_n <= num_sequences)).to(tl.int32), axis=0)
+    # Together, since each waits for as long as all.
+    context = tl.load(context_lens_ptr + i_n, mask=i_n < num_sequences, other=0)
     begin = tl.load(cu_seqlens_ptr + i_n)
     end = tl.load(cu_seqlens_ptr + i_n + 1, mask=i_n < num_sequences, other=num_tokens)
     first = (i_block - (begin - first_token) * G // BLOCK_M - i_n) * BLOCK_M  # within the sequence
@@ -140,7 +142,6 @@ def _attention_prefill_kernel(
         tl.store(y_ptr + o_y, tl.zeros([BLOCK_M, BLOCK_D], tl.float32).to(y_ptr.dtype.element_ty), mask=m_q)
         return
 
-    context = tl.load(context_lens_ptr + i_n)
     past = context - length
     b_q = tl.load(queries_ptr + o_y, mask=m_q, other=0)
     b_o = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)

@@ -20,7 +20,7 @@ from hotstart.kernels.rotary import apply_rotary
 
 __all__ = ["attention_prepare", "attention_prepare_torch"]
 
-_TILE = 2048  # values of one program
+_TILE, _WARPS = 1024, 1  # values of one program: small ones, which wait for their loads apart, are fastest
 
 
 def attention_prepare_torch(
@@ -161,6 +161,7 @@ def _bound(dims: AttentionDims, row: int) -> tuple[BoundLaunch, int]:
         ROW=row,
         BLOCK_H=block_h,
         BLOCK_D=block_d,
+        num_warps=_WARPS,
     )
     return launch, -(-num_heads // block_h)
 
