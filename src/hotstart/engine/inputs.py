@@ -60,12 +60,6 @@ class InputBuilder:
     def rung(self, num_tokens: int) -> int:
         return self.rungs[bisect_left(self.rungs, num_tokens)]
 
-    def decode_rung(self, plan: StepPlan) -> int | None:
-        """What a step of answers alone is padded to; None for any other step, and where none is padded."""
-        if not self.decode_rungs or plan.num_decodes < len(plan.spans):
-            return None
-        return self.decode_rung_of(plan.num_decodes)
-
     def decode_rung_of(self, num_sequences: int) -> int:
         return self.decode_rungs[bisect_left(self.decode_rungs, num_sequences)]
 
@@ -84,7 +78,8 @@ class InputBuilder:
         self._masks.clear()
         rows = RowList(plan, self.limits.slab_rows, self.row_rungs, self.limits.num_slots, self._masks)
         self._masks.start()
-        decode_rung = self.decode_rung(plan)
+        # Answers alone are padded to a size of their own, so that the step can have been captured.
+        decode_rung = None if prefills or not self.decode_rungs else self.decode_rung_of(num_decodes)
         num_chunks = sum(-(-span.length // self.limits.chunk_length) for span in prefills)
         num_ends = self._padded_ends(len(plan.spans)) if rows.ends_alone else 0
         padded = decode_rung or self.rung(num_tokens)
