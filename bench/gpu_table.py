@@ -68,7 +68,6 @@ def run_lane(jobs: Iterable[Job], gpu: str, end: float, out: Path) -> None:
         caches = {"TRITON_CACHE_DIR": f"{folder}/triton", "XDG_CACHE_HOME": f"{folder}/home"}
         # Python's own, which an installation has: not every machine lets it stand beside the sources.
         caches |= {"PYTHONPYCACHEPREFIX": f"{folder}/bytecode", "PYTHONDONTWRITEBYTECODE": ""}
-        caches["PYTHONPATH"] = os.pathsep.join([str(ROOT / "src"), os.environ.get("PYTHONPATH", "")])
         environment = os.environ | caches | {"CUDA_VISIBLE_DEVICES": gpu}
         for job in jobs:
             limit_s = min(job.limit_s, end - time.monotonic())
