@@ -32,8 +32,11 @@ def test_ops_run_on_meta_tensors():
     queries = ops.attention_prepare(packed, norm, norm, rope, keys, values, step, dims)
     assert ops.paged_attention(queries, packed, keys, values, step, dims).shape == (T, 96)
 
-    x, residual, weight = (torch.empty(*s, device="meta") for s in ((T, 64), (T, 64), (64,)))
-    assert ops.add_rms_norm(x, residual, weight, 1e-6).shape == (T, 64)
+    x, weight, norm = (torch.empty(*s, device="meta") for s in ((T, 64), (48, 64), (64,)))
+    assert ops.rms_norm(x, norm, 1e-6).shape == (T, 64)
+    assert ops.linear(x, weight).shape == ops.norm_linear(x, norm, 1e-6, weight).shape == (T, 48)
+    assert ops.norm_swiglu(x, norm, 1e-6, weight).shape == (T, 24)
+    assert ops.add_linear(x, ops.linear(x, weight), weight.T.contiguous()) is x
     assert ops.silu_mul(x).shape == (T, 32)
     experts = torch.empty(4, 32, 64, device="meta"), torch.empty(4, 64, 16, device="meta")
     moe = MoeDims(num_experts=4, top_k=2, width=16, renormalise=True)

@@ -180,18 +180,24 @@ class _Step:
 
     def _forward(self) -> Place:
         T, D = self.at.tokens, self.config.hidden_size
-        x, residual = self.take(T * D), self.take(T * D)
+        residual = self.take(T * D)
         for is_attention, is_moe in self._layers():
-            normed = self.take(T * D)
-            mixed = self._attention() if is_attention else self._gdn()
-            self.free(normed)
-            normed = self.take(T * D)
-            y = self._experts() if is_moe else self._mlp(self.config.intermediate_size)
-            self.free(normed, mixed, x)
-            x = y
+            self.free(self._attention() if is_attention else self._gdn())
+            if is_moe:
+                normed = self.take(T * D)
+                self.free(self._experts(), normed)
+            else:
+                self.free(self._swiglu(self.config.intermediate_size, of_norm=True))
         out = self.take(T * D)
-        self.free(x, residual)
+        self.free(residual)
         return out
+
+    def _product(self, width: int, *, of_norm: bool = True) -> Place:
+        T = self.at.tokens
+        normed = [self.take(T * self.config.hidden_size)] if of_norm else []
+        y = self.take(T * width)
+        self.free(*normed)
+        return y
 
     def _layers(self) -> list[tuple[bool, bool]]:
         config = self.config
@@ -203,13 +209,12 @@ class _Step:
     def _gdn(self) -> Place:
         config, T = self.config, self.at.tokens
         width = config.linear_num_value_heads * config.linear_value_head_dim
-        packed, out = self.take(T * packed_width(config)), self.take(T * width)
+        packed, out = self._product(packed_width(config)), self.take(T * width)
         if self.at.prompts:
             with self.held(*self._gdn_workspace()):
                 pass
-        y = self.take(T * config.hidden_size)
-        self.free(packed, out)
-        return y
+        self.free(packed)
+        return out
 
     def _gdn_workspace(self) -> list[tuple[int, int]]:
         """Elements and bytes of its tensors: q and k, where they are apart, and for as many chunks as fit."""
@@ -230,25 +235,21 @@ class _Step:
     def _attention(self) -> Place:
         config, T = self.config, self.at.tokens
         H, Hkv, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        packed, queries, out = (self.take(T * width * D) for width in (2 * (H + Hkv), H, H))
+        packed, queries, out = self._product(2 * (H + Hkv) * D), self.take(T * H * D), self.take(T * H * D)
         if self.at.decodes:
             parts = H * _ATTENTION_PARTS
             rows = self.at.decodes if self.at.prompts else T
             rows = min(max(1, _ATTENTION_BYTES // (4 * parts * D)), rows)
             with self.held((rows * parts * D, 4), (rows * parts, 4)):
                 pass
-        y = self.take(T * config.hidden_size)
-        self.free(out, packed, queries)
-        return y
+        self.free(packed, queries)
+        return out
 
-    def _mlp(self, width: int) -> Place:
-        T = self.at.tokens
-        gate_up = self.take(2 * T * width)
-        product = self.take(T * width)
+    def _swiglu(self, width: int, *, of_norm: bool) -> Place:
+        gate_up = self._product(2 * width, of_norm=of_norm)
+        product = self.take(self.at.tokens * width)
         self.free(gate_up)
-        y = self.take(T * self.config.hidden_size)
-        self.free(product)
-        return y
+        return product
 
     def _experts(self) -> Place:
         """kernels/moe.py, and layers/moe.py for a shared expert of another width."""
@@ -270,7 +271,8 @@ class _Step:
         self.free(*small, hidden)
         if shared != width:
             sigmoid = self.take(T)
-            self.free(self._mlp(shared), sigmoid)
+            inner = self._swiglu(shared, of_norm=False)
+            self.free(inner, self.take(T * D), sigmoid)
         self.free(logits)
         return y
 

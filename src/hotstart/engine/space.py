@@ -86,17 +86,18 @@ def launch_space(
         state_dtype=state_dtype,
         attention=attention_dims(config),
         moe=moe_dims(config) if any(config.moe_layers) else None,
-        mlp_widths=_mlp_widths(config),
+        mlp_widths=_widths(config, moe=False),
+        shared_widths=_widths(config, moe=True),
         vocab_size=config.vocab_size,
         num_positions=longest,
     )
 
 
-def _mlp_widths(config: ModelConfig) -> tuple[int, ...]:
-    """A shared expert as wide as the others has no feed-forward of its own."""
-    shared = () if moe_dims(config).shares else (config.shared_expert_intermediate_size,)
-    widths = {width for moe in config.moe_layers for width in (shared if moe else (config.intermediate_size,))}
-    return tuple(sorted(widths))
+def _widths(config: ModelConfig, *, moe: bool) -> tuple[int, ...]:
+    """Of the feed-forwards that all tokens of a layer go through; a shared expert as wide as the others is none."""
+    if moe not in config.moe_layers or (moe and moe_dims(config).shares):
+        return ()
+    return (config.shared_expert_intermediate_size if moe else config.intermediate_size,)
 
 
 def moved(thing: T, device: torch.device) -> T:

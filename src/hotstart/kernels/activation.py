@@ -59,7 +59,7 @@ def _bound(width: int) -> tuple[BoundLaunch, int]:
 
 def _warmup(space: LaunchSpace) -> None:
     for dtype in space.activation_dtypes:
-        for width in space.mlp_widths:
+        for width in {*space.mlp_widths, *space.shared_widths}:
             silu_mul(space.tokens(2 * width, dtype))
 
 

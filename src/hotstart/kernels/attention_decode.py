@@ -14,8 +14,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
+from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, launches_overlap
 from hotstart.kernels.ops import AttentionDims, Step
 
 __all__ = ["attention_decode"]
@@ -60,8 +61,12 @@ def _attend_kernel(
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Program: sequence x key head x part; it serves all the query heads that share the key head."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     G: tl.constexpr = H // HKV
     i_p = tl.program_id(0)
     i_part = i_p % MAX_PARTS
@@ -135,8 +140,12 @@ def _join_kernel(
     MAX_PARTS: tl.constexpr,
     PART_TOKENS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Program: sequence x query head."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     G: tl.constexpr = H // HKV
     i_row, i_h = tl.program_id(0) // H, tl.program_id(0) % H
     i_t = (first_row + i_row).to(tl.int64)
@@ -171,7 +180,7 @@ def attention_decode(
     parts = torch.empty(min(slab, num_rows), Hkv, MAX_PARTS, group, D, dtype=torch.float32, device=out.device)
     sums = torch.empty(min(slab, num_rows), Hkv, MAX_PARTS, group, dtype=torch.float32, device=out.device)
     shape = packed.shape[1], keys.shape[1], keys.element_size(), MAX_PARTS, PART_TOKENS, _TILE_BYTES
-    attend, join = _bound(dims, *shape)
+    attend, join = _bound(dims, *shape, launches_overlap())
     table = decode.page_table
     for first in range(0, num_rows, slab):
         count = min(slab, num_rows - first)
@@ -184,22 +193,24 @@ def attention_decode(
 
 @cache
 def _bound(
-    dims: AttentionDims, row: int, page: int, itemsize: int, max_parts: int, part_tokens: int, tile_bytes: int
-) -> tuple[BoundLaunch, BoundLaunch]:
+    dims: AttentionDims, row: int, page: int, itemsize: int, max_parts: int, part_tokens: int, tile_bytes: int,
+    overlap: bool,
+) -> tuple[BoundLaunch, BoundLaunch]:  # fmt: skip
     H, Hkv, D = dims.num_heads, dims.num_kv_heads, dims.head_dim
     block_d = max(16, int(triton.next_power_of_2(D)))
-    heads = {"H": H, "HKV": Hkv, "D": D, "ROW": row}
-    shape = {"MAX_PARTS": max_parts, "PART_TOKENS": part_tokens, "BLOCK_D": block_d}
+    both = {
+        "H": H, "HKV": Hkv, "D": D, "ROW": row, "MAX_PARTS": max_parts, "PART_TOKENS": part_tokens, "BLOCK_D": block_d,
+        "OVERLAP": overlap, "launch_pdl": overlap,
+    }  # fmt: skip
     attend = _launch_attend.bind(
-        **heads,
-        **shape,
+        **both,
         PAGE=page,
         BLOCK_G=max(16, triton.next_power_of_2(H // Hkv)),
         BLOCK_N=min(64, max(16, tile_bytes // (block_d * itemsize))),
         num_warps=_WARPS,
         num_stages=_STAGES,
     )
-    return attend, _launch_join.bind(**heads, **shape)
+    return attend, _launch_join.bind(**both)
 
 
 def _warmup(space: LaunchSpace) -> None:

@@ -12,8 +12,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
+from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, launches_overlap
 from hotstart.kernels.norm import norm_scale, row_length
 from hotstart.kernels.ops import AttentionDims, Step
 from hotstart.kernels.rotary import apply_rotary
@@ -75,8 +76,12 @@ def _attention_prepare_kernel(
     ROW: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """Program: token x block of heads, which are counted through queries, keys and values."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     HALF: tl.constexpr = R // 2
     num_heads: tl.constexpr = H + 2 * HKV
     num_blocks: tl.constexpr = (num_heads + BLOCK_H - 1) // BLOCK_H
@@ -140,7 +145,7 @@ def attention_prepare(
     T, H, Hkv, D = packed.shape[0], dims.num_heads, dims.num_kv_heads, dims.head_dim
     assert rope.shape[1] == dims.rotary_dim and keys.shape[2:] == (Hkv, D), (rope.shape, keys.shape)
     queries = packed.new_empty(T, H, D)
-    launch, num_blocks = _bound(dims, packed.shape[1])
+    launch, num_blocks = _bound(dims, packed.shape[1], launches_overlap())
     launch(
         (T * num_blocks,), packed, q_norm, k_norm, rope, step.positions, step.kv_index, queries, keys, values, dims.eps
     )
@@ -148,7 +153,7 @@ def attention_prepare(
 
 
 @cache
-def _bound(dims: AttentionDims, row: int) -> tuple[BoundLaunch, int]:
+def _bound(dims: AttentionDims, row: int, overlap: bool) -> tuple[BoundLaunch, int]:
     """And the programs of a token."""
     num_heads = dims.num_heads + 2 * dims.num_kv_heads
     block_d = triton.next_power_of_2(dims.head_dim)
@@ -161,6 +166,8 @@ def _bound(dims: AttentionDims, row: int) -> tuple[BoundLaunch, int]:
         ROW=row,
         BLOCK_H=block_h,
         BLOCK_D=block_d,
+        OVERLAP=overlap,
+        launch_pdl=overlap,
         num_warps=_WARPS,
     )
     return launch, -(-num_heads // block_h)

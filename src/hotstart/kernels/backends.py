@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-import torch.nn.functional as F
-
 from hotstart.kernels import (
     activation,
     attention,
@@ -17,6 +15,7 @@ from hotstart.kernels import (
     gdn_decode,
     gdn_external,
     linear,
+    linear_skinny,
     moe,
     norm,
     sampling,
@@ -30,7 +29,10 @@ Backend = Literal["torch", "triton"]
 _TORCH = Ops(
     name="torch",
     linear=linear.linear_torch,
-    add_rms_norm=norm.add_rms_norm_torch,
+    norm_linear=linear.norm_linear_torch,
+    norm_swiglu=linear.norm_swiglu_torch,
+    add_linear=linear.add_linear_torch,
+    rms_norm=norm.rms_norm_torch,
     silu_mul=activation.silu_mul_torch,
     attention_prepare=attention_prepare.attention_prepare_torch,
     paged_attention=attention.paged_attention_torch,
@@ -40,11 +42,14 @@ _TORCH = Ops(
     sample=sampling.sample_torch,
     record=edits.record_torch,
 )
-# What stays PyTorch's: products with weights (cuBLAS), the embedding, the shared expert's gate.
+# What stays PyTorch's: products of many tokens (cuBLAS), the embedding, the shared expert's gate.
 _TRITON = Ops(
     name="triton",
-    linear=F.linear,
-    add_rms_norm=norm.add_rms_norm,
+    linear=linear_skinny.linear,
+    norm_linear=linear_skinny.norm_linear,
+    norm_swiglu=linear_skinny.norm_swiglu,
+    add_linear=linear_skinny.add_linear,
+    rms_norm=norm.rms_norm,
     silu_mul=activation.silu_mul,
     attention_prepare=attention_prepare.attention_prepare,
     paged_attention=attention.paged_attention,

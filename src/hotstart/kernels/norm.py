@@ -1,4 +1,4 @@
-"""RMS norm in fp32 of a residual that is added to first: r = x + r;  y = r / rms(r) * (1 + w)
+"""RMS norm in fp32: y = x / rms(x) * (1 + w)
 
 rms(x) = sqrt(mean(x^2) + eps).  Source: Zhang & Sennrich 2019, arXiv:1910.07467; the 1 + w form is Qwen3-Next's.
 """
@@ -13,9 +13,9 @@ from torch import Tensor
 from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 
 __all__ = [
-    "add_rms_norm",
-    "add_rms_norm_torch",
     "norm_scale",
+    "rms_norm",
+    "rms_norm_torch",
     "row_length",
     "scalar",
 ]
@@ -42,36 +42,28 @@ def scalar(value: float) -> Tensor:
     return torch.tensor(value)
 
 
-def add_rms_norm_torch(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The norm of x + residual, which replaces `residual`; both are rounded to their dtype before the norm."""
-    wide = residual.add_(x).float()
+def rms_norm_torch(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x: [T, D], weight: [D] -> [T, D]."""
+    wide = x.float()
     return (wide / row_length(wide, eps * x.shape[-1])).mul_(norm_scale(weight)).to(x.dtype)
 
 
 @kernel
-def _add_rms_norm_kernel(
-    x_ptr, residual_ptr, weight_ptr, y_ptr, eps: tl.float32, D: tl.constexpr, BLOCK_D: tl.constexpr
-):
+def _rms_norm_kernel(x_ptr, weight_ptr, y_ptr, eps: tl.float32, D: tl.constexpr, BLOCK_D: tl.constexpr):
     i_t = tl.program_id(0).to(tl.int64)
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < D
     b_x = tl.load(x_ptr + i_t * D + o_d, mask=m_d, other=0).to(tl.float32)
-    b_r = tl.load(residual_ptr + i_t * D + o_d, mask=m_d, other=0).to(tl.float32)
     b_w = tl.load(weight_ptr + o_d, mask=m_d, other=0).to(tl.float32)
-    # The norm sees what the next layer will read: the sum after rounding.
-    b_s = (b_x + b_r).to(residual_ptr.dtype.element_ty)
-    tl.store(residual_ptr + i_t * D + o_d, b_s, mask=m_d)
-    b_s = b_s.to(tl.float32)
-    b_y = b_s * tl.rsqrt(tl.sum(b_s * b_s, axis=0) / D + eps) * (1 + b_w)
+    b_y = b_x * tl.rsqrt(tl.sum(b_x * b_x, axis=0) / D + eps) * (1 + b_w)
     tl.store(y_ptr + i_t * D + o_d, b_y.to(y_ptr.dtype.element_ty), mask=m_d)
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """The norm of x + residual, which replaces `residual`.  x, residual: [T, D], weight: [D] -> [T, D]."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x: [T, D], weight: [D] -> [T, D]."""
     T, D = x.shape
-    assert residual.shape == x.shape, (residual.shape, x.shape)
     y = x.new_empty(T, D)  # empty_like on meta tensors imports all of sympy: a second of the start
-    _bound(D)((T,), x, residual, weight, y, eps)
+    _bound(D)((T,), x, weight, y, eps)
     return y
 
 
@@ -84,8 +76,8 @@ def _bound(D: int) -> BoundLaunch:
 
 def _warmup(space: LaunchSpace) -> None:
     for dtype in space.activation_dtypes:
-        x, residual = (space.tokens(space.hidden_size, dtype) for _ in range(2))
-        add_rms_norm(x, residual, space.weight(space.hidden_size, dtype=dtype), space.eps)
+        weight = space.weight(space.hidden_size, dtype=dtype)
+        rms_norm(space.tokens(space.hidden_size, dtype), weight, space.eps)
 
 
-_launch = Launcher(_add_rms_norm_kernel, warmup=_warmup, in_place=True)
+_launch = Launcher(_rms_norm_kernel, warmup=_warmup)

@@ -221,8 +221,14 @@ class Ops:
     name: str
     # (x [T, K], weight [N, K]) -> x @ weight^T [T, N]
     linear: Callable[[Tensor, Tensor], Tensor]
-    # (x [T, D], residual [T, D], weight [D], eps) -> [T, D]; residual becomes x + residual in place
-    add_rms_norm: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    # (x [T, D], norm [D], eps, weight [N, D]) -> rms_norm(x) @ weight^T [T, N]
+    norm_linear: Callable[[Tensor, Tensor, float, Tensor], Tensor]
+    # (x [T, D], norm [D], eps, weight [2 I, D]: gate | up) -> silu(gate) * up of the norm's products [T, I]
+    norm_swiglu: Callable[[Tensor, Tensor, float, Tensor], Tensor]
+    # (residual [T, D], x [T, K], weight [D, K]) -> the residual, to which x @ weight^T is added in place
+    add_linear: Callable[[Tensor, Tensor, Tensor], Tensor]
+    # (x [T, D], norm [D], eps) -> [T, D]
+    rms_norm: Callable[[Tensor, Tensor, float], Tensor]
     # (x [T, 2 I]: gate | up) -> silu(gate) * up [T, I]
     silu_mul: Callable[[Tensor], Tensor]
     # (packed [T, *], q_norm [D], k_norm [D], rope [positions, rotary_dim]: cos | sin float32, keys, values, step, dims)

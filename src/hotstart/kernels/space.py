@@ -39,7 +39,8 @@ class LaunchSpace:
     state_dtype: torch.dtype = torch.float32
     attention: AttentionDims | None = None
     moe: MoeDims | None = None
-    mlp_widths: tuple[int, ...] = ()  # intermediate sizes of the dense feed-forwards and of shared experts
+    mlp_widths: tuple[int, ...] = ()  # intermediate sizes of the dense feed-forwards
+    shared_widths: tuple[int, ...] = ()  # and of shared experts
     vocab_size: int = 0
     num_positions: int = 64  # of the rotary table: enough for the steps above
     device: torch.device = field(default_factory=lambda: torch.device("meta"))

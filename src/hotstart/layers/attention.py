@@ -9,6 +9,7 @@ from hotstart.config.model import ModelConfig
 from hotstart.kernels.ops import AttentionDims, Ops
 from hotstart.layers.fused import Fused, by_rows
 from hotstart.layers.linear import Layer, Linear, meta_parameter
+from hotstart.layers.norm import RMSNorm
 from hotstart.layers.rotary import RotaryTable
 
 __all__ = ["GatedAttention", "attention_dims"]
@@ -46,21 +47,25 @@ class GatedAttention(Layer):
             Fused(self.k_norm_weight, (by_rows(self.k_norm_weight, {"k_norm.weight": self.dims.head_dim}),)),
         ]
 
-    def forward(self, x: Tensor, step: StepInputs, cache: CacheTensors) -> Tensor:  # [T, D] -> [T, D]
+    def forward(self, residual: Tensor, norm: RMSNorm, step: StepInputs, cache: CacheTensors) -> Tensor:
+        """residual [T, D], in place."""
         keys, values = cache.kv(self.index)
-        q, packed = self._prepare(x, step, keys, values)
-        return self.o_proj(self.ops.paged_attention(q, packed, keys, values, step, self.dims))
+        q, packed = self._prepare(residual, norm, step, keys, values)
+        return self.o_proj.add_to(residual, self.ops.paged_attention(q, packed, keys, values, step, self.dims))
 
-    def ends(self, x: Tensor, step: StepInputs, cache: CacheTensors) -> Tensor:  # [T, D] -> [E, D]
-        """Keys and values of all tokens; attention of the spans' last ones."""
+    def ends(self, residual: Tensor, norm: RMSNorm, step: StepInputs, cache: CacheTensors) -> Tensor:
+        """Keys and values of all tokens; the residual of the spans' last ones, [T, D] -> [E, D]."""
         keys, values = cache.kv(self.index)
         rows = step.ends.rows
-        q, packed = (part.index_select(0, rows) for part in self._prepare(x, step, keys, values))
-        return self.o_proj(self.ops.paged_attention(q, packed, keys, values, step.ends, self.dims))
+        q, packed = (part.index_select(0, rows) for part in self._prepare(residual, norm, step, keys, values))
+        out = self.ops.paged_attention(q, packed, keys, values, step.ends, self.dims)
+        return self.o_proj.add_to(residual.index_select(0, rows), out)
 
-    def _prepare(self, x: Tensor, step: StepInputs, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def _prepare(
+        self, residual: Tensor, norm: RMSNorm, step: StepInputs, keys: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Queries, and the projection that holds their gates."""
-        packed = self.qkv_proj(x)
+        packed = self.qkv_proj.of_norm(norm, residual)
         norms = self.q_norm_weight, self.k_norm_weight
         q = self.ops.attention_prepare(packed, *norms, self.rotary.table, keys, values, step, self.dims)
         return q, packed

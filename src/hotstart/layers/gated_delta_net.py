@@ -13,6 +13,7 @@ from hotstart.config.model import ModelConfig
 from hotstart.kernels.ops import GdnDims, GdnWeights, Ops
 from hotstart.layers.fused import Fused, Piece, by_rows
 from hotstart.layers.linear import Layer, Linear, meta_parameter
+from hotstart.layers.norm import RMSNorm
 
 __all__ = ["GatedDeltaNet", "gdn_dims"]
 
@@ -76,17 +77,20 @@ class GatedDeltaNet(Layer):
         b, a = rows(dims.b_offset, dims.num_value_heads), rows(dims.a_offset, dims.num_value_heads)
         return [Piece("in_proj_qkvz.weight", (q, k, v, z)), Piece("in_proj_ba.weight", (b, a))]
 
-    def forward(self, x: Tensor, step: StepInputs, cache: CacheTensors) -> Tensor:  # [T, D] -> [T, D]
-        return self.out_proj(self._mix(x, step, cache))
+    def forward(self, residual: Tensor, norm: RMSNorm, step: StepInputs, cache: CacheTensors) -> Tensor:
+        """residual [T, D], in place."""
+        return self.out_proj.add_to(residual, self._mix(residual, norm, step, cache))
 
-    def ends(self, x: Tensor, step: StepInputs, cache: CacheTensors) -> Tensor:  # [T, D] -> [E, D]
-        """States after all tokens; outputs of the spans' last ones."""
-        return self.out_proj(self._mix(x, step, cache).index_select(0, step.ends.rows))
+    def ends(self, residual: Tensor, norm: RMSNorm, step: StepInputs, cache: CacheTensors) -> Tensor:
+        """States after all tokens; the residual of the spans' last ones, [T, D] -> [E, D]."""
+        rows = step.ends.rows
+        out = self._mix(residual, norm, step, cache).index_select(0, rows)
+        return self.out_proj.add_to(residual.index_select(0, rows), out)
 
-    def _mix(self, x: Tensor, step: StepInputs, cache: CacheTensors) -> Tensor:
-        packed = self.in_proj(x)
+    def _mix(self, residual: Tensor, norm: RMSNorm, step: StepInputs, cache: CacheTensors) -> Tensor:
+        packed = self.in_proj.of_norm(norm, residual)
         weights, conv, state = self._gathered(), cache.conv(self.index), cache.state(self.index)
-        out = x.new_empty(x.shape[0], self.value_width)  # rows of padding stay undefined
+        out = packed.new_empty(packed.shape[0], self.value_width)  # rows of padding stay undefined
         self.ops.gdn_decode(packed, weights, conv, state, step.decode, self.dims, out)
         self.ops.gdn_prefill(packed, weights, conv, state, step.prefill, self.dims, out)
         return out

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from hotstart.kernels.ops import Ops
 
+if TYPE_CHECKING:
+    from hotstart.layers.norm import RMSNorm
+
 __all__ = ["Layer", "Linear", "meta_parameter"]
 
 
@@ -35,7 +38,7 @@ def meta_parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:
 
 
 class Linear(Layer):
-    """x @ weight.T, no bias."""
+    """x @ weight.T, no bias, alone or as one op with what stands before or after it."""
 
     def __init__(self, in_features: int, out_features: int, ops: Ops, dtype: torch.dtype) -> None:
         super().__init__()
@@ -44,3 +47,9 @@ class Linear(Layer):
 
     def forward(self, x: Tensor) -> Tensor:  # [T, in] -> [T, out]
         return self.ops.linear(x, self.weight)
+
+    def of_norm(self, norm: "RMSNorm", x: Tensor) -> Tensor:  # [T, in] -> [T, out]
+        return self.ops.norm_linear(x, norm.weight, norm.eps, self.weight)
+
+    def add_to(self, residual: Tensor, x: Tensor) -> Tensor:  # [T, out] in place, [T, in] -> the residual
+        return self.ops.add_linear(residual, x, self.weight)

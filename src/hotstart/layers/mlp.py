@@ -1,4 +1,4 @@
-"""MLP: the SwiGLU feed-forward.  Shazeer 2020, arXiv:2002.05202."""
+"""SwiGLU feed-forward.  Shazeer 2020, arXiv:2002.05202."""
 
 import torch
 from torch import Tensor
@@ -6,6 +6,7 @@ from torch import Tensor
 from hotstart.kernels.ops import Ops, Step
 from hotstart.layers.fused import Fused, by_rows
 from hotstart.layers.linear import Layer, Linear
+from hotstart.layers.norm import RMSNorm
 
 __all__ = ["MLP"]
 
@@ -21,5 +22,9 @@ class MLP(Layer):
     def fused(self) -> list[Fused]:
         return [Fused(self.gate_up_proj.weight, (by_rows(self.gate_up_proj.weight, self.widths),))]
 
-    def forward(self, x: Tensor, step: Step) -> Tensor:  # [T, D] -> [T, D]
+    def forward(self, residual: Tensor, norm: RMSNorm, step: Step) -> Tensor:  # [T, D], in place
+        hidden = self.ops.norm_swiglu(residual, norm.weight, norm.eps, self.gate_up_proj.weight)
+        return self.down_proj.add_to(residual, hidden)
+
+    def of_normed(self, x: Tensor) -> Tensor:  # [T, D] -> [T, D]
         return self.down_proj(self.ops.silu_mul(self.gate_up_proj(x)))

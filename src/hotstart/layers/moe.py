@@ -8,6 +8,7 @@ from hotstart.kernels.ops import MoeDims, Ops, Step
 from hotstart.layers.fused import Fused, Piece, by_rows
 from hotstart.layers.linear import Layer, Linear, meta_parameter
 from hotstart.layers.mlp import MLP
+from hotstart.layers.norm import RMSNorm
 
 __all__ = ["SparseMoE", "moe_dims"]
 
@@ -56,13 +57,14 @@ class SparseMoE(Layer):
             ),
         ]
 
-    def forward(self, x: Tensor, step: Step) -> Tensor:  # [T, D] -> [T, D]
+    def forward(self, residual: Tensor, norm: RMSNorm, step: Step) -> Tensor:  # [T, D], in place
+        x = norm(residual)
         logits = self.gate(x)
         y = self.ops.moe(x, logits, self.gate_up_proj, self.down_proj, self.dims, step)
-        if self.dims.shares:
-            return y
-        gate = logits.narrow(1, self.dims.num_experts, 1)
-        return y.addcmul_(torch.sigmoid(gate), self.shared_expert(x, step))
+        if not self.dims.shares:
+            gate = logits.narrow(1, self.dims.num_experts, 1)
+            y.addcmul_(torch.sigmoid(gate), self.shared_expert.of_normed(x))
+        return residual.add_(y)
 
 
 def stacked(name: str, weight: Tensor) -> Piece:

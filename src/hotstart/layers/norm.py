@@ -1,4 +1,4 @@
-"""AddRMSNorm: close a residual branch and normalise for the next one."""
+"""RMSNorm: what stands before a mixer and before a feed-forward."""
 
 import torch
 from torch import Tensor
@@ -6,11 +6,11 @@ from torch import Tensor
 from hotstart.kernels.ops import Ops
 from hotstart.layers.linear import Layer, meta_parameter
 
-__all__ = ["AddRMSNorm"]
+__all__ = ["RMSNorm"]
 
 
-class AddRMSNorm(Layer):
-    """residual += x; the result is residual / rms(residual) * (1 + weight)."""
+class RMSNorm(Layer):
+    """x / rms(x) * (1 + weight)."""
 
     def __init__(self, hidden_size: int, eps: float, ops: Ops, dtype: torch.dtype) -> None:
         super().__init__()
@@ -18,5 +18,5 @@ class AddRMSNorm(Layer):
         self.ops = ops
         self.weight = meta_parameter(hidden_size, dtype=dtype)
 
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:  # [T, D], [T, D] in place -> [T, D]
-        return self.ops.add_rms_norm(x, residual, self.weight, self.eps)
+    def forward(self, x: Tensor) -> Tensor:  # [T, D] -> [T, D]
+        return self.ops.rms_norm(x, self.weight, self.eps)

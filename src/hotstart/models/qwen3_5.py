@@ -18,20 +18,20 @@ from hotstart.layers.gated_delta_net import GatedDeltaNet
 from hotstart.layers.linear import Layer, Linear
 from hotstart.layers.mlp import MLP
 from hotstart.layers.moe import SparseMoE
-from hotstart.layers.norm import AddRMSNorm
+from hotstart.layers.norm import RMSNorm
 from hotstart.layers.rotary import RotaryTable
 
 __all__ = ["DecoderLayer", "Qwen35"]
 
 
 class DecoderLayer(Layer):
-    """A mixer of tokens, then a feed-forward; the residual stream runs beside them and is changed in place."""
+    """A mixer of tokens, then a feed-forward.  Each adds to the residual, in place, what it makes of its norm."""
 
     def __init__(self, config: ModelConfig, index: int, rotary: RotaryTable, ops: Ops, dtype: torch.dtype) -> None:
         super().__init__()
         D, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = AddRMSNorm(D, eps, ops, dtype)
-        self.post_attention_layernorm = AddRMSNorm(D, eps, ops, dtype)
+        self.input_layernorm = RMSNorm(D, eps, ops, dtype)
+        self.post_attention_layernorm = RMSNorm(D, eps, ops, dtype)
         self.has_attention = config.layer_types[index] == "full_attention"
         if self.has_attention:
             self.self_attn = GatedAttention(config, index, rotary, ops, dtype)
@@ -42,15 +42,14 @@ class DecoderLayer(Layer):
         else:
             self.mlp = MLP(D, config.intermediate_size, ops, dtype)
 
-    def forward(self, x: Tensor, residual: Tensor, step: StepInputs, cache: CacheTensors) -> Tensor:
-        x = self.mixer(self.input_layernorm(x, residual), step, cache)
-        return self.mlp(self.post_attention_layernorm(x, residual), step)
+    def forward(self, residual: Tensor, step: StepInputs, cache: CacheTensors) -> Tensor:  # [T, D], in place
+        residual = self.mixer(residual, self.input_layernorm, step, cache)
+        return self.mlp(residual, self.post_attention_layernorm, step)
 
-    def ends(self, x: Tensor, residual: Tensor, step: StepInputs, cache: CacheTensors) -> tuple[Tensor, Tensor]:
-        """The same for the spans' last tokens alone, and their residual: all that nobody else reads is left out."""
-        x = self.mixer.ends(self.input_layernorm(x, residual), step, cache)
-        residual = residual.index_select(0, step.ends.rows)
-        return self.mlp(self.post_attention_layernorm(x, residual), step.ends), residual
+    def ends(self, residual: Tensor, step: StepInputs, cache: CacheTensors) -> Tensor:  # [T, D] -> [E, D]
+        """The same for the spans' last tokens alone: all that nobody else reads is left out."""
+        residual = self.mixer.ends(residual, self.input_layernorm, step, cache)
+        return self.mlp(residual, self.post_attention_layernorm, step.ends)
 
     @property
     def mixer(self) -> GatedAttention | GatedDeltaNet:
@@ -73,22 +72,17 @@ class Qwen35(Layer):
         self.layers = nn.ModuleList(
             DecoderLayer(config, index, rotary, ops, dtype) for index in range(config.num_hidden_layers)
         )
-        self.norm = AddRMSNorm(config.hidden_size, config.rms_norm_eps, ops, dtype)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, ops, dtype)
         self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, ops, dtype)
 
     def forward(self, step: StepInputs, cache: CacheTensors) -> Tensor:
         """Hidden states after the last norm, [T, D], or [E, D] of the ends if those are all that is wanted.  Keys,
         values and states are written to the cache."""
-        x = self.embed_tokens(step.token_ids)
-        residual = torch.zeros_like(x)
+        residual = self.embed_tokens(step.token_ids)
         *layers, last = cast("Iterable[DecoderLayer]", self.layers)
         for layer in layers:
-            x = layer(x, residual, step, cache)
-        if step.ends_alone:
-            x, residual = last.ends(x, residual, step, cache)
-        else:
-            x = last(x, residual, step, cache)
-        return self.norm(x, residual)
+            residual = layer(residual, step, cache)
+        return self.norm((last.ends if step.ends_alone else last)(residual, step, cache))
 
     def logits(self, hidden: Tensor) -> Tensor:  # [R, D] -> [R, vocab]
         head = self.embed_tokens if self.lm_head is None else self.lm_head

@@ -53,7 +53,8 @@ def space() -> LaunchSpace:
         gdn=GdnDims(num_key_heads=2, num_value_heads=6, key_dim=64, value_dim=48, conv_width=4, eps=1e-6),
         attention=AttentionDims(num_heads=6, num_kv_heads=1, head_dim=80, rotary_dim=20, eps=1e-6),
         moe=MoeDims(num_experts=4, top_k=2, width=72, renormalise=True, shares=True),
-        mlp_widths=(136, 1100),
+        mlp_widths=(1100,),
+        shared_widths=(136,),
         vocab_size=1300,
     )
 

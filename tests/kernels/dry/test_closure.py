@@ -16,8 +16,9 @@ from hotstart.kernels.edits import Masks, Records, mask_words, record
 from hotstart.kernels.gdn_chunked import gdn_prefill
 from hotstart.kernels.gdn_decode import gdn_decode
 from hotstart.kernels.launch import Watch, recording
+from hotstart.kernels.linear_skinny import add_linear, linear, norm_linear, norm_swiglu
 from hotstart.kernels.moe import moe
-from hotstart.kernels.norm import add_rms_norm
+from hotstart.kernels.norm import rms_norm
 from hotstart.kernels.warm_up import warm_up
 
 COUNTS = (1, 2, 3, 16, 17, 64)
@@ -38,10 +39,11 @@ def serve(space, count):
     attend(space, step)
     attend(space, make_step([], [Row(count, pages=(0,) * count)], page_size=space.page_size, padding=count % 2))
     x, weight = torch.empty(rows, space.hidden_size, dtype=dtype), torch.empty(space.hidden_size, dtype=dtype)
-    add_rms_norm(x, torch.empty_like(x), weight, space.eps)
+    rms_norm(x, weight, space.eps)
     draw.sample(torch.empty(rows, space.vocab_size, dtype=dtype), make_rows([{}] * rows), HISTORY)
     pick(space, rows, step)
-    for width in space.mlp_widths:
+    multiply(space, x[:count], weight)
+    for width in (*space.mlp_widths, *space.shared_widths):
         silu_mul(torch.empty(rows, 2 * width, dtype=dtype))
     mix(space, count)
 
@@ -54,6 +56,20 @@ def mix(space, count):
     gate_up = torch.empty(dims.stacked_experts, 2 * dims.width, space.hidden_size, dtype=dtype)
     down = torch.empty(dims.stacked_experts, space.hidden_size, dims.width, dtype=dtype)
     moe(x, torch.empty(rows, dims.logit_width, dtype=dtype), gate_up, down, dims, step)
+
+
+def multiply(space, x, norm):
+    """What few tokens are multiplied by, joined to what stands around it; more tokens take other ways."""
+    rows, D, dtype = len(x), space.hidden_size, x.dtype
+    inner = space.gdn.num_value_heads * space.gdn.value_dim, space.attention.num_heads * space.attention.head_dim
+    norm_linear(x, norm, space.eps, torch.empty(space.gdn.packed_width, D, dtype=dtype))
+    for width in space.mlp_widths:
+        norm_swiglu(x, norm, space.eps, torch.empty(2 * width, D, dtype=dtype))
+    for width in space.shared_widths:
+        linear(torch.empty(rows, width, dtype=dtype), torch.empty(D, width, dtype=dtype))
+    for width in (*inner, *space.mlp_widths):
+        add_linear(x, torch.empty(rows, width, dtype=dtype), torch.empty(D, width, dtype=dtype))
+    linear(x, torch.empty(space.moe.num_experts, D, dtype=dtype))
 
 
 def pick(space, rows, step):

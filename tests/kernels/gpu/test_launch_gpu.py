@@ -45,9 +45,8 @@ def serve(space, count):
     packed, weights, conv, state = (moved(x, "cuda") for x in make_inputs(dims, count, count, torch.bfloat16))
     out = torch.empty(count, dims.num_value_heads * dims.value_dim, dtype=torch.bfloat16, device="cuda")
     gdn_decode(packed, weights, conv, state, step.decode, dims, out)
-    x, residual = (torch.ones(count, space.hidden_size, dtype=torch.bfloat16, device="cuda") for _ in range(2))
-    weight = torch.ones(space.hidden_size, dtype=torch.bfloat16, device="cuda")
-    norm.add_rms_norm(x, residual, weight, space.eps)
+    x, weight = (torch.ones(*s, dtype=torch.bfloat16, device="cuda") for s in ((count, 2560), (2560,)))
+    norm.rms_norm(x, weight, space.eps)
     torch.cuda.synchronize()
 
 

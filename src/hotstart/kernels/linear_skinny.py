@@ -1,0 +1,215 @@
+"""Products of few tokens with weights, joined to what stands around them in a layer: a stream of the weights.
+
+    norm_linear   rms_norm(x) W^T; a row's factor is applied to its product
+    norm_swiglu   silu(g) * u of the products g | u of rms_norm(x) with a gate and an up projection
+    add_linear    r + x W^T, in place of r
+
+With few tokens a product takes as long as its weights take to arrive.  So a program asks for all weights of its columns
+at once, and only then waits for the launch before it, on which they do not depend: a kernel's first weights arrive
+while the one before it ends.  Sums are float32, their order is fixed, and no row of x is read for another's sake.
+More rows, and more columns than a vocabulary's head should share, are products of cuBLAS between kernels of ours.
+"""
+
+from functools import cache
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from hotstart.kernels.activation import silu_mul
+from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, launches_overlap
+from hotstart.kernels.norm import rms_norm
+
+__all__ = ["MOST_ROWS", "add_linear", "linear", "norm_linear", "norm_swiglu", "stream"]
+
+MOST_ROWS = 2  # from there on cuBLAS's products are no slower
+_ROW_CLASSES = (1, 2)
+
+
+@triton.jit
+def _piece(p, i, o_k, WORDS: tl.constexpr, BLOCK_K: tl.constexpr, KEEP: tl.constexpr):
+    """Piece i of one row, or of each row of a column of them, in words of two values."""
+    policy: tl.constexpr = "" if KEEP else "evict_first"
+    if WORDS % BLOCK_K == 0:
+        return tl.load(p + i * BLOCK_K + o_k, eviction_policy=policy)
+    return tl.load(p + i * BLOCK_K + o_k, i * BLOCK_K + o_k < WORDS, 0, eviction_policy=policy)
+
+
+@triton.jit
+def _low(b_words):
+    return (b_words << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _high(b_words):
+    return (b_words & 0xFFFF0000).to(tl.float32, bitcast=True)
+
+
+@kernel
+def _linear_few_kernel(
+    x_ptr,  # [T, K], bfloat16 as all of them
+    norm_ptr,  # [K]
+    weight_ptr,  # [N, K]; "swiglu": gate | up [2 N, K]
+    y_ptr,  # [T, N]; "add": added to
+    T: tl.int32,
+    N: tl.int32,
+    eps: tl.float32,
+    K: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    NORM: tl.constexpr,
+    END: tl.constexpr,
+    OVERLAP: tl.constexpr,
+):
+    """Program: a few columns, for all rows."""
+    if OVERLAP:
+        gdc_launch_dependents()
+    WORDS: tl.constexpr = K // 2
+    PIECES: tl.constexpr = (WORDS + BLOCK_K - 1) // BLOCK_K
+    i_n = tl.program_id(0)
+    o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    o_k = tl.arange(0, BLOCK_K)
+    m_n = o_n < N
+    # Words, since what becomes of a value right behind its load would wait for it before the launch before has ended.
+    p_x = x_ptr.to(tl.pointer_type(tl.uint32))
+    p_norm = norm_ptr.to(tl.pointer_type(tl.uint32))
+    p_first = weight_ptr.to(tl.pointer_type(tl.uint32))
+    p_w = p_first + tl.minimum(o_n, N - 1).to(tl.int64)[:, None] * WORDS  # a mask would cost what a product does
+    p_u = p_w + N.to(tl.int64) * WORDS
+    b_ws = ()
+    b_us = ()
+    for i in tl.static_range(PIECES):
+        b_ws = b_ws + (_piece(p_w, i, o_k[None, :], WORDS, BLOCK_K, False),)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
+        if END == "swiglu":
+            b_us = b_us + (_piece(p_u, i, o_k[None, :], WORDS, BLOCK_K, False),)  # type: ignore[assignment]  # noqa: RUF005 - likewise
+    if OVERLAP:
+        gdc_wait()
+    for r in tl.static_range(ROWS):
+        row = tl.minimum(r, T - 1)
+        b_y = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+        b_u = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+        b_ss = tl.zeros([BLOCK_K], tl.float32)
+        for i in tl.static_range(PIECES):
+            b_xx = _piece(p_x + row * WORDS, i, o_k, WORDS, BLOCK_K, True)
+            b_x0 = _low(b_xx)
+            b_x1 = _high(b_xx)
+            if NORM:
+                b_ss += b_x0 * b_x0
+                b_ss += b_x1 * b_x1
+                b_gg = _piece(p_norm, i, o_k, WORDS, BLOCK_K, True)
+                b_x0 += b_x0 * _low(b_gg)
+                b_x1 += b_x1 * _high(b_gg)
+            b_y += _low(b_ws[i]) * b_x0[None, :]
+            b_y += _high(b_ws[i]) * b_x1[None, :]
+            if END == "swiglu":
+                b_u += _low(b_us[i]) * b_x0[None, :]
+                b_u += _high(b_us[i]) * b_x1[None, :]
+        b_out = tl.sum(b_y, axis=1)
+        if NORM:
+            scale = tl.rsqrt(tl.sum(b_ss, axis=0) / K + eps)
+            b_out *= scale
+        if END == "swiglu":
+            b_up = tl.sum(b_u, axis=1)
+            if NORM:
+                b_up *= scale
+            b_out *= tl.sigmoid(b_out) * b_up
+        m_y = m_n & (r < T)
+        if END == "add":
+            b_out += tl.load(y_ptr + r * N + o_n, m_y, 0).to(tl.float32)
+        tl.store(y_ptr + r * N + o_n, b_out.to(y_ptr.dtype.element_ty), m_y)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x: [T, K], weight: [N, K] -> [T, N]."""
+    if not _is_streamed(x):
+        return F.linear(x, weight)
+    return stream("store", x, weight, x.new_empty(x.shape[0], weight.shape[0]))
+
+
+def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
+    """x: [T, K], norm: [K], weight: [N, K] -> [T, N]."""
+    if not _is_streamed(x):
+        return F.linear(rms_norm(x, norm, eps), weight)
+    return stream("store", x, weight, x.new_empty(x.shape[0], weight.shape[0]), norm, eps)
+
+
+def norm_swiglu(x: Tensor, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
+    """x: [T, K], norm: [K], weight: gate | up [2 N, K] -> [T, N]."""
+    if not _is_streamed(x):
+        return silu_mul(F.linear(rms_norm(x, norm, eps), weight))
+    return stream("swiglu", x, weight, x.new_empty(x.shape[0], weight.shape[0] // 2), norm, eps)
+
+
+def add_linear(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """residual: [T, N], in place, x: [T, K], weight: [N, K]."""
+    if not _is_streamed(x):
+        return residual.addmm_(x, weight.T)
+    return stream("add", x, weight, residual)
+
+
+def _is_streamed(x: Tensor) -> bool:
+    return x.shape[0] <= MOST_ROWS and x.dtype == torch.bfloat16 and x.shape[1] % 8 == 0 and launches_overlap()
+
+
+def stream(end: str, x: Tensor, weight: Tensor, y: Tensor, norm: Tensor | None = None, eps: float = 0.0) -> Tensor:
+    """The kernel: x [T, K] with at most `MOST_ROWS` rows, y [T, N]."""
+    (T, K), N = x.shape, y.shape[1]
+    assert weight.shape == (2 * N if end == "swiglu" else N, K), (end, x.shape, weight.shape, y.shape)
+    if not T:
+        return y
+    launch, block_n = _bound(end, K, T, norm is not None, launches_overlap())
+    launch((-(-N // block_n),), x, x if norm is None else norm, weight, y, T, N, eps)
+    return y
+
+
+@cache
+def _bound(end: str, K: int, T: int, has_norm: bool, overlap: bool) -> tuple[BoundLaunch, int]:
+    """And the columns of a program."""
+    rows = next(most for most in _ROW_CLASSES if most >= T)
+    block_n, warps = cut(end, K)
+    launch = _launch.bind(
+        K=K,
+        ROWS=rows,
+        BLOCK_N=block_n,
+        BLOCK_K=128 * warps,
+        NORM=has_norm,
+        END=end,
+        OVERLAP=overlap,
+        launch_pdl=overlap,
+        num_warps=warps,
+    )
+    return launch, block_n
+
+
+def cut(end: str, K: int) -> tuple[int, int]:
+    """Columns of a program, and warps."""
+    warps = 8 if K >= 4096 else 4 if K > 2048 else 2
+    return (2, warps // 2) if end == "swiglu" else (4, warps)
+
+
+def _warmup(space: LaunchSpace) -> None:
+    """No number of columns is part of a key, so a few are enough."""
+    D, widths = space.hidden_size, set(space.mlp_widths)
+    if space.gdn is not None:
+        widths.add(space.gdn.num_value_heads * space.gdn.value_dim)
+    if space.attention is not None:
+        widths.add(space.attention.num_heads * space.attention.head_dim)
+    for dtype, count in product(space.activation_dtypes, _ROW_CLASSES):
+        x, norm, weight = (space.empty(*shape, dtype=dtype) for shape in ((count, D), (D,), (64, D)))
+        if not _is_streamed(x):
+            continue
+        norm_linear(x, norm, space.eps, weight)
+        if space.mlp_widths:
+            norm_swiglu(x, norm, space.eps, weight)
+        for width in sorted(widths):
+            add_linear(x, space.empty(count, width, dtype=dtype), space.weight(D, width, dtype=dtype))
+        for width in (D, *space.shared_widths):
+            linear(space.empty(count, width, dtype=dtype), space.weight(64, width, dtype=dtype))
+
+
+_launch = Launcher(_linear_few_kernel, warmup=_warmup, in_place=True)
