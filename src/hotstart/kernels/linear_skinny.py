@@ -6,8 +6,8 @@
 
 With few tokens a product takes as long as its weights take to arrive.  So a program asks for all weights of its columns
 at once, and only then waits for the launch before it, on which they do not depend: a kernel's first weights arrive
-while the one before it ends.  Sums are float32, their order is fixed, and no row of x is read for another's sake.
-More rows, and more columns than a vocabulary's head should share, are products of cuBLAS between kernels of ours.
+while the one before it ends.  Sums are float32 and of one order, and no row of x is read for another's sake.
+More rows, other dtypes, and GPUs whose launches do not overlap have cuBLAS's products between kernels of ours.
 """
 
 from functools import cache
@@ -26,8 +26,7 @@ from hotstart.kernels.norm import rms_norm
 
 __all__ = ["MOST_ROWS", "add_linear", "linear", "norm_linear", "norm_swiglu", "stream"]
 
-MOST_ROWS = 2  # from there on cuBLAS's products are no slower
-_ROW_CLASSES = (1, 2)
+MOST_ROWS = 2  # of more, cuBLAS's products are no slower: here each row costs arithmetic
 
 
 @triton.jit
@@ -55,7 +54,6 @@ def _linear_few_kernel(
     norm_ptr,  # [K]
     weight_ptr,  # [N, K]; "swiglu": gate | up [2 N, K]
     y_ptr,  # [T, N]; "add": added to
-    T: tl.int32,
     N: tl.int32,
     eps: tl.float32,
     K: tl.constexpr,
@@ -90,12 +88,11 @@ def _linear_few_kernel(
     if OVERLAP:
         gdc_wait()
     for r in tl.static_range(ROWS):
-        row = tl.minimum(r, T - 1)
         b_y = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
         b_u = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
         b_ss = tl.zeros([BLOCK_K], tl.float32)
         for i in tl.static_range(PIECES):
-            b_xx = _piece(p_x + row * WORDS, i, o_k, WORDS, BLOCK_K, True)
+            b_xx = _piece(p_x + r * WORDS, i, o_k, WORDS, BLOCK_K, True)
             b_x0 = _low(b_xx)
             b_x1 = _high(b_xx)
             if NORM:
@@ -118,15 +115,14 @@ def _linear_few_kernel(
             if NORM:
                 b_up *= scale
             b_out *= tl.sigmoid(b_out) * b_up
-        m_y = m_n & (r < T)
         if END == "add":
-            b_out += tl.load(y_ptr + r * N + o_n, m_y, 0).to(tl.float32)
-        tl.store(y_ptr + r * N + o_n, b_out.to(y_ptr.dtype.element_ty), m_y)
+            b_out += tl.load(y_ptr + r * N + o_n, m_n, 0).to(tl.float32)
+        tl.store(y_ptr + r * N + o_n, b_out.to(y_ptr.dtype.element_ty), m_n)
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x: [T, K], weight: [N, K] -> [T, N]."""
-    if not _is_streamed(x):
+    """x: [T, K], weight: [N, K] -> [T, N].  Of a vocabulary, two rows are faster with cuBLAS already."""
+    if x.shape[0] > 1 or not _is_streamed(x):
         return F.linear(x, weight)
     return stream("store", x, weight, x.new_empty(x.shape[0], weight.shape[0]))
 
@@ -163,18 +159,17 @@ def stream(end: str, x: Tensor, weight: Tensor, y: Tensor, norm: Tensor | None =
     if not T:
         return y
     launch, block_n = _bound(end, K, T, norm is not None, launches_overlap())
-    launch((-(-N // block_n),), x, x if norm is None else norm, weight, y, T, N, eps)
+    launch((-(-N // block_n),), x, x if norm is None else norm, weight, y, N, eps)
     return y
 
 
 @cache
 def _bound(end: str, K: int, T: int, has_norm: bool, overlap: bool) -> tuple[BoundLaunch, int]:
     """And the columns of a program."""
-    rows = next(most for most in _ROW_CLASSES if most >= T)
-    block_n, warps = cut(end, K)
+    block_n, warps = _cut(end, K)
     launch = _launch.bind(
         K=K,
-        ROWS=rows,
+        ROWS=T,
         BLOCK_N=block_n,
         BLOCK_K=128 * warps,
         NORM=has_norm,
@@ -186,10 +181,11 @@ def _bound(end: str, K: int, T: int, has_norm: bool, overlap: bool) -> tuple[Bou
     return launch, block_n
 
 
-def cut(end: str, K: int) -> tuple[int, int]:
-    """Columns of a program, and warps."""
-    warps = 8 if K >= 4096 else 4 if K > 2048 else 2
-    return (2, warps // 2) if end == "swiglu" else (4, warps)
+def _cut(end: str, K: int) -> tuple[int, int]:
+    """Columns of a program, and warps: so that a thread holds about as many weights as registers take."""
+    warps = 2 if K < 4096 else 4 if K < 8192 else 8
+    columns = 4 if warps * 1792 >= K else 2
+    return (columns // 2 if end == "swiglu" else columns), warps
 
 
 def _warmup(space: LaunchSpace) -> None:
@@ -199,7 +195,7 @@ def _warmup(space: LaunchSpace) -> None:
         widths.add(space.gdn.num_value_heads * space.gdn.value_dim)
     if space.attention is not None:
         widths.add(space.attention.num_heads * space.attention.head_dim)
-    for dtype, count in product(space.activation_dtypes, _ROW_CLASSES):
+    for dtype, count in product(space.activation_dtypes, range(1, MOST_ROWS + 1)):
         x, norm, weight = (space.empty(*shape, dtype=dtype) for shape in ((count, D), (D,), (64, D)))
         if not _is_streamed(x):
             continue

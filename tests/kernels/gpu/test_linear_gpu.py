@@ -2,15 +2,16 @@
 
 import pytest
 import torch
-from tolerances import assert_close
+from tolerances import relative_error
 
-from hotstart.kernels import linear
+from hotstart.kernels import linear, linear_skinny
 from hotstart.kernels.linear_skinny import add_linear, norm_linear, norm_swiglu
 
 EPS = 1e-6
+LIMIT = 6e-3  # several roundings to bfloat16
 # Columns and K: in, out, gate or up, and down, of 0.8B, 4B and 27B; and next to tiles.
 SIZES = [(8256, 1024), (1024, 2048), (9216, 2560), (2560, 9216), (5120, 17408), (132, 520)]
-ROWS = [1, 2, 3, 4, 5, 16]
+ROWS = [1, 2, 3, 16]
 
 
 def normal(*shape, scale=1.0):
@@ -24,11 +25,12 @@ def test_each_form_is_its_torch_form(N, K, rows):
     weight, gate_up = normal(N, K, scale=K**-0.5), normal(2 * N, K, scale=K**-0.5)
     wide = [tensor.double() for tensor in (x, norm, weight, gate_up, residual)]
     wanted = linear.norm_linear_torch(wide[0], wide[1], EPS, wide[2])
-    assert_close(norm_linear(x, norm, EPS, weight), wanted)
+    assert relative_error(norm_linear(x, norm, EPS, weight), wanted) < LIMIT
     wanted = linear.norm_swiglu_torch(wide[0], wide[1], EPS, wide[3])
-    assert_close(norm_swiglu(x, norm, EPS, gate_up), wanted)
-    wanted = linear.add_linear_torch(wide[4], wide[0], wide[2])
-    assert_close(add_linear(residual, x, weight), wanted)
+    assert relative_error(norm_swiglu(x, norm, EPS, gate_up), wanted) < LIMIT
+    wanted = linear.linear_torch(wide[0], wide[2])
+    assert relative_error(linear_skinny.linear(x, weight), wanted) < LIMIT
+    assert relative_error(add_linear(residual, x, weight), wide[4] + wanted) < LIMIT
 
 
 def block(x, norm, ups, downs):
