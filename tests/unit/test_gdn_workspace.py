@@ -1,0 +1,76 @@
+"""How the chunks of a step are walked in slabs, and where q and k lie meanwhile."""
+
+import random
+
+import pytest
+
+from hotstart.kernels import gdn_workspace
+from hotstart.kernels.gdn_workspace import columns, slab_limit, slabs
+from hotstart.kernels.ops import GdnDims
+
+DIMS = GdnDims(16, 32, 128, 128, conv_width=4, eps=1e-6)  # of Qwen3.5-4B
+MIB = 1 << 20
+
+
+def chunks_within(counts, begin, end):
+    """Of each sequence that has any: its index, and how many."""
+    found, start = {}, 0
+    for i, count in enumerate(counts):
+        inside = min(start + count, end) - max(start, begin)
+        if inside > 0:
+            found[i] = inside
+        start += count
+    return found
+
+
+def test_slabs_hold_every_chunk_once_and_fit():
+    r = random.Random(0)
+    for _ in range(1000):
+        lengths = tuple(r.choice([0, 1, 64, 65, 300, 1000, 5000]) for _ in range(r.randint(1, 12)))
+        counts = [-(-length // 64) for length in lengths]
+        if not sum(counts):
+            continue
+        most = r.choice([1, 2, 7, 30, 130])
+        found, room, buffers = slabs(lengths, 64, most, r.choice([1, 8, 32, 64]), 132)
+        assert [slab.end for slab in found[:-1]] == [slab.begin for slab in found[1:]]
+        assert (found[0].begin, found[-1].end) == (0, sum(counts))
+        assert room == max(slab.end - slab.begin for slab in found)
+        assert room * buffers <= max(most + 1, buffers)
+        for slab in found:
+            inside = chunks_within(counts, slab.begin, slab.end)
+            assert slab.longest == max(inside.values())
+            assert slab.first_sequence <= min(inside)
+            assert slab.first_sequence + slab.num_sequences > max(inside)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "num_slabs", "buffers", "at_most"),
+    [((64,), 1, 1, 6), ((8192,), 2, 2, 104), ((32768,), 14, 2, 64), ((1024,) * 8, 1, 1, 104), ((300,) * 60, 3, 1, 104)],
+    ids=["a chunk", "8192 tokens", "32768 tokens", "eight of 1024", "sixty of 300"],
+)
+def test_the_workspace_of_a_step(lengths, num_slabs, buffers, at_most):
+    found, room, count = slabs(lengths, 64, slab_limit(DIMS, 64, 2), 32, 132)
+    assert (len(found), count) == (num_slabs, buffers)
+    tiles, floats, carry = gdn_workspace._sizes(DIMS, 64)
+    assert 2 * 4 * carry + count * room * (2 * tiles + 4 * floats) <= at_most * MIB
+
+
+@pytest.mark.parametrize(
+    ("heads", "launches"),
+    [((16, 32), ((4096, 4096), (0, 4096))), ((16, 16), ((4096, 2048), (0, 2048), (2048, 2048)))],
+    ids=["v, then q and k", "v, then q, then k"],
+)
+def test_what_a_launch_writes_no_later_one_reads(heads, launches):
+    dims = GdnDims(*heads, 128, 128, conv_width=4, eps=1e-6)
+    place = columns(dims, 10_000, 2)
+    assert place.launches == launches and not place.apart
+    qk, unit = dims.num_key_heads * dims.key_dim, gdn_workspace.unit_of(dims)
+    free: set[int] = set()
+    for first, count in place.launches:
+        for channel in range(first, first + count, 128):
+            if channel < 2 * qk:
+                at = place.q_at * unit + channel if channel < qk else place.k_at * unit + channel - qk
+                assert set(range(at, at + 128)) <= free
+                free -= set(range(at, at + 128))
+        free |= set(range(first, first + count))
+    assert columns(dims, 64, 2).apart
