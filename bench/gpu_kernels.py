@@ -1,6 +1,6 @@
-"""Attention, experts and sampling on a GPU, beside what PyTorch offers for the same, in microseconds.
+"""Attention and sampling on a GPU, beside what PyTorch offers for the same, in microseconds.
 
-    python -m bench.gpu_kernels [--only decode prefill moe sample] [--out FILE.json]
+    python -m bench.gpu_kernels [--only decode prefill sample] [--out FILE.json]
 
 A time is the median of a kernel's runs, with the L2 cache emptied between them (triton.testing.do_bench).  Both sides
 compile and tune nothing while they are timed.  Attention is replayed as a CUDA graph, so the host's time is not in it.
@@ -8,7 +8,6 @@ compile and tune nothing while they are timed.  Attention is replayed as a CUDA 
     decode     gated attention of one new token to a paged context; beside it torch's scaled_dot_product_attention on
                dense keys and values of equal lengths, ungated; the floor is the bytes of keys and values
     prefill    prompts from zero; beside it the same function, causal, ungated
-    moe        routing, sort, products and sum; beside it torch._grouped_mm on pairs sorted by torch (bfloat16)
     sample     a token for each row of logits; beside it our torch form
 """
 
@@ -28,19 +27,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.device import copy_rate
 from hotstart.cache.step import DecodeInputs, EndInputs, PrefillInputs, StepInputs
-from hotstart.kernels.activation import silu_mul
 from hotstart.kernels.attention import paged_attention
 from hotstart.kernels.draw import sample
-from hotstart.kernels.moe import moe, route_torch
-from hotstart.kernels.ops import AttentionDims, MoeDims
+from hotstart.kernels.ops import AttentionDims
 from hotstart.kernels.sampling import SamplingRows, candidates, sample_torch
 
 PAGE = 16
 ATTENTION = AttentionDims(16, 4, 256, 64, 1e-6)  # Qwen3.5-4B and 9B
 DECODES = [(1, 1024), (1, 32768), (16, 4096), (64, 1024), (256, 1024)]
 PREFILLS = [(1, 512), (1, 2048), (1, 8192), (8, 512), (32, 64)]
-EXPERTS = MoeDims(256, 8, 512, True)  # Qwen3.5-35B-A3B
-HIDDEN, TOKENS = 2048, (1, 16, 64, 256, 2048, 8192)
 VOCAB, ROWS = 248320, (1, 64, 128)
 SETTINGS = {"greedy": (0.0, 0, 1.0), "plain": (1.0, 0, 1.0), "k 20, p 0.95": (0.6, 20, 0.95), "p 0.8": (1.0, 0, 0.8)}
 Pair = tuple[str, Callable[[], object], Callable[[], object], float]  # what, ours, torch's, bytes that must move
@@ -109,30 +104,6 @@ def step_pages(count: int, context: int) -> int:
     return count * -(-context // PAGE)
 
 
-def experts() -> Iterator[Pair]:
-    dims, D = EXPERTS, HIDDEN
-    gate_up = normal(dims.num_experts, 2 * dims.width, D, scale=D**-0.5)
-    down = normal(dims.num_experts, D, dims.width, scale=dims.width**-0.5)
-    for tokens in TOKENS:
-        x, logits = normal(tokens, D), normal(tokens, dims.num_experts)
-        step = make_step(1, tokens, tokens) if tokens > 1 else make_step(1, 1, 16)
-
-        def ours(x=x, logits=logits, step=step) -> object:
-            return moe(x, logits, gate_up, down, dims, step)
-
-        def theirs(x=x, logits=logits) -> object:
-            weights, chosen = route_torch(logits, dims)
-            ids, order = chosen.flatten().sort(stable=True)
-            ends = torch.searchsorted(ids, torch.arange(1, dims.num_experts + 1, device="cuda")).int()
-            hidden = silu_mul(torch._grouped_mm(x[order // dims.top_k], gate_up.transpose(1, 2), offs=ends))
-            parts = torch._grouped_mm(hidden, down.transpose(1, 2), offs=ends)
-            scaled = parts * weights.flatten()[order, None]
-            return torch.zeros(*x.shape, device="cuda").index_add_(0, order // dims.top_k, scaled.float())
-
-        used = len(route_torch(logits, dims)[1].unique())
-        yield f"{tokens} tokens", ours, theirs, 2.0 * used * 3 * dims.width * D
-
-
 def sampling() -> Iterator[Pair]:
     history = ints([0] * 4, torch.int32).view(1, 4)
     for count in ROWS:
@@ -164,7 +135,6 @@ def sampling() -> Iterator[Pair]:
 PARTS: dict[str, Callable[[], Iterator[Pair]]] = {
     "decode": lambda: attention(DECODES, decoding=True),
     "prefill": lambda: attention(PREFILLS, decoding=False),
-    "moe": experts,
     "sample": sampling,
 }
 
@@ -200,7 +170,6 @@ def main() -> None:
         "triton": triton.__version__,
         "command": f"python -m bench.gpu_kernels --only {' '.join(options.only)}",
         "attention": dataclasses.asdict(ATTENTION),
-        "experts": dataclasses.asdict(EXPERTS) | {"hidden": HIDDEN},
         "copy_bytes_per_s": rate,
     }
     if options.out:

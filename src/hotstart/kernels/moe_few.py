@@ -34,26 +34,42 @@ def _few_gate_up_kernel(
     DEPTH: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Program: pair (token, slot) x block of columns, of gate and as many of up."""
+    """Program: pair (token, slot) x block of columns, of gate and as many of up.
+
+    x is older than the launch before the last, so it needs no wait.
+    """
+    NUM_BLOCKS: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
+    EXACT: tl.constexpr = D % DEPTH == 0 and WIDTH % COLUMNS == 0
+    PIECES: tl.constexpr = (D + DEPTH - 1) // DEPTH
+    i_pair, i_b = tl.program_id(0) // NUM_BLOCKS, tl.program_id(0) % NUM_BLOCKS
+    o_d, o_c = tl.arange(0, DEPTH), i_b * COLUMNS + tl.arange(0, COLUMNS)
+    b_xs = ()
+    for i in tl.static_range(PIECES):
+        b_x = tl.load(x_ptr + i_pair // SLOTS * D + i * DEPTH + o_d, mask=(o_d < D - i * DEPTH) | EXACT, other=0)
+        b_xs = b_xs + (b_x,)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
-    NUM_BLOCKS: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
-    EXACT: tl.constexpr = D % DEPTH == 0 and WIDTH % COLUMNS == 0
-    i_pair, i_b = tl.program_id(0) // NUM_BLOCKS, tl.program_id(0) % NUM_BLOCKS
     i_e = tl.load(experts_ptr + i_pair).to(tl.int64)
     if i_e < 0:
         return
-    o_d, o_c = tl.arange(0, DEPTH), i_b * COLUMNS + tl.arange(0, COLUMNS)
-    p_x = x_ptr + i_pair // SLOTS * D + o_d
     p_w = weight_ptr + i_e * (2 * WIDTH * D) + o_c[:, None] * D + o_d[None, :]
+    b_gates = ()
+    b_ups = ()
+    for i in tl.static_range(PIECES):
+        m_w = ((o_d < D - i * DEPTH)[None, :] & (o_c < WIDTH)[:, None]) | EXACT
+        b_w = tl.load(p_w + i * DEPTH, mask=m_w, other=0)
+        b_gates = b_gates + (b_w,)  # type: ignore[assignment]  # noqa: RUF005 - likewise
+        b_w = tl.load(p_w + WIDTH * D + i * DEPTH, mask=m_w, other=0)
+        b_ups = b_ups + (b_w,)  # type: ignore[assignment]  # noqa: RUF005 - likewise
+    # Else the assembler asks for one after the other, to save registers.
+    tl.debug_barrier()
     b_gate = tl.zeros([COLUMNS, DEPTH], tl.float32)
     b_up = tl.zeros([COLUMNS, DEPTH], tl.float32)
-    for start in tl.static_range(0, D, DEPTH):
-        m_w = ((o_d < D - start)[None, :] & (o_c < WIDTH)[:, None]) | EXACT
-        b_x = tl.load(p_x + start, mask=(o_d < D - start) | EXACT, other=0).to(tl.float32)[None, :]
-        b_gate += tl.load(p_w + start, mask=m_w, other=0).to(tl.float32) * b_x
-        b_up += tl.load(p_w + WIDTH * D + start, mask=m_w, other=0).to(tl.float32) * b_x
+    for i in tl.static_range(PIECES):
+        b_x = b_xs[i].to(tl.float32)[None, :]
+        b_gate += b_gates[i].to(tl.float32) * b_x
+        b_up += b_ups[i].to(tl.float32) * b_x
     b_g = tl.sum(b_gate, axis=1)
     b_hidden = b_g * tl.sigmoid(b_g) * tl.sum(b_up, axis=1)
     tl.store(hidden_ptr + i_pair * WIDTH + o_c, b_hidden.to(hidden_ptr.dtype.element_ty), mask=o_c < WIDTH)
@@ -77,17 +93,18 @@ def _few_down_kernel(
     """Program: token x block of columns.
 
     Which experts they are, the launch before the last has told: their first matrices are asked for before this one
-    waits for the last.
+    waits for the last.  Padding reads the first expert's, for nothing.
     """
     NUM_BLOCKS: tl.constexpr = (D + COLUMNS - 1) // COLUMNS
     EXACT: tl.constexpr = WIDTH % DEPTH == 0 and D % COLUMNS == 0
     PIECES: tl.constexpr = (WIDTH + DEPTH - 1) // DEPTH
     i_t, i_b = tl.program_id(0) // NUM_BLOCKS, tl.program_id(0) % NUM_BLOCKS
     o_d, o_c = tl.arange(0, DEPTH), i_b * COLUMNS + tl.arange(0, COLUMNS)
-    is_real = tl.load(experts_ptr + i_t * SLOTS) >= 0
+    p_block = weight_ptr + o_c[:, None] * WIDTH + o_d[None, :]
+    m_c = o_c < D
     b_ws = ()
     for i in tl.static_range(AHEAD):
-        b_w = _piece(weight_ptr, experts_ptr, i_t, i, o_c, o_d, is_real, D, WIDTH, SLOTS, DEPTH, EXACT)
+        b_w = _piece(p_block, experts_ptr, i_t, i, o_d, m_c, D, WIDTH, SLOTS, DEPTH, EXACT)
         b_ws = b_ws + (b_w,)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
     if OVERLAP:
         gdc_wait()
@@ -97,27 +114,25 @@ def _few_down_kernel(
         if i < AHEAD:
             b_w = b_ws[i]
         else:
-            b_w = _piece(weight_ptr, experts_ptr, i_t, i, o_c, o_d, is_real, D, WIDTH, SLOTS, DEPTH, EXACT)
+            b_w = _piece(p_block, experts_ptr, i_t, i, o_d, m_c, D, WIDTH, SLOTS, DEPTH, EXACT)
         i_pair = i_t * SLOTS + i // PIECES
-        m_d = is_real & ((o_d < WIDTH - i % PIECES * DEPTH) | EXACT)
         p_hidden = hidden_ptr + i_pair * WIDTH + i % PIECES * DEPTH + o_d
-        b_h = tl.load(p_hidden, mask=m_d, other=0).to(tl.float32)
-        b_h *= tl.load(weights_ptr + i_pair, mask=is_real, other=0)
-        b_y += b_w.to(tl.float32) * b_h[None, :]
-    tl.store(y_ptr + i_t * D + o_c, tl.sum(b_y, axis=1).to(y_ptr.dtype.element_ty), mask=o_c < D)
+        b_h = tl.load(p_hidden, mask=(o_d < WIDTH - i % PIECES * DEPTH) | EXACT, other=0).to(tl.float32)
+        b_y += b_w.to(tl.float32) * (b_h * tl.load(weights_ptr + i_pair))[None, :]
+    b_y = tl.where(tl.load(experts_ptr + i_t * SLOTS) < 0, 0.0, tl.sum(b_y, axis=1))
+    tl.store(y_ptr + i_t * D + o_c, b_y.to(y_ptr.dtype.element_ty), mask=m_c)
 
 
 @triton.jit
 def _piece(
-    weight_ptr, experts_ptr, i_t, i, o_c, o_d, is_real,
+    p_block, experts_ptr, i_t, i, o_d, m_c,
     D: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, DEPTH: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
-    """The i-th piece along the sum over a token's slots."""
+    """Of the weights of a token's experts, the i-th along their sums: DEPTH of one expert."""
     PIECES: tl.constexpr = (WIDTH + DEPTH - 1) // DEPTH
-    i_e = tl.load(experts_ptr + i_t * SLOTS + i // PIECES, mask=is_real, other=0).to(tl.int64)
-    o_w = i % PIECES * DEPTH + o_d
-    m_w = is_real & (((o_w < WIDTH)[None, :] & (o_c < D)[:, None]) | EXACT)
-    return tl.load(weight_ptr + i_e * (D * WIDTH) + o_c[:, None] * WIDTH + o_w[None, :], mask=m_w, other=0)
+    i_e = tl.maximum(tl.load(experts_ptr + i_t * SLOTS + i // PIECES), 0).to(tl.int64)
+    m_w = (m_c[:, None] & (o_d < WIDTH - i % PIECES * DEPTH)[None, :]) | EXACT
+    return tl.load(p_block + i_e * (D * WIDTH) + i % PIECES * DEPTH, mask=m_w, other=0)
 
 
 def moe_few(x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims, kv_index: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from hotstart.kernels.ops import MoeDims
 __all__ = ["expert_down", "expert_gate_up"]
 
 PARTS_BYTES = 128 << 20  # of parts at once: more columns go one slab after the other
-_SUM_BLOCK = 512  # columns
+_SUM_BLOCK = 1024  # columns
 
 
 @triton.jit
@@ -40,12 +40,12 @@ def _product(
         b_y = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in range(0, DEPTH_OF, DEPTH):
         if EXACT:
-            b_a = tl.load(p_a + start, mask=m_a, other=0)
             b_w = tl.load(p_w + start)
+            b_a = tl.load(p_a + start, mask=m_a, other=0)
         else:
             m_d = (o_d < DEPTH_OF - start)[None, :]
-            b_a = tl.load(p_a + start, mask=m_a & m_d, other=0)
             b_w = tl.load(p_w + start, mask=m_w & m_d, other=0)
+            b_a = tl.load(p_a + start, mask=m_a & m_d, other=0)
         if SWAPPED:
             b_y = tl.dot(b_w, tl.trans(b_a), b_y, input_precision="tf32x3")
         else:
@@ -80,12 +80,12 @@ def _gate_up_kernel(
     NUM_BLOCKS: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
     EXACT: tl.constexpr = D % DEPTH == 0 and WIDTH % COLUMNS == 0
     i_tile, i_b = tl.program_id(0) // NUM_BLOCKS, tl.program_id(0) % NUM_BLOCKS
+    p_tile = tiles_ptr + i_tile * 4
+    i_e, first, end = tl.load(p_tile).to(tl.int64), tl.load(p_tile + 1), tl.load(p_tile + 2)
     if i_tile >= tl.load(tiles_ptr + last_tile * 4):
         return
-    p_tile = tiles_ptr + i_tile * 4
-    i_e = tl.load(p_tile).to(tl.int64)
-    o_r = tl.load(p_tile + 1) + tl.arange(0, ROWS)
-    m_r = o_r < tl.load(p_tile + 2)
+    o_r = first + tl.arange(0, ROWS)
+    m_r = o_r < end
     i_pair = tl.load(pairs_ptr + o_r, mask=m_r, other=0)
     o_d, o_n = tl.arange(0, DEPTH), tl.arange(0, 2 * COLUMNS)
     if SWAPPED:
@@ -128,19 +128,23 @@ def _down_kernel(
     SWAPPED: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Program: tile of pairs x block of columns of the slab."""
+    """Program: tile of pairs x block of columns of the slab.
+
+    Which tiles there are, the launches before the last have told.
+    """
+    EXACT: tl.constexpr = WIDTH % DEPTH == 0 and D % COLUMNS == 0
+    i_tile, i_b = tl.program_id(0) // num_blocks, tl.program_id(0) % num_blocks
+    p_tile = tiles_ptr + i_tile * 4
+    i_e, first, end = tl.load(p_tile).to(tl.int64), tl.load(p_tile + 1), tl.load(p_tile + 2)
+    is_one = i_tile < tl.load(tiles_ptr + last_tile * 4)
+    o_r = first + tl.arange(0, ROWS)
+    m_r = is_one & (o_r < end)
+    i_pair = tl.load(pairs_ptr + o_r, mask=m_r, other=0).to(tl.int64)
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
-    EXACT: tl.constexpr = WIDTH % DEPTH == 0 and D % COLUMNS == 0
-    i_tile, i_b = tl.program_id(0) // num_blocks, tl.program_id(0) % num_blocks
-    if i_tile >= tl.load(tiles_ptr + last_tile * 4):
+    if is_one == 0:
         return
-    p_tile = tiles_ptr + i_tile * 4
-    i_e = tl.load(p_tile).to(tl.int64)
-    o_r = tl.load(p_tile + 1) + tl.arange(0, ROWS)
-    m_r = o_r < tl.load(p_tile + 2)
-    i_pair = tl.load(pairs_ptr + o_r, mask=m_r, other=0).to(tl.int64)
     o_d, o_n = tl.arange(0, DEPTH), tl.arange(0, COLUMNS)
     o_c = (first_block + i_b) * COLUMNS + o_n
     p_hidden = hidden_ptr + i_pair[:, None] * WIDTH + o_d[None, :]
@@ -155,30 +159,37 @@ def _down_kernel(
 
 @kernel
 def _sum_kernel(
-    parts_ptr,  # [T, SLOTS, width]
+    parts_ptr,  # [T, SLOTS, num_columns * COLUMNS]
     weights_ptr,  # [T, SLOTS] float32
     kv_index_ptr,  # [T]
     y_ptr,  # [T, D]
-    width: tl.int32,
-    first: tl.int32,
+    num_columns: tl.int32,
+    first_column: tl.int32,
     D: tl.constexpr,
     SLOTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Program: token x block of the slab's columns."""
+    """Program: token x block of the slab's columns, which stand in blocks of COLUMNS, from `first_column` on."""
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
+    width, first = num_columns * COLUMNS, first_column * COLUMNS  # and so vectors can be read
     num_blocks = (width + BLOCK - 1) // BLOCK
     i_t = (tl.program_id(0) // num_blocks).to(tl.int64)
     o_c = tl.program_id(0) % num_blocks * BLOCK + tl.arange(0, BLOCK)
     m_c = (o_c < width) & (first + o_c < D)
     b_y = tl.zeros([BLOCK], tl.float32)
     if tl.load(kv_index_ptr + i_t) >= 0:
+        b_parts = ()
         for s in tl.static_range(SLOTS):
             b_part = tl.load(parts_ptr + (i_t * SLOTS + s) * width + o_c, mask=m_c, other=0)
-            b_y += tl.load(weights_ptr + i_t * SLOTS + s) * b_part.to(tl.float32)
+            b_parts = b_parts + (b_part,)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
+        # Else the assembler asks for one after the other, to save registers.
+        tl.debug_barrier()
+        for s in tl.static_range(SLOTS):
+            b_y += tl.load(weights_ptr + i_t * SLOTS + s) * b_parts[s].to(tl.float32)
     tl.store(y_ptr + i_t * D + first + o_c, b_y.to(y_ptr.dtype.element_ty), mask=m_c)
 
 
@@ -204,7 +215,9 @@ def _constants(D: int, dims: MoeDims, cut: Tiles, overlap: bool) -> Constants:
     return Constants(
         _launch_gate_up.bind(SLOTS=dims.slots, **options("gate_up"), **tiles),
         _launch_down.bind(**options("down"), **tiles),
-        _launch_sum.bind(SLOTS=dims.slots, BLOCK=block, num_warps=max(1, block // 256), **common),
+        _launch_sum.bind(
+            SLOTS=dims.slots, COLUMNS=cut.down.columns, BLOCK=block, num_warps=max(1, block // 256), **common
+        ),
         triton.cdiv(dims.width, cut.gate_up.columns),
         block,
     )
@@ -230,10 +243,9 @@ def expert_down(hidden: Tensor, weight: Tensor, routed: Routed, kv_index: Tensor
     parts = hidden.new_empty(pairs.shape[0], slab * columns)
     for first in range(0, blocks, slab):
         count = min(slab, blocks - first)
-        width = count * columns
         at.down((last_tile * count,), hidden, weight, pairs, tiles, parts, last_tile, count, first)
-        sums = T * triton.cdiv(width, at.sum_block)
-        at.sum((sums,), parts, weights, kv_index, y, width, first * columns)
+        sums = T * triton.cdiv(count * columns, at.sum_block)
+        at.sum((sums,), parts, weights, kv_index, y, count, first)
     return y
 
 

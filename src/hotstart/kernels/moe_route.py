@@ -51,9 +51,10 @@ def _chosen(
     m_x = m_t[:, None] & (o_e < E)[None, :]
     b_x = tl.load(logits_ptr + o_t.to(tl.int64)[:, None] * ROW + o_e[None, :], mask=m_x, other=0).to(tl.float32)
     b_x = tl.where((o_e < E)[None, :], b_x, float("-inf"))
-    # Whole numbers in the order of the floats (a NaN is the largest, both zeros are one): a warp compares them at once.
+    # Whole numbers in the order of the floats, where both zeros are one: a warp compares them at once.  A NaN of either
+    # sign has its place among them, so that no logits choose what is no expert.
     b_bits = (b_x + 0.0).to(tl.int32, bitcast=True)
-    b_left = b_bits ^ ((b_bits >> 31) & 0x7FFFFFFF)
+    b_left = tl.where((o_e < E)[None, :], b_bits ^ ((b_bits >> 31) & 0x7FFFFFFF), -0x80000000)
     b_is = tl.zeros(b_x.shape, tl.int32)
     for _ in tl.static_range(K):
         b_best = tl.max(b_left, axis=1)
@@ -143,14 +144,15 @@ def _place_kernel(
         gdc_wait()
         gdc_launch_dependents()
     i_b = tl.program_id(0)
-    o_e, o_b = tl.arange(0, BLOCK_C), tl.arange(0, 16)
-    b_count = tl.zeros([BLOCK_C], tl.int32)
-    b_before = tl.zeros([BLOCK_C], tl.int32)
-    for first in range(0, num_blocks, 16):
+    o_e, o_b = tl.arange(0, BLOCK_C), tl.arange(0, 8)
+    b_counts = tl.zeros([8, BLOCK_C], tl.int32)
+    b_befores = tl.zeros([8, BLOCK_C], tl.int32)
+    for first in range(0, num_blocks, 8):
         m_n = (first + o_b < num_blocks)[:, None] & (o_e < EXPERTS)[None, :]
         b_n = tl.load(counts_ptr + (first + o_b)[:, None] * BLOCK_C + o_e[None, :], mask=m_n, other=0)
-        b_count += tl.sum(b_n, axis=0)
-        b_before += tl.sum(tl.where((first + o_b < i_b)[:, None], b_n, 0), axis=0)
+        b_counts += b_n
+        b_befores += tl.where((first + o_b < i_b)[:, None], b_n, 0)
+    b_count, b_before = tl.sum(b_counts, axis=0), tl.sum(b_befores, axis=0)
     b_first = tl.cumsum(b_count, axis=0) - b_count
     o_p = tl.arange(0, BLOCK_P)
     m_p = (o_p < BLOCK_T * SLOTS) & (i_b * (BLOCK_T * SLOTS) + o_p < num_pairs)

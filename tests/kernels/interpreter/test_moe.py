@@ -8,7 +8,7 @@ from tolerances import assert_close
 from hotstart.kernels import moe_gemm
 from hotstart.kernels.activation import silu_mul, silu_mul_torch
 from hotstart.kernels.moe import moe, route_torch
-from hotstart.kernels.moe_route import route
+from hotstart.kernels.moe_route import choose, route
 from hotstart.kernels.moe_tiles import Cut, Tiles
 from hotstart.kernels.ops import MoeDims
 
@@ -62,6 +62,15 @@ def test_of_equal_experts_the_first_is_chosen(num_tokens):
         experts[pairs[first : min(first + 16, end)].long()] = e
     assert torch.equal(experts.view(-1, 3), wanted)
     assert_close(weights, logits.gather(1, wanted).double().softmax(-1))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), -float("inf")])
+def test_no_logits_choose_what_is_no_expert(value):
+    dims = MoeDims(5, 3, 16, True, shares=True)
+    logits = torch.full((2, dims.logit_width), value)
+    chosen = choose(logits, torch.tensor([0, 1]), dims, block=1)
+    assert chosen.experts.tolist() == [[0, 1, 2, 5]] * 2
 
 
 @pytest.mark.parametrize("shape", [(1, 8), (3, 136), (0, 16), (2, 2600)], ids=str)
