@@ -95,12 +95,14 @@ def _run(command: list[str], environment: dict[str, str], limit_s: float) -> str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", default=",".join(job.name for job in JOBS))
+    parser.add_argument("--lane", type=int, choices=(0, 1), help="these jobs alone; default: both lanes")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds for all")
     parser.add_argument("--out", type=Path, default=RESULTS / "table")
     arguments = parser.parse_args()
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if os.environ.get("CUDA_VISIBLE_DEVICES") else _all()
     wanted, end = arguments.jobs.split(","), time.monotonic() + arguments.limit
-    order = sorted((job for job in JOBS if job.name in wanted), key=lambda job: wanted.index(job.name))
+    mine = [job for job in JOBS if job.name in wanted and arguments.lane in (None, job.lane)]
+    order = sorted(mine, key=lambda job: wanted.index(job.name))
     arguments.out.mkdir(parents=True, exist_ok=True)
     lanes: list[list[Job]] = [[] for _ in gpus[:2]]
     for job in order:

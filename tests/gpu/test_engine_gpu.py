@@ -84,13 +84,14 @@ def test_random_traffic_stays_sealed(family, wishes, start_engine):
         assert engine.growth.resident_bytes <= 32 << 20
 
 
-def test_a_replayed_step_is_bitwise_an_eager_step_of_its_size(start_engine):
-    """Answers, log-probabilities included, with 1 to 20 sequences on their way."""
+@pytest.mark.parametrize("way", [{"logprobs": 5}, {}, {"temperature": 0.9, "top_p": 0.9, "seed": 1}], ids=str)
+def test_a_replayed_step_is_bitwise_an_eager_step_of_its_size(way, start_engine):
+    """Answers, log-probabilities included, with 1 to 20 sequences on their way; what wants none is drawn in a graph."""
     found = []
     for eager in (False, True):
         engine = start_engine(enforce_eager=eager, max_num_batched_tokens=256)
         for i in range(20):
-            engine.add(request(f"r{i}", 3 + i, max_tokens=4 + i, logprobs=5))
+            engine.add(request(f"r{i}", 3 + i, max_tokens=4 + i, **way))
         found.append(serve(engine)[:2])
         engine.close()
     assert found[0] == found[1]

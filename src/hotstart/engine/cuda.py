@@ -26,6 +26,7 @@ __all__ = ["CudaDevice", "process_bytes"]
 SMALL_BYTES = 32 << 20  # of `hold`, for tensors of up to 1 MiB, which torch's allocator keeps apart
 _SMALL_TENSOR = 1 << 20
 _ALIGN = 256
+MAX_VIEWS = 256  # of a staging buffer
 
 
 class CudaDevice(GpuSizes):
@@ -187,6 +188,7 @@ class _PinnedStaging:
         self._hosts = hosts
         self._arrays: list[np.ndarray] = [host.numpy() for host in hosts]
         self._copied = [_event() for _ in hosts]
+        self._views: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # views cost as much as the copy
         self._at = 0
 
     def buffer(self) -> np.ndarray:
@@ -195,7 +197,13 @@ class _PinnedStaging:
         return self._arrays[self._at]
 
     def upload(self, num_bytes: int) -> None:
-        self.image[:num_bytes].copy_(self._hosts[self._at][:num_bytes], non_blocking=True)
+        views = self._views.get((self._at, num_bytes))
+        if views is None:
+            if len(self._views) == MAX_VIEWS:
+                self._views.clear()
+            views = self.image[:num_bytes], self._hosts[self._at][:num_bytes]
+            self._views[self._at, num_bytes] = views
+        views[0].copy_(views[1], non_blocking=True)
         self._copied[self._at].record()
 
 

@@ -8,7 +8,7 @@ from hotstart.cache.step import DecodeInputs, EndInputs, PrefillInputs
 from hotstart.engine.plan import Span, StepPlan
 from hotstart.engine.sheet import Section
 
-__all__ = ["end_inputs", "end_sections", "no_prompts", "write_ends"]
+__all__ = ["end_inputs", "end_sections", "no_ends", "no_prompts", "write_ends"]
 
 
 def end_sections(num_rows: int) -> tuple[Section, ...]:
@@ -52,6 +52,13 @@ def end_inputs(image: dict[str, Tensor], spans: tuple[Span, ...], nothing: Prefi
         ),
         prefill=nothing,
     )
+
+
+def no_ends(image: Tensor, nothing: PrefillInputs) -> EndInputs:
+    """Of a step whose spans have one token each: its last layer is as its others."""
+    none = image[:0].view(torch.int32)
+    names = ("end_rows", "end_positions", "end_contexts")
+    return end_inputs({**dict.fromkeys(names, none), "end_kv_index": none.long()}, (), nothing)
 
 
 def no_prompts(image: Tensor, chunk_length: int) -> PrefillInputs:

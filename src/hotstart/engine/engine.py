@@ -51,6 +51,7 @@ class _FailedFlight:
 
     plan: StepPlan
     error: Exception
+    is_replay = False
 
     def sync(self) -> None:
         raise self.error
@@ -179,7 +180,7 @@ class Engine:
             flight.sync()
             self.waited_s += time.perf_counter() - start
             result = flight.wait()
-            self._watch.check()
+            self._watch.check(memory=not flight.is_replay)
         except (RuntimeError, MemoryError, StepError) as error:
             return events + self._follow(self._fail(flight.plan, error) if self.device.alive() else self._die(error))
         return events + self._follow(self._scheduler.apply(flight.plan, result))

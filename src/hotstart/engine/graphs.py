@@ -35,12 +35,16 @@ class StepGraphs:
         # Every graph leaves its hidden states here, where the sampler reads them.
         self._hidden = arena.allocate("graph outputs", (max_rows, hidden_size), dtype)
         self._graphs: dict[GraphKey, tuple[Callable[[], object], Tensor]] = {}
+        self._draws: dict[GraphKey, tuple[Callable[[], object], Tensor]] = {}
 
     def __len__(self) -> int:
         return len(self._graphs)
 
-    def capture(self, key: GraphKey, run: Callable[[], Tensor]) -> None:
-        """Record what `run` launches; it gives hidden states.  It has run before, outside of a graph."""
+    def capture(self, key: GraphKey, run: Callable[[], Tensor], draw: Callable[[Tensor], Tensor | None]) -> None:
+        """Record what `run` launches, which gives hidden states, and what `draw` does, which makes tokens of them.
+
+        They are two graphs, for a step may want more of its hidden states.  Both have run before, outside of a graph.
+        """
         left: list[Tensor] = []
 
         def keep() -> None:
@@ -50,6 +54,10 @@ class StepGraphs:
 
         graph = self._recorder.record(keep)
         self._graphs[key] = graph, left[0]
+        drawn: list[Tensor | None] = []
+        graph = self._recorder.record(lambda: drawn.append(draw(left[0])))
+        assert drawn[0] is not None, f"a captured step draws tokens: {key}"
+        self._draws[key] = graph, drawn[0]
 
     def replay(self, key: GraphKey) -> Tensor | None:
         """Hidden states of a step whose data are in place; None if there is no graph of this key."""
@@ -59,6 +67,14 @@ class StepGraphs:
         graph, hidden = found
         graph()
         return hidden
+
+    def replay_draw(self, key: GraphKey, num_rows: int) -> Tensor | None:
+        """Tokens of the hidden states that the step has just left; None if it was not captured with as many rows."""
+        graph, tokens = self._draws[key]
+        if len(tokens) != num_rows:
+            return None
+        graph()
+        return tokens
 
     def trial(self, capture: Callable[[GraphKey], None]) -> int:
         """Bytes that all graphs will take: the largest and a few more are captured, measured, and thrown away."""
@@ -72,6 +88,7 @@ class StepGraphs:
             taken.append(self._recorder.taken_bytes() - before)
         each = taken[1] // max(len(more), 1)
         self._graphs.clear()
+        self._draws.clear()
         self._recorder.forget()
         return taken[0] + max(each, LEAST_GRAPH_BYTES) * (len(self.keys) - len(largest))
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hotstart.cache.step import DecodeInputs, PrefillInputs, StepInputs
 from hotstart.engine.device import Device
-from hotstart.engine.ends import end_inputs, end_sections, no_prompts, write_ends
+from hotstart.engine.ends import end_inputs, end_sections, no_ends, no_prompts, write_ends
 from hotstart.engine.limits import StepLimits
 from hotstart.engine.masks import FillMasks, MaskBuffer
 from hotstart.engine.page_rows import PageRows
@@ -43,6 +43,14 @@ class BuiltStep:
     reads_last_tokens: bool  # host: a decode span's token is still on the device
     graph_key: GraphKey | None = None  # None: the step is like few others, or its device captures nothing
 
+    @property
+    def draws_alone(self) -> bool:
+        """Tokens are all that its logits are for, and nothing but the draw's numbers bears on them."""
+        samples = self.samples
+        if not samples.slabs or samples.logprobs is not None or samples.records is not None or self.prompts is not None:
+            return False
+        return all(slab.grammar is None and slab.edits is None for slab in samples.slabs)
+
 
 class InputBuilder:
     def __init__(self, limits: StepLimits, device: Device, fill_masks: FillMasks | None = None) -> None:
@@ -56,15 +64,10 @@ class InputBuilder:
         self._pages = PageRows(limits.num_slots, limits.table_width)
         self._sheets: dict[tuple[int, _Sizes], Sheet] = {}
         self._no_prompts = no_prompts(self._staging.image, limits.chunk_length)
+        self._no_ends = no_ends(self._staging.image, self._no_prompts)
 
     def rung(self, num_tokens: int) -> int:
         return self.rungs[bisect_left(self.rungs, num_tokens)]
-
-    def decode_rung(self, plan: StepPlan) -> int | None:
-        """What a step of answers alone is padded to; None for any other step, and where none is padded."""
-        if not self.decode_rungs or plan.num_decodes < len(plan.spans):
-            return None
-        return self.decode_rung_of(plan.num_decodes)
 
     def decode_rung_of(self, num_sequences: int) -> int:
         return self.decode_rungs[bisect_left(self.decode_rungs, num_sequences)]
@@ -84,7 +87,8 @@ class InputBuilder:
         self._masks.clear()
         rows = RowList(plan, self.limits.slab_rows, self.row_rungs, self.limits.num_slots, self._masks)
         self._masks.start()
-        decode_rung = self.decode_rung(plan)
+        # Answers alone are padded to a size of their own, so that the step can have been captured.
+        decode_rung = None if prefills or not self.decode_rungs else self.decode_rung_of(num_decodes)
         num_chunks = sum(-(-span.length // self.limits.chunk_length) for span in prefills)
         num_ends = self._padded_ends(len(plan.spans)) if rows.ends_alone else 0
         padded = decode_rung or self.rung(num_tokens)
@@ -117,8 +121,10 @@ class InputBuilder:
                 positions=image["positions"],
                 kv_index=image["kv_index"],
                 decode=_decode_inputs(image, decodes, together=not prefills),
-                prefill=_prefill_inputs(image, prefills, num_decodes, num_chunks, self.limits.chunk_length),
-                ends=end_inputs(image, plan.spans if num_ends else (), self._no_prompts),
+                prefill=_prefill_inputs(image, prefills, num_decodes, num_chunks, self.limits.chunk_length)
+                if prefills
+                else self._no_prompts,
+                ends=end_inputs(image, plan.spans, self._no_prompts) if num_ends else self._no_ends,
                 ends_alone=rows.ends_alone,
                 logit_rows=image["logit_rows"],
             ),

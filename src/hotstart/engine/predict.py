@@ -232,12 +232,13 @@ class _Predictor:
         """As start-up bounds them: the memory of the largest, and the driver's for each."""
         if self.config.enforce_eager:
             return _Ends(0, 0, 0)
-        at, bare = self.limits, partial(StepShapes, samples=0, targets=0, edits=False, logprobs=False)
+        at, plain = self.limits, partial(StepShapes, targets=0, edits=False, logprobs=False)
         rungs = self.sizes.decode_rungs(at.max_num_seqs)
         wished = self.config.cudagraph_capture_sizes
         prompts = prompt_rungs(self.sizes.token_rungs(at.max_num_batched_tokens), at.max_model_len)
         prompts = tuple(rung for rung in prompts if wished is None or rung in wished)
-        shapes = [bare(rung, 0, (rung,)) for rung in prompts[-1:]] + [bare(rungs[-1], rungs[-1], ())]
+        shapes = [plain(rung, 0, (rung,), samples=1) for rung in prompts[-1:]]
+        shapes.append(plain(rungs[-1], rungs[-1], (), samples=rungs[-1]))
         tensors = captured_bytes(self.model, self.dtype, at, self.traits, shapes) + WORKSPACE_BYTES
         # As graphs.py bounds them.
         expected = tensors + self.constants.graph_bytes + MIB * (len(rungs) + len(prompts) - len(shapes))

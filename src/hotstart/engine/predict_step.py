@@ -127,7 +127,7 @@ def worst_step_bytes(
 def captured_bytes(
     config: ModelConfig, dtype: str, limits: StepLimits, traits: GpuTraits, shapes: Sequence[StepShapes]
 ) -> int:
-    """What the pool of captured steps holds after these, which have no sampling in them."""
+    """What the pool of captured steps holds after these."""
     pool = Segments()
     for one in shapes:
         _Step(config, dtype, limits, traits, one, pool).run()

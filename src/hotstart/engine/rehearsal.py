@@ -39,7 +39,7 @@ def worst_plans(rung: int, limits: StepLimits, *, thorough: bool = False) -> lis
     )
     way, far = _EVERYTHING if thorough else _SORTED, limits.max_model_len
     plans = [_plan(shape, way, limits, logprobs_up_to=far) for shape in dict.fromkeys(shapes)]
-    return plans + [_plan(shapes[0], _WIDE, limits, logprobs_up_to=far)] * thorough
+    return plans + [_plan(shapes[0], _WIDE, limits)] * thorough
 
 
 def rung_plans(rung: int, limits: StepLimits) -> list[StepPlan]:

@@ -27,6 +27,7 @@ class Flight:
 
     plan: StepPlan
     _sampled: Sampled
+    is_replay: bool = False  # all of it: it took no memory
 
     def sync(self) -> None:
         """Until the device has finished it."""
@@ -60,12 +61,14 @@ class Runner:
         with torch.inference_mode():
             built = self._inputs.build(plan)
             with self._step_scope(self._num_weights * len(built.inputs.token_ids)):
-                hidden = None
+                hidden = tokens = None
                 if self._graphs is not None and built.graph_key is not None:
                     hidden = self._graphs.replay(built.graph_key)
+                    if hidden is not None and built.draws_alone:
+                        tokens = self._graphs.replay_draw(built.graph_key, len(built.samples.slots))
                 if hidden is None:
                     hidden = self._forward(built, fill=built.reads_last_tokens)
-                return Flight(plan, self._sampler.run(hidden, built))
+                return Flight(plan, self._sampler.run(hidden, built, tokens), is_replay=tokens is not None)
 
     def capture(self, plan: StepPlan) -> None:
         """Record a step that fills its rung: every later one of its key is a replay."""
@@ -74,7 +77,8 @@ class Runner:
             built = self._inputs.build(plan)
             key = built.graph_key
             assert key is not None and key.tokens == plan.num_tokens, f"{plan.num_tokens} tokens do not fill {key}"
-            self._graphs.capture(key, partial(self._forward, built, fill=not key.is_prompt))
+            forward = partial(self._forward, built, fill=not key.is_prompt)
+            self._graphs.capture(key, forward, partial(self._sampler.draw, built))
 
     def _forward(self, built: BuiltStep, *, fill: bool) -> Tensor:
         if fill:

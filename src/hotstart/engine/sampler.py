@@ -13,7 +13,7 @@ from hotstart.engine.limits import StepLimits
 from hotstart.engine.plan import SpanResult, StepPlan, StepResult
 from hotstart.engine.rows import PromptRows, SampleRows
 from hotstart.kernels.ops import Ops
-from hotstart.kernels.sampling import token_logprobs
+from hotstart.kernels.sampling import TokenLogprobs, token_logprobs
 from hotstart.request import MAX_LOGPROBS, PositionLogprobs
 
 __all__ = ["Sampled", "Sampler"]
@@ -46,29 +46,40 @@ class Sampler:
         last = self.last_tokens[slots]
         ids.copy_(torch.where(ids < 0, last, ids))
 
-    def run(self, hidden: Tensor, built: BuiltStep) -> "Sampled":
-        """hidden: [T, D].  Every slab is the same work, whatever its rows are for."""
-        rows, at = built.inputs.logit_rows, 0
-        tokens, chosen, prompts = [], [], []
-        built.masks.upload()
-        if built.samples.records is not None:
-            self._ops.record(self._history, built.inputs.token_ids, built.samples.records)
-        for slab in built.samples.slabs:
-            count = len(slab.temperature)
-            logits = self._logits(hidden.index_select(0, rows[at : at + count]))
+    def draw(self, built: BuiltStep, hidden: Tensor, logprobs: list[TokenLogprobs] | None = None) -> Tensor | None:
+        """The tokens of the spans that sample one, and beside them what they want to know."""
+        rows, tokens = built.inputs.logit_rows, []
+        for number, slab in enumerate(built.samples.slabs):
+            at = number * self._slab_rows
+            logits = self._logits(hidden.index_select(0, rows[at : at + len(slab.temperature)]))
             tokens.append(self._ops.sample(logits, slab, self._history))
-            if built.samples.logprobs is not None:
-                chosen.append(token_logprobs(logits, tokens[-1], self._num_alternatives))
-            at += count
-        if tokens:
-            self.last_tokens.index_copy_(0, built.samples.slots, torch.cat(tokens).int())
+            if logprobs is not None and built.samples.logprobs is not None:
+                logprobs.append(token_logprobs(logits, tokens[-1], self._num_alternatives))
+        if not tokens:
+            return None
+        drawn = tokens[0] if len(tokens) == 1 else torch.cat(tokens)
+        self.last_tokens.index_copy_(0, built.samples.slots, drawn.int())
+        return drawn
+
+    def run(self, hidden: Tensor, built: BuiltStep, drawn: Tensor | None = None) -> "Sampled":
+        """hidden: [T, D].  Every slab is the same work, whatever its rows are for.  `drawn`: tokens, if a graph has
+        made them already."""
+        logprobs: list[TokenLogprobs] = []
+        if drawn is None:
+            built.masks.upload()
+            if built.samples.records is not None:
+                self._ops.record(self._history, built.inputs.token_ids, built.samples.records)
+            drawn = self.draw(built, hidden, logprobs)
+        num_chosen = len(logprobs)
         if built.prompts is not None:
-            for targets in torch.split(built.prompts.targets, self._slab_rows):
-                logits = self._logits(hidden.index_select(0, rows[at : at + len(targets)]))
-                prompts.append(token_logprobs(logits, targets, self._num_alternatives))
-                at += len(targets)
-        logprobs = [getattr(slab, name) for slab in (*chosen, *prompts) for name in _FIELDS]
-        return Sampled(built.samples, built.prompts, len(chosen), self._landing.fetch([*tokens, *logprobs]))
+            rows = built.inputs.logit_rows[len(built.samples.slots) :]
+            slabs = torch.split(rows, self._slab_rows), torch.split(built.prompts.targets, self._slab_rows)
+            for some, ids in zip(*slabs, strict=True):
+                logits = self._logits(hidden.index_select(0, some))
+                logprobs.append(token_logprobs(logits, ids, self._num_alternatives))
+        left = [] if drawn is None else [drawn]
+        left += [getattr(slab, name) for slab in logprobs for name in _FIELDS]
+        return Sampled(built.samples, built.prompts, num_chosen, self._landing.fetch(left))
 
 
 _FIELDS = ("logprob", "rank", "top_ids", "top_logprobs")
@@ -83,7 +94,7 @@ def _landing_bytes(limits: StepLimits, num_alternatives: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What a step leaves on the device, slab by slab: tokens, then log-probabilities of samples, then of prompts."""
+    """What a step leaves on the device: tokens; then by slab, log-probabilities of samples, and of prompts."""
 
     samples: SampleRows
     prompts: PromptRows | None
@@ -93,8 +104,8 @@ class Sampled:
     def result(self, plan: StepPlan) -> StepResult:
         """Read it on the host: this waits for the device."""
         parts = self.fetched.wait()
-        tokens, rest = parts[: len(self.samples.slabs)], parts[len(self.samples.slabs) :]
-        token_ids = dict(zip(self.samples.spans, (id for slab in tokens for id in slab.tolist()), strict=False))
+        drawn, rest = (parts[0].tolist(), parts[1:]) if self.samples.slabs else ([], parts)
+        token_ids = dict(zip(self.samples.spans, drawn, strict=False))
         logprobs = self._sample_logprobs(plan, token_ids, _rows(rest[: len(_FIELDS) * self.num_chosen]))
         prompt_logprobs = self._prompt_logprobs(plan, _rows(rest[len(_FIELDS) * self.num_chosen :]))
         return StepResult(

@@ -110,20 +110,22 @@ class Watch:
     def counts(self) -> dict[EventKind, int]:
         return {kind: self.count(kind) for kind in EVENT_KINDS}
 
-    def check(self) -> None:
-        """At each step: memory within its bounds, and nobody has taken the hooks away."""
+    def check(self, *, memory: bool = True) -> None:
+        """At each step: nobody has taken the hooks away, and memory is within its bounds, which a step that cannot
+        have taken any need not ask.
+        """
         if not self.sealed:
             return
         for tap in self._taps:
             if not tap.intact():
                 tap.install()
                 self._late(LateEvent(tap.kind, tap.name, "another library replaced this hook; events may be missing"))
-        for memory in self._memory:
-            now, before = memory.read(), self._baseline[memory.name]
-            if now - before > memory.allowed_bytes:
-                self._baseline[memory.name] = now  # each growth counts once
-                cause = f"grew by {now - before} bytes to {now}, allowed {memory.allowed_bytes}"
-                self._late(LateEvent("memory", memory.name, cause, num_bytes=now - before))
+        for one in self._memory if memory else ():
+            now, before = one.read(), self._baseline[one.name]
+            if now - before > one.allowed_bytes:
+                self._baseline[one.name] = now  # each growth counts once
+                cause = f"grew by {now - before} bytes to {now}, allowed {one.allowed_bytes}"
+                self._late(LateEvent("memory", one.name, cause, num_bytes=now - before))
 
     def _late(self, event: LateEvent) -> None:
         self.events.append(event)

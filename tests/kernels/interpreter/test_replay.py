@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from padding import PaddingDevice
 from tiny import CONFIGS, VOCAB
@@ -27,20 +28,39 @@ class Replays:
     """In place of CUDA graphs: the captured call, with the tensors and the host integers it was captured with."""
 
     def __init__(self):
-        self.calls = {}
-        self.num_replays = 0
+        self.calls, self.draws = {}, {}
+        self.num_replays = self.num_drawn = 0
 
-    def capture(self, size, run):
-        self.calls[size] = run
+    def capture(self, size, run, draw):
+        self.calls[size], self.draws[size] = run, draw
+        self.num_rows = {**getattr(self, "num_rows", {}), size: len(draw(run()))}
 
     def replay(self, size):
         if size not in self.calls:
             return None
         self.num_replays += 1
-        return self.calls[size]()
+        self.hidden = self.calls[size]()
+        return self.hidden
+
+    def replay_draw(self, size, num_rows):
+        if num_rows != self.num_rows[size]:
+            return None
+        self.num_drawn += 1
+        return self.draws[size](self.hidden)
 
 
-def serve(folder, graphs):
+EDITED = {
+    "temperature": [0.0] * 3,
+    "logprobs": [1] * 3,
+    "repetition_penalty": [1.0, 1.5, 1.2],
+    "frequency_penalty": [0.0, 0.5, 2.0],
+    "logit_bias": [None, {5: 1.0}, None],
+    "allowed_token_ids": [None, None, (1, 2, 3, 50, 51)],
+}
+DRAWN = {"temperature": [0.0, 0.9, 2.0], "top_k": [0, 5, 0], "top_p": [1.0, 1.0, 0.9], "seed": [1, 2, 3]}
+
+
+def serve(folder, graphs, ways):
     """Answers of three requests that end one after the other."""
     config = read_model_config(folder)
     device, limits = PaddingDevice(), StepLimits(**SIZES, slab_rows=4, num_slots=3, num_end_ids=0, vocab_size=VOCAB)
@@ -57,29 +77,24 @@ def serve(folder, graphs):
             runner.capture(answer_plan(size, limits))
     scheduler = Scheduler(SchedulerLimits(**SIZES, num_pages=6, num_slots=3))
     for i in range(3):
-        params = SamplingParams(
-            temperature=0.0,
-            max_tokens=3 + 2 * i,
-            ignore_eos=True,
-            logprobs=1,
-            repetition_penalty=(1.0, 1.5, 1.2)[i],
-            frequency_penalty=(0.0, 0.5, 2.0)[i],
-            logit_bias=(None, {5: 1.0}, None)[i],
-            allowed_token_ids=(None, None, (1, 2, 3, 50, 51))[i],
-        )
+        params = SamplingParams(max_tokens=3 + 2 * i, ignore_eos=True, **{name: each[i] for name, each in ways.items()})
         scheduler.add(Request(f"r{i}", tuple(range(1 + i, 8 + i)), params, 0.0))
     tokens = {}
     while scheduler.has_work:
         plan = scheduler.plan()
         for event in scheduler.apply(plan, runner.launch(plan).wait()):
-            tokens.setdefault(event.request_id, []).extend((p.token_id, round(p.logprob, 3)) for p in event.logprobs)
+            mine = tokens.setdefault(event.request_id, [])
+            mine.extend(event.token_ids)
+            mine.extend(round(p.logprob, 3) for p in event.logprobs)
     return tokens
 
 
-def test_replayed_steps_answer_as_the_torch_ops_do(tmp_path):
+@pytest.mark.parametrize(("ways", "num_drawn"), [(EDITED, 0), (DRAWN, 6)], ids=["edited", "drawn"])
+def test_replayed_steps_answer_as_the_torch_ops_do(ways, num_drawn, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**CONFIGS["dense"], "num_hidden_layers": 4}))
     graphs = Replays()
-    assert serve(tmp_path, graphs) == serve(tmp_path, None)
+    assert serve(tmp_path, graphs, ways) == serve(tmp_path, None, ways)
+    assert graphs.num_drawn == num_drawn
     assert graphs.num_replays == 6 and set(graphs.calls) == {GraphKey(False, size) for size in (1, 2, 3)}
 
 
