@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hotstart.cache.pool import Pool
 
 
-@given(total=st.integers(1, 8), actions=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 7)), max_size=60))
+@given(total=st.integers(1, 8), actions=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 7)), max_size=60))
 @settings(max_examples=200, deadline=None, derandomize=True)
 def test_free_used_and_cached_are_all(total: int, actions: list[tuple[int, int]]) -> None:
     pool = Pool("page", total)
@@ -26,6 +26,10 @@ def test_free_used_and_cached_are_all(total: int, actions: list[tuple[int, int]]
         elif action == 3 and (loose := sorted(set(holders) - kept)):
             pool.keep([loose[pick % len(loose)]])
             kept.add(loose[pick % len(loose)])
+        elif action == 5:
+            lowest = min(set(range(pick)) - set(holders) - kept, default=None)
+            assert pool.take_below(min(pick, total)) == (None if lowest is None or lowest >= total else lowest)
+            holders += [] if lowest is None or lowest >= total else [lowest]
         elif action == 4 and kept:
             dropped = sorted(kept)[pick % len(kept)]
             pool.drop([dropped])

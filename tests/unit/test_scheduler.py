@@ -209,6 +209,26 @@ def test_abort_ends_a_request_in_any_state_once() -> None:
     assert scheduler.slots.num_used == 1
 
 
+def test_states_are_packed_when_one_has_gone() -> None:
+    """The last one moves into the gap, in its next step; one whose tokens are counted by slot stays."""
+    scheduler = make(packs_slots=True)
+    for name, params in (("a", {}), ("b", {}), ("c", {"presence_penalty": 1.0}), ("d", {})):
+        scheduler.add(request(name, 3, **params))
+    apply(scheduler, scheduler.plan())
+    first = scheduler.plan()
+    assert first is not None and [span.write_slot for span in first.spans] == [0, 1, 2, 3]
+    apply(scheduler, first)
+    scheduler.abort("b")
+    for moves in ([(0, 0), (3, 1), (2, 2)], [(0, 0), (1, 1), (2, 2)]):
+        plan = scheduler.plan()
+        assert plan is not None and [(span.read_slot, span.write_slot) for span in plan.spans] == moves
+        apply(scheduler, plan)
+    assert scheduler.slots.num_free == 1
+    scheduler.abort("a")
+    plan = scheduler.plan()
+    assert plan is not None and [(span.read_slot, span.write_slot) for span in plan.spans] == [(1, 1), (2, 2)]
+
+
 def test_min_tokens_bans_what_ends_a_sequence() -> None:
     scheduler = make()
     scheduler.add(request("a", 4, min_tokens=2, stop_token_ids=(7, 3)))

@@ -178,6 +178,7 @@ def limits_of(draw, kind: str) -> SchedulerLimits:
         chunk_length=chunk,
         eos_token_ids=(0, 1),
         enable_prefix_caching=draw(st.booleans()) or kind == "roomy",
+        packs_slots=draw(st.booleans()),
     )
 
 

@@ -42,6 +42,15 @@ class Pool:
             self._refs[i] = 1
         return ids
 
+    def take_below(self, limit: int) -> int | None:
+        """The lowest free id, with one reference, if it is below the limit."""
+        lowest = min(self._free, default=limit)
+        if lowest >= limit:
+            return None
+        self._free.remove(lowest)
+        self._refs[lowest] = 1
+        return lowest
+
     def share(self, ids: Iterable[int]) -> None:
         """One more reference to each id, all of which are used or cached."""
         for i in ids:

@@ -163,6 +163,7 @@ class CpuDevice:
     default_num_seqs = 16
     default_num_batched_tokens = 512
     default_model_len = 4096
+    packs_slots = True
     fair_tokens = 64
 
     def __init__(self, num_threads: int | None = None) -> None:

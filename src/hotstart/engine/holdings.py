@@ -64,6 +64,15 @@ class Holdings:
         sequence.pages += self.pages.take(1)
         return True
 
+    def pack(self, sequence: Sequence, limit: int) -> None:
+        """Give a sequence a slot below the limit, if one is free: its next span brings its state there.
+
+        The step returns the slot that it reads.  A sequence whose tokens are counted by slot stays where it is.
+        """
+        if sequence.penalties is None and sequence.state_slot == sequence.slot:
+            slot = self.slots.take_below(limit)
+            sequence.slot = sequence.slot if slot is None else slot
+
     def slot_for_snapshot(self) -> int | None:
         return self.slots.take(1)[0] if self._make_free(self.slots, 1) else None
 

@@ -24,6 +24,7 @@ class SchedulerLimits:
     seed: int = 0  # from which requests without a seed draw one
     max_num_queued: int | None = None
     enable_prefix_caching: bool = False
+    packs_slots: bool = False  # sequences move to the lowest slots, so that their states lie side by side
 
     @property
     def max_sequence_length(self) -> int:

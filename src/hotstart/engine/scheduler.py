@@ -168,6 +168,8 @@ class Scheduler:
                 continue
             num_pages = num_planned // page_size + 1
             if num_pages <= len(sequence.pages) or self._grow(sequence):
+                if self.limits.packs_slots and sequence.slot >= len(self._running):
+                    self._holdings.pack(sequence, len(self._running))
                 draft.add(sequence, sequence.extend(1, num_pages, sequence.slot))
 
     def _grow(self, sequence: Sequence) -> bool:

@@ -28,6 +28,7 @@ class Sizes(Protocol):
     default_num_seqs: int
     default_num_batched_tokens: int
     default_model_len: int
+    packs_slots: bool  # whether states that lie side by side are worked on faster
     fair_tokens: int  # of a step, that a default keeps as long as sequences can give way
 
     def token_rungs(self, limit: int) -> tuple[int, ...]: ...
@@ -62,6 +63,7 @@ class GpuSizes:
     default_num_seqs = 256
     default_num_batched_tokens = 8192
     default_model_len = 32768
+    packs_slots = False
     fair_tokens = 2048
     capture_sizes: tuple[int, ...] = (1, 2, 4, *range(8, 65, 8), *range(80, 129, 16), *range(160, 257, 32))
 

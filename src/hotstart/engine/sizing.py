@@ -126,4 +126,5 @@ def scheduler_limits(
         eos_token_ids=model_config.eos_token_ids,
         seed=config.seed,
         enable_prefix_caching=config.enable_prefix_caching,
+        packs_slots=device.packs_slots,
     )
