@@ -96,11 +96,11 @@ def test_a_late_event_in_one_layer_of_a_mixed_step_ends_that_step_alone(device, 
 
     layer, failed = engine._runner._model.layers[1], []
 
-    def missing(self, x, residual, step, cache):
+    def missing(self, residual, step, cache):
         if self is layer and not failed and step.num_decodes and step.prefill.num_sequences:
             failed.append(step)
             raise LateEventError("late compile: made up")
-        return self.forward(x, residual, step, cache)
+        return self.forward(residual, step, cache)
 
     monkeypatch.setattr(DecoderLayer, "__call__", missing)
     engine.add(request("answering", max_tokens=30, ignore_eos=True))
