@@ -56,7 +56,7 @@ class Span(NamedTuple):
     length: int
     token_ids: tuple[int, ...]  # length of them; IN_FLIGHT only as the single token of a decode span
     pages: tuple[int, ...]  # all pages of positions [0, start + length), in order
-    read_slot: int  # NO_SLOT iff start == 0; other than write_slot where the state comes from a snapshot or becomes one
+    read_slot: int  # NO_SLOT iff start == 0; other than write_slot where the state is a snapshot, becomes one, or moves
     write_slot: int
     sampling: Sampling | None = None  # None: the prompt goes on in a later step
     prompt_logprobs: int | None = None  # alternatives wanted at each position of this span
