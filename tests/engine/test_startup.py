@@ -86,10 +86,10 @@ def test_a_failure_on_the_way_names_its_phase(phase, folders, monkeypatch):
     """...and leaves no hook behind."""
     launch, tuner = startup.Runner.launch, Autotuner.run
 
-    def failing(runner, plan):
+    def failing(runner, plan, **how):
         if (phase == "run rungs") == (runner._cache.num_pages == 1):
             raise torch.OutOfMemoryError("made up")
-        return launch(runner, plan)
+        return launch(runner, plan, **how)
 
     monkeypatch.setattr(startup.Runner, "launch", failing)
     config = EngineConfig(model=str(folders["dense"]), load_format="dummy", max_model_len=64, max_num_batched_tokens=64)

@@ -123,10 +123,10 @@ def test_launching_waits_for_nothing(family, start_engine, monkeypatch):
     engine = start_engine(family, enable_prefix_caching=True)
     launch, kinds = engine._runner.launch, set()
 
-    def watched(plan):
+    def watched(plan, **how):
         kinds.add((plan.num_decodes > 0, plan.num_decodes < len(plan.spans)))
         with no_waits():
-            return launch(plan)
+            return launch(plan, **how)
 
     monkeypatch.setattr(engine._runner, "launch", watched)
     events = []
@@ -151,7 +151,7 @@ def test_a_failure_in_a_mixed_step_ends_its_requests_alone(error, start_engine, 
     layer = model.layers[1]
 
     def failing(self, *args):
-        if self is layer and not failed and args[2].num_decodes and args[2].prefill.num_sequences:
+        if self is layer and not failed and args[1].num_decodes and args[1].prefill.num_sequences:
             failed.append(True)
             raise error
         return self.forward(*args)

@@ -53,6 +53,8 @@ class _FailedFlight:
     error: Exception
     is_replay = False
 
+    def finish(self) -> None: ...
+
     def sync(self) -> None:
         raise self.error
 
@@ -169,6 +171,7 @@ class Engine:
         self.check_alive()
         events = self._join() if self._guides.request_ids else []
         while len(self._flights) < self.device.flights and (plan := self._scheduler.plan()) is not None:
+            self._draw_oldest()
             self._flights.append(self._launch(plan))
         if not self._flights:
             return events
@@ -182,8 +185,12 @@ class Engine:
             result = flight.wait()
             self._watch.check(memory=not flight.is_replay)
         except (RuntimeError, MemoryError, StepError) as error:
-            return events + self._follow(self._fail(flight.plan, error) if self.device.alive() else self._die(error))
-        return events + self._follow(self._scheduler.apply(flight.plan, result))
+            landed = self._fail(flight.plan, error) if self.device.alive() else self._die(error)
+        else:
+            landed = self._scheduler.apply(flight.plan, result)
+        events += self._follow(landed)
+        self._draw_oldest()
+        return events
 
     def close(self) -> list[TokenEvent]:
         """Stop for good.  Requests that are still running or waiting end with the events returned."""
@@ -230,9 +237,18 @@ class Engine:
 
     def _launch(self, plan: StepPlan) -> Flight | _FailedFlight:
         try:
-            return self._runner.launch(plan)
+            return self._runner.launch(plan, is_alone=not self._flights)
         except (RuntimeError, MemoryError, StepError) as error:
             return _FailedFlight(plan, error)
+
+    def _draw_oldest(self) -> None:
+        """All steps before it have landed, so its grammars know what may come."""
+        if not self._flights:
+            return
+        try:
+            self._flights[0].finish()
+        except (RuntimeError, MemoryError, StepError) as error:
+            self._flights[0] = _FailedFlight(self._flights[0].plan, error)
 
     def _fail(self, plan: StepPlan, error: Exception) -> list[TokenEvent]:
         log.error("step failed", step=plan.step_id, tokens=plan.num_tokens, requests=len(plan.spans), cause=error)

@@ -129,19 +129,21 @@ class Guides:
         return broken
 
     def fill(self, rows: list[tuple[int, int]], masks: NDArray[np.int32]) -> "Future[None]":
-        """Write the masks of (sequence, row): see masks.FillMasks."""
-        guides = [(self._by_sequence[sequence_id], row) for sequence_id, row in rows]
+        """Write the masks of (sequence, row): see masks.FillMasks.  One that has ended meanwhile may say anything."""
+        guides = [(self._by_sequence.get(sequence_id), row) for sequence_id, row in rows]
         return self._filler.submit(self._fill, guides, masks)
 
-    def _fill(self, guides: list[tuple[Guide, int]], masks: NDArray[np.int32]) -> None:
+    def _fill(self, guides: list[tuple[Guide | None, int]], masks: NDArray[np.int32]) -> None:
         count, width = masks.shape
         assert self._grammars is not None, "a guide without grammars"
-        bound = [(guide.matcher, row) for guide, row in guides if not guide.is_free]
+        bound = [(guide.matcher, row) for guide, row in guides if guide is not None and not guide.is_free]
         if bound:
             self._masks.unsafe_compute_mask_ptr(bound, masks.ctypes.data, 4 * width, count)
         for guide, row in guides:
             bits = masks[row].view(np.uint8)
-            if guide.is_free:
+            if guide is None:
+                bits[:] = 0xFF
+            elif guide.is_free:
                 bits[:] = 0xFF
                 for token_id in self._grammars.end_ids:
                     bits[token_id // 8] &= 0xFF ^ 1 << token_id % 8

@@ -39,7 +39,7 @@ class BuiltStep:
     inputs: StepInputs
     samples: SampleRows
     prompts: PromptRows | None
-    masks: MaskBuffer  # to be uploaded before tokens are sampled
+    masks: MaskBuffer  # to be started, and uploaded before tokens are sampled
     reads_last_tokens: bool  # host: a decode span's token is still on the device
     graph_key: GraphKey | None = None  # None: the step is like few others, or its device captures nothing
 
@@ -86,7 +86,6 @@ class InputBuilder:
         decodes, prefills = plan.spans[:num_decodes], plan.spans[num_decodes:]
         self._masks.clear()
         rows = RowList(plan, self.limits.slab_rows, self.row_rungs, self.limits.num_slots, self._masks)
-        self._masks.start()
         # Answers alone are padded to a size of their own, so that the step can have been captured.
         decode_rung = None if prefills or not self.decode_rungs else self.decode_rung_of(num_decodes)
         num_chunks = sum(-(-span.length // self.limits.chunk_length) for span in prefills)

@@ -22,7 +22,10 @@ FillMasks = Callable[[list[tuple[int, int]], NDArray[np.int32]], Future[None]]
 
 
 class MaskBuffer:
-    """For each step: `clear`, `add` rows, `start`; `rows` gives views at any time; `upload` before they are read."""
+    """For each step: `clear`, `add` rows; `start` when all tokens before are known, `upload` before masks are read.
+
+    `rows` gives views at any time.
+    """
 
     def __init__(self, limits: StepLimits, device: Device, fill: FillMasks | None) -> None:
         self._width = limits.mask_words
@@ -51,6 +54,10 @@ class MaskBuffer:
             line[: len(source)] = np.frombuffer(source, dtype=np.uint8)
             line[len(source) :] = 0
         return row
+
+    @property
+    def has_grammars(self) -> bool:
+        return bool(self._sequences)
 
     def start(self) -> None:
         if self._sequences:

@@ -21,20 +21,31 @@ Forward = Callable[[StepInputs, CacheTensors], Tensor]  # a model: the hidden st
 StepScope = Callable[[int], AbstractContextManager[None]]  # what a step of so many multiplications runs in
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Flight:
-    """A step that has been launched."""
+    """A step that has been launched; its tokens may be yet to be drawn."""
 
     plan: StepPlan
-    _sampled: Sampled
+    _sampled: Sampled | None
+    _draw: Callable[[], Sampled] | None = None
     is_replay: bool = False  # all of it: it took no memory
+
+    def finish(self) -> None:
+        """Launch what is left, now that the results of all earlier steps are known."""
+        if self._draw is not None:
+            draw, self._draw = self._draw, None
+            self._sampled = draw()
 
     def sync(self) -> None:
         """Until the device has finished it."""
-        self._sampled.fetched.wait()
+        self._known().fetched.wait()
 
     def wait(self) -> StepResult:
-        return self._sampled.result(self.plan)
+        return self._known().result(self.plan)
+
+    def _known(self) -> Sampled:
+        assert self._sampled is not None, f"step {self.plan.step_id} has not drawn its tokens"
+        return self._sampled
 
 
 class Runner:
@@ -56,10 +67,16 @@ class Runner:
         self._inputs = inputs
         self._sampler = sampler
 
-    def launch(self, plan: StepPlan) -> Flight:
+    def launch(self, plan: StepPlan, *, is_alone: bool = True) -> Flight:
+        """`is_alone`: no other step is in flight.  If one is, a step of sequences with grammars does not draw before
+        `finish`: what may come next is known when the tokens before are.
+        """
         # The one place where inference mode is entered: whatever runs in it has run in it at start-up too.
         with torch.inference_mode():
             built = self._inputs.build(plan)
+            draws_later = built.masks.has_grammars and not is_alone
+            if not draws_later:
+                built.masks.start()
             with self._step_scope(self._num_weights * len(built.inputs.token_ids)):
                 hidden = tokens = None
                 if self._graphs is not None and built.graph_key is not None:
@@ -68,7 +85,14 @@ class Runner:
                         tokens = self._graphs.replay_draw(built.graph_key, len(built.samples.slots))
                 if hidden is None:
                     hidden = self._forward(built, fill=built.reads_last_tokens)
+                if draws_later:
+                    return Flight(plan, None, partial(self._draw, hidden, built))
                 return Flight(plan, self._sampler.run(hidden, built, tokens), is_replay=tokens is not None)
+
+    @torch.inference_mode()
+    def _draw(self, hidden: Tensor, built: BuiltStep) -> Sampled:
+        built.masks.start()
+        return self._sampler.run(hidden, built)
 
     def capture(self, plan: StepPlan) -> None:
         """Record a step that fills its rung: every later one of its key is a replay."""

@@ -48,7 +48,7 @@ class Sequence:
     bias: tuple[tuple[int, float], ...] = field(init=False)
     allowed: bytes | None = field(init=False)
     is_guided: bool = field(init=False)
-    waits: bool = field(init=False)  # what may come next depends on the token before it
+    waits: bool = field(init=False)  # what it asks of the next token depends on the token before it
 
     def __post_init__(self) -> None:
         params = self.request.params
@@ -56,7 +56,7 @@ class Sequence:
         self.bias = tuple(sorted((params.logit_bias or {}).items()))
         self.allowed = None if params.allowed_token_ids is None else token_bits(params.allowed_token_ids)
         self.is_guided = params.structured_outputs is not None
-        self.waits = self.is_guided or any(len(word) > 1 for word in params.bad_word_ids)
+        self.waits = any(len(word) > 1 for word in params.bad_word_ids)
 
     @property
     def num_prompt(self) -> int:
