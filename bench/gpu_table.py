@@ -9,6 +9,7 @@ what it measured stays.
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -53,7 +54,7 @@ JOBS = (
     Job("4b-warm", 0, "qwen3.5-4b", "startup"),
     Job("4b-warm-2", 0, "qwen3.5-4b", "startup"),
     Job("9b", 0, "qwen3.5-9b", "first-request,latency,throughput"),
-    Job("peers", 0, "qwen3.5-4b", "peers"),
+    Job("peers", 0, "qwen3.5-4b", "peers", ("--limit", "100"), limit_s=150.0),
     Job("0.8b", 1, "qwen3.5-0.8b", "first-request,latency,throughput,steps"),
     Job("next-small", 1, "next-small", "first-request,latency,throughput,steps"),
     Job("next-small-bf16-state", 1, "next-small", "latency,throughput", BFLOAT16),
@@ -81,15 +82,18 @@ def run_lane(jobs: Iterable[Job], gpu: str, end: float, out: Path) -> None:
 
 
 def _run(command: list[str], environment: dict[str, str], limit_s: float) -> str:
-    try:
-        done = subprocess.run(
-            command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=limit_s, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return "cut off"
-    if done.returncode:
-        print(done.stderr[-2000:], flush=True)
-    return f"code {done.returncode}"
+    """In a session of its own, so that whatever it started ends with it."""
+    with subprocess.Popen(
+        command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as running:
+        try:
+            _, errors = running.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(running.pid, signal.SIGKILL)
+            return "cut off"
+    if running.returncode:
+        print(errors[-2000:], flush=True)
+    return f"code {running.returncode}"
 
 
 def main() -> None:

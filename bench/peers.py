@@ -11,7 +11,6 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -25,8 +24,8 @@ from typing import Any, Protocol
 from bench.measure import RESULTS, seconds
 from bench.shapes import SHAPES, write_folder
 
-LENGTHS = (64, 1024, 8192)
-NUM_SAMPLES = 5
+LENGTHS = (1024, 64, 8192)
+NUM_SAMPLES = 4
 NUM_TOKENS = 64
 PACKAGES = ("hotstart", "torch", "triton", "transformers", "flash-linear-attention", "causal-conv1d", "vllm")
 ENGINES = {"hotstart": "hotstart", "transformers": "transformers", "vllm": "vllm"}  # the module of each
@@ -138,7 +137,7 @@ def measure(name: str, folder: str, out: Path) -> None:
         found["ttft_samples_ms"] = samples
         found["ttft_ms"] = {key: statistics.median(times[1:]) for key, times in samples.items()}
         out.write_text(json.dumps(found, indent=1) + "\n")
-    found["token_samples_ms"] = [token_ms() for _ in range(4)]
+    found["token_samples_ms"] = [token_ms() for _ in range(3)]
     found["token_ms"] = statistics.median(found["token_samples_ms"][1:])
     out.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -158,6 +157,7 @@ def main() -> None:
     parser.add_argument("--model", choices=SHAPES, default="qwen3.5-4b")
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--out", type=Path, default=RESULTS / "table" / "peers.json")
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds for each engine")
     parser.add_argument("--one", nargs=2, metavar=("ENGINE", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -171,7 +171,11 @@ def main() -> None:
                 continue
             out = Path(temporary, f"{name}.json")
             command = [sys.executable, "-m", "bench.peers", "--one", name, str(folder), "--out", str(out)]
-            code = subprocess.run(command, env=os.environ, check=False).returncode
+            try:
+                code = subprocess.run(command, check=False, timeout=arguments.limit).returncode
+            except subprocess.TimeoutExpired:
+                code = None  # what it had measured by then is told
+                print(f"{name} was cut off after {arguments.limit:.0f} s", flush=True)
             rows.append(json.loads(out.read_text()) if out.exists() else {"engine": name, "failed_with_code": code})
             record = {"command": f"python -m bench.peers --model {arguments.model}", "model": arguments.model}
             arguments.out.write_text(
