@@ -1,6 +1,6 @@
 """Products of few tokens with a layer's weights, with what stands around them, in microseconds.
 
-    python -m bench.linear_skinny [--models qwen3.5-4b] [--rows 1 2 4] [--out FILE.json]
+    python -m bench.linear_skinny [--models qwen3.5-4b] [--rows 1 2] [--out FILE.json]
 
 Beside ours stands the same by cuBLAS and kernels between.  A time is that of a replayed graph of many launches, divided
 by their number; at least 200 MB of weights are touched before some come back.  The floor is the time in which a device
@@ -80,7 +80,7 @@ def bench(form: str, N: int, K: int, rows: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--rows", type=int, nargs="+", default=(1, 2, 4))
+    parser.add_argument("--rows", type=int, nargs="+", default=(1, 2))
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     rate = copy_rate()
