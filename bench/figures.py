@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import figures_gdn, figures_gpu, figures_table
+from bench import figures_gdn, figures_gpu, figures_linear, figures_table
 
 ROOT = Path(__file__).parents[1]
 MODELS = {"tiny": "shipped checkpoint", "0.8b": "Qwen3.5-0.8B shape, random weights"}
@@ -136,7 +136,12 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
         "chunk_lengths": figures_gdn.chunk_lengths,
         "binaries": figures_gdn.binaries,
     },
-    "docs/DECODE.md": {"decode": figures_gdn.decode, "decode_forms": figures_gdn.decode_forms},
+    "docs/DECODE.md": {
+        "decode": figures_gdn.decode,
+        "decode_forms": figures_gdn.decode_forms,
+        "few_tokens": figures_linear.few_tokens,
+        "few_tokens_forms": figures_linear.few_tokens_forms,
+    },
     "docs/WARMUP.md": {"short_prompts": figures_gdn.short_prompts},
     "README.md": {"figures": partial(shown, 0)},
     "README.zh-CN.md": {"figures": partial(shown, 1)},
