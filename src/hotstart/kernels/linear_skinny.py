@@ -26,7 +26,8 @@ from hotstart.kernels.norm import rms_norm
 
 __all__ = ["MOST_ROWS", "add_linear", "linear", "norm_linear", "norm_swiglu", "stream"]
 
-MOST_ROWS = 2  # of more, cuBLAS's products are no slower: here each row costs arithmetic
+MOST_ROWS = 2  # of more, and of two where K is large, cuBLAS is no slower: here each row costs arithmetic
+LARGE_K = 4096
 
 
 @triton.jit
@@ -149,7 +150,9 @@ def add_linear(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _is_streamed(x: Tensor) -> bool:
-    return x.shape[0] <= MOST_ROWS and x.dtype == torch.bfloat16 and x.shape[1] % 8 == 0 and launches_overlap()
+    T, K = x.shape
+    most = 1 if K >= LARGE_K else MOST_ROWS
+    return most >= T and x.dtype == torch.bfloat16 and K % 8 == 0 and launches_overlap()
 
 
 def stream(end: str, x: Tensor, weight: Tensor, y: Tensor, norm: Tensor | None = None, eps: float = 0.0) -> Tensor:
@@ -197,11 +200,10 @@ def _warmup(space: LaunchSpace) -> None:
         widths.add(space.attention.num_heads * space.attention.head_dim)
     for dtype, count in product(space.activation_dtypes, range(1, MOST_ROWS + 1)):
         x, norm, weight = (space.empty(*shape, dtype=dtype) for shape in ((count, D), (D,), (64, D)))
-        if not _is_streamed(x):
-            continue
-        norm_linear(x, norm, space.eps, weight)
-        if space.mlp_widths:
-            norm_swiglu(x, norm, space.eps, weight)
+        if _is_streamed(x):
+            norm_linear(x, norm, space.eps, weight)
+            if space.mlp_widths:
+                norm_swiglu(x, norm, space.eps, weight)
         for width in sorted(widths):
             add_linear(x, space.empty(count, width, dtype=dtype), space.weight(D, width, dtype=dtype))
         for width in (D, *space.shared_widths):

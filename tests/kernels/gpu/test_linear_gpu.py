@@ -11,7 +11,7 @@ EPS = 1e-6
 LIMIT = 6e-3  # several roundings to bfloat16
 # Columns and K: in, out, gate or up, and down, of 0.8B, 4B and 27B; and next to tiles.
 SIZES = [(8256, 1024), (1024, 2048), (9216, 2560), (2560, 9216), (5120, 17408), (132, 520)]
-ROWS = [1, 2, 3, 16]
+ROWS = [1, 2, 3]
 
 
 def normal(*shape, scale=1.0):
@@ -58,7 +58,7 @@ def test_launches_that_overlap_wait_for_each_other(rows):
     with torch.cuda.graph(graph):
         x.copy_(start)
         block(x, norm, ups, downs)
-    for _ in range(50):
+    for _ in range(20):
         graph.replay()
         assert torch.equal(x, found)
 
