@@ -41,6 +41,7 @@ class Tiles:
     keys: int
     warps: int
     stages: int
+    behind: bool = False  # values a tile behind the keys: see _attend_behind
 
 
 @triton.jit
@@ -80,14 +81,69 @@ def _attend(
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3")
         if MASKED:
             b_s = tl.where(o_t[None, :] <= o_m[:, None], b_s, float("-inf"))
-        b_new_max = tl.maximum(b_max, tl.max(b_s, axis=1) * scale)
-        b_p = tl.exp2(b_s * scale - b_new_max[:, None])
-        b_shrink = tl.exp2(b_max - b_new_max)
-        b_sum = b_sum * b_shrink + tl.sum(b_p, axis=1)
+        b_p, b_shrink, b_max, b_sum = _weigh(b_s, b_max, b_sum, scale)
         b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o * b_shrink[:, None], input_precision="tf32x3")
-        b_max = b_new_max
         i_page = tl.load(p_table + (o_t + BLOCK_N) // PAGE, mask=o_t + BLOCK_N < end, other=0)
     return b_o, b_max, b_sum
+
+
+@triton.jit
+def _attend_behind(
+    b_o,
+    b_max,
+    b_sum,
+    b_p,
+    b_shrink,
+    b_q,
+    p_keys,
+    p_values,
+    p_table,
+    o_m,
+    begin,
+    end,
+    scale,
+    HKV: tl.constexpr,
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """The same with the values a tile behind: their product runs while the scores of the next keys become weights.
+
+    b_p, b_shrink: of the tile before `begin`, which is whole; those of the last tile are returned.
+    """
+    o_n, o_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    m_d = (o_d < D)[None, :]
+    i_page = tl.load(p_table + (begin + o_n) // PAGE, mask=begin + o_n < end, other=0)
+    for start in range(begin, end, BLOCK_N):
+        o_t = start + o_n
+        # A pool has fewer than 2^31 tokens.  Keys past the end are those of some page: no query sees them.
+        o_k = (i_page * PAGE + o_t % PAGE).to(tl.int64)[:, None] * (HKV * D) + o_d[None, :]
+        o_v = _rows(p_table, o_t - BLOCK_N, PAGE)[:, None] * (HKV * D) + o_d[None, :]
+        b_k = tl.load(p_keys + o_k) if D == BLOCK_D else tl.load(p_keys + o_k, mask=m_d, other=0)
+        b_v = tl.load(p_values + o_v) if D == BLOCK_D else tl.load(p_values + o_v, mask=m_d, other=0)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3")
+        b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o * b_shrink[:, None], input_precision="tf32x3")
+        if MASKED:
+            b_s = tl.where(o_t[None, :] <= o_m[:, None], b_s, float("-inf"))
+        b_p, b_shrink, b_max, b_sum = _weigh(b_s, b_max, b_sum, scale)
+        i_page = tl.load(p_table + (o_t + BLOCK_N) // PAGE, mask=o_t + BLOCK_N < end, other=0)
+    return b_o, b_max, b_sum, b_p, b_shrink
+
+
+@triton.jit
+def _rows(p_table, o_t, PAGE: tl.constexpr):
+    return (tl.load(p_table + o_t // PAGE) * PAGE + o_t % PAGE).to(tl.int64)
+
+
+@triton.jit
+def _weigh(b_s, b_max, b_sum, scale):
+    """Weights of a tile's scores, and by how much those of the tiles before it shrink."""
+    b_new_max = tl.maximum(b_max, tl.max(b_s, axis=1) * scale)
+    b_p = tl.exp2(b_s * scale - b_new_max[:, None])
+    b_shrink = tl.exp2(b_max - b_new_max)
+    return b_p, b_shrink, b_new_max, b_sum * b_shrink + tl.sum(b_p, axis=1)
 
 
 @kernel
@@ -114,6 +170,7 @@ def _attention_prefill_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BEHIND: tl.constexpr,
 ):
     """Program: block of rows x key head.  Late blocks, which see most keys, come first."""
     G: tl.constexpr = H // HKV
@@ -153,14 +210,35 @@ def _attention_prefill_kernel(
     o_m = past + o_t
     seen_by_all = (past + first // G + 1) // BLOCK_N * BLOCK_N
     seen_by_some = tl.minimum(past + (first + BLOCK_M - 1) // G + 1, context)
-    b_o, b_max, b_sum = _attend(
-        b_o, b_max, b_sum, b_q, p_keys, p_values, p_table, o_m, 0, seen_by_all, scale,
-        HKV, D, PAGE, BLOCK_N, BLOCK_D, False,
-    )  # fmt: skip
-    b_o, b_max, b_sum = _attend(
-        b_o, b_max, b_sum, b_q, p_keys, p_values, p_table, o_m, seen_by_all, seen_by_some, scale,
-        HKV, D, PAGE, BLOCK_N, BLOCK_D, True,
-    )  # fmt: skip
+    if BEHIND:
+        o_n, m_d = tl.arange(0, BLOCK_N), (o_d < D)[None, :]
+        m_n = o_n < seen_by_some
+        o_kv = _rows(p_table, tl.where(m_n, o_n, 0), PAGE)[:, None] * (HKV * D) + o_d[None, :]
+        b_s = tl.dot(b_q, tl.trans(tl.load(p_keys + o_kv, mask=m_d, other=0)), input_precision="tf32x3")
+        b_s = tl.where(o_n[None, :] <= o_m[:, None], b_s, float("-inf"))
+        b_p, b_shrink, b_max, b_sum = _weigh(b_s, b_max, b_sum, scale)
+        b_o, b_max, b_sum, b_p, b_shrink = _attend_behind(
+            b_o, b_max, b_sum, b_p, b_shrink, b_q, p_keys, p_values, p_table, o_m, BLOCK_N, seen_by_all, scale,
+            HKV, D, PAGE, BLOCK_N, BLOCK_D, False,
+        )  # fmt: skip
+        b_o, b_max, b_sum, b_p, b_shrink = _attend_behind(
+            b_o, b_max, b_sum, b_p, b_shrink, b_q, p_keys, p_values, p_table, o_m,
+            tl.maximum(seen_by_all, BLOCK_N), seen_by_some, scale, HKV, D, PAGE, BLOCK_N, BLOCK_D, True,
+        )  # fmt: skip
+        o_n += (seen_by_some - 1) // BLOCK_N * BLOCK_N
+        m_n = o_n < seen_by_some
+        o_kv = _rows(p_table, tl.where(m_n, o_n, 0), PAGE)[:, None] * (HKV * D) + o_d[None, :]
+        b_v = tl.load(p_values + o_kv, mask=m_n[:, None] & m_d, other=0)
+        b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o * b_shrink[:, None], input_precision="tf32x3")
+    else:
+        b_o, b_max, b_sum = _attend(
+            b_o, b_max, b_sum, b_q, p_keys, p_values, p_table, o_m, 0, seen_by_all, scale,
+            HKV, D, PAGE, BLOCK_N, BLOCK_D, False,
+        )  # fmt: skip
+        b_o, b_max, b_sum = _attend(
+            b_o, b_max, b_sum, b_q, p_keys, p_values, p_table, o_m, seen_by_all, seen_by_some, scale,
+            HKV, D, PAGE, BLOCK_N, BLOCK_D, True,
+        )  # fmt: skip
     p_gate = packed_ptr + (begin + o_t).to(tl.int64)[:, None] * ROW + ((i_h * G + o_g) * 2 * D + D)[:, None]
     b_gate = tl.load(p_gate + o_d[None, :], mask=m_q, other=0).to(tl.float32)
     # sigmoid(x) = 1 / (1 + exp(-x)), whose division is the square of a reciprocal root: one instruction, not eight.
@@ -199,6 +277,7 @@ def _bound(dims: AttentionDims, row: int, page: int, tiles: Tiles) -> BoundLaunc
         BLOCK_M=tiles.rows,
         BLOCK_N=tiles.keys,
         BLOCK_D=_block_d(dims.head_dim),
+        BEHIND=tiles.behind,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )
@@ -213,10 +292,10 @@ def _candidates(target: Target, family: Family) -> tuple[Tiles, ...]:
         return (Tiles(16, 16, 4, 1),)
     row = 2 * _block_d(family.head_dim)  # bytes
     if 90 <= target.arch < 120:  # wgmma: 64 rows to each four warps
-        tiles = [Tiles(128, 64, 8, 2), Tiles(128, 32, 8, 3), Tiles(64, 32, 4, 2)]
+        tiles = [Tiles(128, 64, 8, 2, behind=True), Tiles(128, 64, 8, 2), Tiles(128, 32, 8, 3), Tiles(64, 32, 4, 2)]
     else:
         tiles = [Tiles(64, 32, 8, 2), Tiles(64, 64, 8, 2), Tiles(64, 32, 8, 3), Tiles(32, 32, 4, 2)]
-    fitting = (t for t in tiles if (t.rows + 2 * t.stages * t.keys) * row <= target.shared_bytes)
+    fitting = (t for t in tiles if (t.rows + (2 * t.stages + t.behind) * t.keys) * row <= target.shared_bytes)
     return tuple(fitting) or (Tiles(16, 16, 4, 1),)
 
 

@@ -8,10 +8,12 @@ from attention_cases import assert_matches, make_case, run
 from steps import moved
 from tolerances import relative_error
 
-from hotstart.kernels import attention_decode
+from hotstart.kernels import attention_decode, attention_prefill
 from hotstart.kernels.attention import paged_attention
+from hotstart.kernels.attention_prefill import Family
 from hotstart.kernels.attention_prepare import attention_prepare
 from hotstart.kernels.ops import AttentionDims
+from hotstart.kernels.target import current_target
 
 HEADS = {  # heads, key heads, head_dim, rotary_dim
     "4b": AttentionDims(16, 4, 256, 64, 1e-6),
@@ -37,6 +39,18 @@ def test_step_matches_attention_written_out(name, dims, dtype):
     n = case.inputs[6].num_tokens
     assert relative_error(out[:n], case.out[:n]) < LIMITS[dtype]
     assert_matches(case, (out, keys, values), factor=4)
+
+
+@pytest.mark.parametrize("dims", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("name", ["prompts", "mixed"])
+def test_values_a_tile_behind_the_keys_change_nothing(name, dims):
+    """On Hopper; elsewhere tiles that are as large do not fit."""
+    case, family = make_case(*STEPS[name], dims, torch.bfloat16, num_pages=900), Family(dims.head_dim, "bf16")
+    found = []
+    for tiles in [t for t in attention_prefill._candidates(current_target(), family) if (t.rows, t.keys) == (128, 64)]:
+        with attention_prefill._tiles.using(family, tiles):
+            found.append(run(case, attention_prepare, paged_attention, "cuda")[0])
+    assert all(torch.equal(one, found[0]) for one in found)
 
 
 @pytest.mark.parametrize("name", STEPS)

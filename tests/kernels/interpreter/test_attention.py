@@ -46,6 +46,15 @@ def test_step_matches_attention_written_out(name, heads):
     assert_matches(case, run(case, attention_prepare, paged_attention))
 
 
+@pytest.mark.parametrize("name", ["one prompt", "prompts", "mixed"])
+def test_values_a_tile_behind_the_keys_change_nothing(name):
+    case = make_case(*STEPS[name], HEADS["six to a key head"])
+    expected, *_ = run(case, attention_prepare, paged_attention)
+    with _tiles.using(Family(24, "fp32"), Tiles(16, 16, 4, 1, behind=True)):
+        found, *_ = run(case, attention_prepare, paged_attention)
+    assert torch.equal(found, expected)
+
+
 def test_slabs_of_sequences_change_nothing(monkeypatch):
     dims = HEADS["six to a key head"]
     case = make_case([(1, 200), (1, 9), (1, 130)], [], dims)
