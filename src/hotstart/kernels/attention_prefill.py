@@ -26,6 +26,7 @@ from hotstart.kernels.tiles import Trial, Tunable
 
 __all__ = ["attention_prefill"]
 
+FAR = 2048  # tokens of a context; in shorter ones the longer start of _attend_behind costs what the rest saves
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -41,7 +42,7 @@ class Tiles:
     keys: int
     warps: int
     stages: int
-    behind: bool = False  # values a tile behind the keys: see _attend_behind
+    behind: bool = False  # values a tile behind the keys, where contexts are long: see _attend_behind
 
 
 @triton.jit
@@ -254,9 +255,28 @@ def attention_prefill(
 
     queries: [T, H, D]; packed: [T, *], (query, gate) by head; keys, values: [pages, page_size, Hkv, D].
     """
+    near, far = _near_and_far(_tiles(Family(dims.head_dim, type_name(queries.dtype))))
+    tiles = far if max(step.prefill.contexts) >= FAR else near  # not a bit of a result depends on it
+    _attend_prompts(queries, packed, keys, values, step, dims, out, tiles)
+
+
+@cache
+def _near_and_far(tiles: Tiles) -> tuple[Tiles, Tiles]:
+    return replace(tiles, behind=False), tiles
+
+
+def _attend_prompts(
+    queries: Tensor,
+    packed: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    step: Step,
+    dims: AttentionDims,
+    out: Tensor,
+    tiles: Tiles,
+) -> None:
     prefill, T = step.prefill, out.shape[0]
     H, Hkv, D = dims.num_heads, dims.num_kv_heads, dims.head_dim
-    tiles = _tiles(Family(D, type_name(queries.dtype)))
     launch = _bound(dims, packed.shape[1], keys.shape[1], tiles)
     num_sequences, table_width = prefill.page_table.shape
     num_blocks = (T - prefill.first_token) * (H // Hkv) // tiles.rows + num_sequences + 1
@@ -336,7 +356,8 @@ def _warmup(space: LaunchSpace) -> None:
         packed, _, _, keys, values = space.attention_inputs(dims, dtype)
         queries = space.empty(space.num_tokens, dims.num_heads, dims.head_dim, dtype=dtype)
         out = space.tokens(dims.num_heads * dims.head_dim, dtype)
-        attention_prefill(queries, packed, keys, values, space.step(space.device), dims, out)
+        for tiles in dict.fromkeys(_near_and_far(_tiles(Family(dims.head_dim, type_name(dtype))))):
+            _attend_prompts(queries, packed, keys, values, space.step(space.device), dims, out, tiles)
 
 
 _launch = Launcher(_attention_prefill_kernel, warmup=_warmup)

@@ -38,6 +38,7 @@ def serve(space, count):
         gdn_prefill(packed, weights, conv, state, make_step([], prompts).prefill, dims, out)
     attend(space, step)
     attend(space, make_step([], [Row(count, pages=(0,) * count)], page_size=space.page_size, padding=count % 2))
+    attend(space, make_step([], [Row(count, start=5000, pages=(0,) * 400)], page_size=space.page_size))
     x, weight = torch.empty(rows, space.hidden_size, dtype=dtype), torch.empty(space.hidden_size, dtype=dtype)
     rms_norm(x, weight, space.eps)
     draw.sample(torch.empty(rows, space.vocab_size, dtype=dtype), make_rows([{}] * rows), HISTORY)
