@@ -12,7 +12,7 @@ from hotstart.cli.main import main
 from hotstart.config.published import published_config
 from hotstart.engine import tuning
 from hotstart.errors import ConfigError, WarmupError
-from hotstart.kernels import dry, gdn_decode, gdn_external, norm, tile_tables, tune
+from hotstart.kernels import dry, gdn_decode, gdn_external, linear_skinny, tile_tables, tune
 from hotstart.kernels.gdn_backends import choose_prefill
 from hotstart.kernels.launch import LAUNCHERS, Launcher, kernel, recording
 from hotstart.kernels.target import Target, current_target
@@ -220,7 +220,7 @@ def test_if_nothing_runs_the_kernel_is_named(product, times, space, small_gpu):
         tune.resolve(space)
 
 
-@pytest.mark.parametrize("launcher", [gdn_decode._launch_gdn_step, norm._launch, print])
+@pytest.mark.parametrize("launcher", [gdn_decode._launch_gdn_step, linear_skinny._launch, print])
 def test_decode_and_in_place_kernels_cannot_be_registered(launcher):
     before = list(TUNABLES)
     with pytest.raises(TypeError, match="fixed"):
