@@ -211,19 +211,29 @@ def options() -> list[str]:
 
 
 def steps() -> list[str]:
-    """Steps of 64 requests: what the host takes of one, and how they are spread."""
+    """A crowd of 64 step by step: where its seconds go, against the floor of each part, and what the host takes."""
     lines = [
-        "| shape | step of 64 answers, ms | of it the host's, ms | steps with prompts: tokens (ms) |",
-        "|---|---:|---:|---|",
+        "| shape | steps with prompts, ms | steps of answers alone, ms | one of 64 answers, ms | the host's part, ms |",
+        "|---|---:|---:|---:|---:|",
     ]
+    prompt, answer = CROWD
     for name in ("0.8b", "4b", "next-small"):
         run = job(name)
         if run is None or "steps" not in run:
             continue
-        found = run["steps"]
-        longer = ", ".join(f"{tokens} ({ms:.1f})" for tokens, ms, _ in found["steps"] if tokens > found["answers"])
-        figures = f"{found['answer_step_ms']:.2f} | {found['answer_host_ms']:.2f}"
-        lines.append(f"| {SHAPES[name]} | {figures} | {longer} |")
+        found, floors = run["steps"], _floors(name)
+        count = found["answers"]
+        longer = [ms for tokens, ms, _ in found["steps"] if tokens > count]
+        alone = [(tokens, ms) for tokens, ms, _ in found["steps"] if tokens <= count]
+        prompts_floor = 1e3 * count * floors.prompt_flops(prompt) / FLOPS_PER_S
+        answers_floor = sum(1e3 * floors.decode_s(tokens, prompt + answer // 2) for tokens, _ in alone)
+        cells = (
+            f"{len(longer)}: {_cell(sum(longer), prompts_floor)}",
+            f"{len(alone)}: {_cell(sum(ms for _, ms in alone), answers_floor)}",
+            f"{found['answer_step_ms']:.2f}",
+            f"{found['answer_host_ms']:.2f}",
+        )
+        lines.append(f"| {SHAPES[name]} | {' | '.join(cells)} |")
     return lines
 
 
