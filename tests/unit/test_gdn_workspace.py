@@ -1,9 +1,12 @@
 """How the chunks of a step are walked in slabs, and where q and k lie meanwhile."""
 
 import random
+from itertools import pairwise
 
 import pytest
 
+from hotstart.engine.limits import StepLimits
+from hotstart.engine.rehearsal import worst_plans
 from hotstart.kernels import gdn_workspace
 from hotstart.kernels.gdn_workspace import columns, slab_limit, slabs
 from hotstart.kernels.ops import GdnDims
@@ -31,11 +34,12 @@ def test_slabs_hold_every_chunk_once_and_fit():
         if not sum(counts):
             continue
         most = r.choice([1, 2, 7, 30, 130])
-        found, room, buffers = slabs(lengths, 64, most, r.choice([1, 8, 32, 64]), 132)
+        rows = sum(lengths) + r.choice([0, 0, 100])
+        found, room, buffers, held = slabs(lengths, rows, 64, most, r.choice([1, 8, 32, 64]), 132)
         assert [slab.end for slab in found[:-1]] == [slab.begin for slab in found[1:]]
         assert (found[0].begin, found[-1].end) == (0, sum(counts))
         assert room == max(slab.end - slab.begin for slab in found)
-        assert room * buffers <= max(most + 1, buffers)
+        assert room * buffers <= held <= max(2, most)
         for slab in found:
             inside = chunks_within(counts, slab.begin, slab.end)
             assert slab.longest == max(inside.values())
@@ -45,14 +49,32 @@ def test_slabs_hold_every_chunk_once_and_fit():
 
 @pytest.mark.parametrize(
     ("lengths", "num_slabs", "buffers", "at_most"),
-    [((64,), 1, 1, 6), ((8192,), 2, 2, 104), ((32768,), 14, 2, 64), ((1024,) * 8, 1, 1, 104), ((300,) * 60, 3, 1, 104)],
+    [((64,), 1, 1, 6), ((8192,), 4, 2, 64), ((32768,), 14, 2, 64), ((1024,) * 8, 1, 1, 104), ((300,) * 60, 3, 1, 104)],
     ids=["a chunk", "8192 tokens", "32768 tokens", "eight of 1024", "sixty of 300"],
 )
 def test_the_workspace_of_a_step(lengths, num_slabs, buffers, at_most):
-    found, room, count = slabs(lengths, 64, slab_limit(DIMS, 64, 2), 32, 132)
-    assert (len(found), count) == (num_slabs, buffers)
+    walk = slabs(lengths, sum(lengths), 64, slab_limit(DIMS, 64, 2), 32, 132)
+    assert (len(walk.slabs), walk.buffers) == (num_slabs, buffers)
     tiles, floats, carry = gdn_workspace._sizes(DIMS, 64)
-    assert 2 * 4 * carry + count * room * (2 * tiles + 4 * floats) <= at_most * MIB
+    assert 2 * 4 * carry + walk.held * (2 * tiles + 4 * floats) <= at_most * MIB
+
+
+@pytest.mark.parametrize("max_num_seqs", [1, 2, 64])
+def test_no_step_takes_more_than_the_worst_of_start_up(max_num_seqs):
+    """Whatever its lengths: else memory would grow after the seal."""
+    r, rows, most = random.Random(1), 8192, slab_limit(DIMS, 64, 2)
+
+    def held(lengths):
+        return slabs(tuple(lengths), rows, 64, most, 32, 132).held
+
+    limits = StepLimits(max_num_seqs, rows, 9216, 16, 64, 16, max_num_seqs, 1, 1000)
+    plans = worst_plans(rows, limits)
+    worst = max(held(span.length for span in plan.spans if span.length > 1) for plan in plans)
+    for _ in range(40):
+        cuts = sorted(r.sample(range(1, rows), r.randint(0, max_num_seqs - 1)))
+        lengths = [end - start for start, end in pairwise([0, *cuts, r.randint(rows // 2, rows)]) if end > start]
+        for some in (lengths, [512] * min(16, max_num_seqs)):
+            assert held(some) <= worst
 
 
 @pytest.mark.parametrize(

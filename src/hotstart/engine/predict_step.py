@@ -224,9 +224,9 @@ class _Step:
         tiles = heads * K * C + heads * C * C
         floats, carry = heads * (2 * C + 4), 2 * heads * V * K
         most = max(1, (_GDN_BYTES - 4 * carry) // (operand * tiles + 4 * floats))
-        chunks = sum(-(-length // C) for length in self.at.prompts)
-        if chunks > most:
-            chunks = max(1, int(most * _GDN_ALONE)) if len(self.at.prompts) == 1 else most
+        chunks = min(most, self.at.tokens)
+        if len(self.at.prompts) == 1:
+            chunks = min(int(most * _GDN_ALONE), -(-self.at.tokens // C) + 1)
         qk = 2 * config.linear_num_key_heads * K
         apart = self.at.tokens * qk * self.item <= _GDN_APART or qk > 2 * heads * V
         taken = [(chunks * tiles, operand), (chunks * floats + carry, 4)]

@@ -37,6 +37,7 @@ __all__ = ["CHOICES", "chunk_length_for", "gated_delta_rule_chunked", "gdn_prefi
 KIB = 1024
 _NORM_ROWS = 16
 _LONG = 6  # chunks
+_DESCRIPTOR_BYTES = 5 * 128  # of a program of the scan
 _ENGINE_TYPES = (torch.bfloat16,)  # products take its tiles as they are
 _TRITON_TYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -251,13 +252,14 @@ def _rule(
 ) -> None:
     """What both ops share: from q, k and v to the rule's outputs and states."""
     C, HV, chunks = prefill.chunk_length, at.dims.num_value_heads, prefill.chunks
-    todo, room, buffers = slabs(prefill.lengths, C, at.slab_chunks, HV, at.gpu.multiprocessors)
-    work = Workspace.take(at.dims, C, at.operand, v.device, room, buffers)
+    todo, room, buffers, held = slabs(prefill.lengths, v.shape[0], C, at.slab_chunks, HV, at.gpu.multiprocessors)
+    work = Workspace.take(at.dims, C, at.operand, v.device, held)
     prep = at.prep.on(q, k, *gates, *work, chunks)
     scan_on = (q, k, v, o, *work, state, prefill.read_slots, prefill.write_slots, prefill.cu_seqlens, prefill.cu_chunks)
     scans: dict[Cut, ReadyLaunch] = {}
     position = place.row, place.q_at, place.k_at, room
-    triton.set_allocator(Descriptors())
+    programs = max(at.gpu.multiprocessors, held * HV * at.cuts.many_long.tiles)
+    triton.set_allocator(Descriptors(programs))
     for i, slab in enumerate(todo):
         # With one buffer prep waits for the scan before, with two for nothing.
         is_beside = int(i > 0 and buffers > 1)
@@ -271,21 +273,23 @@ def _rule(
 
 
 def _descriptor_memory(num_bytes: int, alignment: int, stream: int | None) -> Tensor:
-    """Triton asks for it at each launch of a kernel that uses the copy engine: 128 bytes a descriptor and program."""
+    """Triton asks for it at each launch of a kernel that uses the copy engine."""
     return torch.empty(num_bytes, dtype=torch.uint8, device="cuda")
 
 
 class Descriptors:
     """The same, once for the scans of a call: each of them waits for the one before it and then writes its own."""
 
-    __slots__ = ("_memory",)
+    __slots__ = ("_least_bytes", "_memory")
 
-    def __init__(self) -> None:
+    def __init__(self, most_programs: int) -> None:
+        """Memory for so many is taken, whatever the step: none takes more than start-up's."""
+        self._least_bytes = _DESCRIPTOR_BYTES * most_programs
         self._memory: Tensor | None = None
 
     def __call__(self, num_bytes: int, alignment: int, stream: int | None) -> Tensor:
         if self._memory is None or self._memory.shape[0] < num_bytes:
-            self._memory = _descriptor_memory(num_bytes, alignment, stream)
+            self._memory = _descriptor_memory(max(num_bytes, self._least_bytes), alignment, stream)
         return self._memory
 
 

@@ -23,6 +23,7 @@ __all__ = [
     "WORKSPACE_BYTES",
     "Columns",
     "Slab",
+    "Walk",
     "Workspace",
     "buffer_at",
     "columns",
@@ -32,7 +33,7 @@ __all__ = [
     "warmup",
 ]
 
-# The most that a call takes.  One sequence alone gains nothing from more than this part of it.
+# The most that a call takes.  One prompt alone gains nothing from more than this part of it.
 WORKSPACE_BYTES = 104 << 20
 _ALONE = 0.6
 _BESIDE = 64  # chunks, from which on it pays to prepare some while others are scanned
@@ -48,30 +49,34 @@ class Slab(NamedTuple):
     longest: int  # most chunks of one sequence in it
 
 
+class Walk(NamedTuple):
+    slabs: tuple[Slab, ...]
+    room: int  # chunks of the largest
+    buffers: int  # that the slabs take turns in
+    held: int  # chunks that memory is taken for: no other step of as many rows, or fewer, takes more
+
+
 # The same for all layers of a step.
 @lru_cache(maxsize=8)
 def slabs(
-    lengths: tuple[int, ...], chunk_length: int, most: int, num_heads: int, multiprocessors: int
-) -> tuple[tuple[Slab, ...], int, int]:
-    """All chunks in slabs, at most `most` at once; chunks of the largest; how many buffers the slabs take turns in.
+    lengths: tuple[int, ...], num_rows: int, chunk_length: int, most: int, num_heads: int, multiprocessors: int
+) -> Walk:
+    """All chunks of a step of `num_rows` rows, at most `most` at once.
 
     Where the scan of a slab leaves multiprocessors idle, prep of the next one has them, in a second buffer.
     """
     counts = [-(-length // chunk_length) for length in lengths]
-    total = sum(counts)
-    programs = _SCAN_TILES * num_heads * sum(count > 0 for count in counts)
-    if total >= _BESIDE and 4 * programs <= 3 * multiprocessors:
-        room = (most if total <= most else _alone(most)) // 2
-        size = -(-total // max(2, -(-total // max(1, room))))
-        return tuple(_slab(counts, begin, min(total, begin + size)) for begin in range(0, total, size)), size, 2
-    if total <= most:
-        return (_slab(counts, 0, total),), total, 1
-    found = _waves(counts, most, num_heads, multiprocessors)
-    return found, max(slab.end - slab.begin for slab in found), 1
-
-
-def _alone(most: int) -> int:
-    return max(1, int(most * _ALONE))
+    total, sequences = sum(counts), sum(count > 0 for count in counts)
+    held = max(2, min(most, num_rows))
+    if sequences == 1:
+        most = max(1, int(most * _ALONE))
+        held = max(2, min(most, -(-num_rows // chunk_length) + 1))
+    if total >= _BESIDE and 4 * _SCAN_TILES * num_heads * sequences <= 3 * multiprocessors:
+        size = -(-total // max(2, -(-total // max(1, most // 2))))
+        found = tuple(_slab(counts, begin, min(total, begin + size)) for begin in range(0, total, size))
+        return Walk(found, size, 2, held)
+    found = (_slab(counts, 0, total),) if total <= most else _waves(counts, most, num_heads, multiprocessors)
+    return Walk(found, max(slab.end - slab.begin for slab in found), 1, held)
 
 
 def _slab(counts: Sequence[int], begin: int, end: int) -> Slab:
@@ -95,7 +100,7 @@ def _waves(counts: Sequence[int], most: int, num_heads: int, multiprocessors: in
         first = bisect_right(ends, begin)
         best, best_rate = Slab(first, 0, begin, begin, 0), 0.0
         for last in range(first, len(ends)):
-            end = min(ends[last], begin + (most if last > first else _alone(most)))
+            end = min(ends[last], begin + most)
             if end > begin:
                 slab = _slab(counts, begin, end)
                 rate = (end - begin) / (-(-slab.num_sequences * num_heads // multiprocessors) * slab.longest)
@@ -131,12 +136,12 @@ class Workspace(NamedTuple):
 
     @classmethod
     def take(
-        cls, dims: GdnDims, chunk_length: int, operand: torch.dtype, device: torch.device, room: int, buffers: int
+        cls, dims: GdnDims, chunk_length: int, operand: torch.dtype, device: torch.device, chunks: int
     ) -> "Workspace":
         tiles, floats, carry = _sizes(dims, chunk_length)
         return cls(
-            torch.empty(buffers * room * tiles, dtype=operand, device=device),
-            torch.empty(2 * carry + buffers * room * floats, dtype=torch.float32, device=device),
+            torch.empty(chunks * tiles, dtype=operand, device=device),
+            torch.empty(2 * carry + chunks * floats, dtype=torch.float32, device=device),
         )
 
 

@@ -145,8 +145,8 @@ def test_two_buffers_in_turns(monkeypatch, fresh_constants):
     monkeypatch.setattr(gdn_workspace, "_BESIDE", 2)
     monkeypatch.setattr(gdn_workspace, "WORKSPACE_BYTES", 2 * 4 * 3 * 24 * 16 + 8 * 4 * 3 * 16 * 43)
     gdn_workspace.slabs.cache_clear()
-    found, _, buffers = gdn_workspace.slabs((130,), 16, gdn_workspace.slab_limit(dims, 16, 4), 3, 100)
-    assert len(found) > 2 and buffers == 2
+    walk = gdn_workspace.slabs((130,), 130, 16, gdn_workspace.slab_limit(dims, 16, 4), 3, 100)
+    assert len(walk.slabs) > 2 and walk.buffers == 2
     check(inputs, prefill(*inputs))
     gdn_workspace.slabs.cache_clear()
 
