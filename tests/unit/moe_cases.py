@@ -17,7 +17,10 @@ CASES = [
 
 
 def make_case(dims, num_tokens, dtype=torch.float32, hidden=24, favourite=None, seed=0):
-    """(x, logits, gate_up, down, dims, step), [num_tokens, hidden]; every token wants its favourite most."""
+    """(residual, x, logits, gate_up, down, dims, step), [num_tokens, hidden]; every token wants its favourite most.
+
+    The residual is for `moe` to change: each case has its own, of zeros where there are tokens, else of sevens.
+    """
     r = torch.Generator().manual_seed(seed)
     E, experts, width = dims.num_experts, dims.stacked_experts, dims.width
     pages = tuple(range(-(-num_tokens // 16)))
@@ -35,7 +38,9 @@ def make_case(dims, num_tokens, dtype=torch.float32, hidden=24, favourite=None, 
     gate_up = (torch.randn(experts, 2 * width, hidden, generator=r) * hidden**-0.5).to(dtype)
     down = (torch.randn(experts, hidden, width, generator=r) * width**-0.5).to(dtype)
     wide = [t.double() for t in (x[:num_tokens], logits[:num_tokens], gate_up, down)]
-    return (x, logits, gate_up, down, dims, step), moe_reference(*wide, dims)
+    residual = torch.zeros_like(x)
+    residual[num_tokens:] = 7
+    return (residual, x, logits, gate_up, down, dims, step), moe_reference(*wide, dims)
 
 
 def equals(dims, num_tokens, dtype=torch.float32):

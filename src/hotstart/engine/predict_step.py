@@ -184,8 +184,7 @@ class _Step:
         for is_attention, is_moe in self._layers():
             self.free(self._attention() if is_attention else self._gdn())
             if is_moe:
-                normed = self.take(T * D)
-                self.free(self._experts(), normed)
+                self._experts()
             else:
                 self.free(self._swiglu(self.config.intermediate_size, of_norm=True))
         out = self.take(T * D)
@@ -251,18 +250,17 @@ class _Step:
         self.free(gate_up)
         return product
 
-    def _experts(self) -> Place:
+    def _experts(self) -> None:
         """kernels/moe.py, and layers/moe.py for a shared expert of another width."""
         config, T = self.config, self.at.tokens
         D, width, shared = config.hidden_size, config.moe_intermediate_size, config.shared_expert_intermediate_size
-        logits = self.take(T * logit_width(config))
+        normed, logits = self.take(T * D), self.take(T * logit_width(config))
         pairs = T * (config.num_experts_per_tok + (shared == width))
         small = [self.take(pairs, 4) for _ in range(2)]  # weights and places, or experts
         if T > _FEW_TOKENS:
             with self.held((pairs, 4), (pairs, 4)):  # experts and ranks
                 pass
         hidden = self.take(pairs * width)
-        y = self.take(T * D)
         if T > _FEW_TOKENS:
             columns = self.traits.expert_columns(T * config.num_experts_per_tok / config.num_experts, self.item)
             slab = max(1, min(ceil(D / columns), _EXPERT_BYTES // max(1, pairs * columns * self.item)))
@@ -273,8 +271,7 @@ class _Step:
             sigmoid = self.take(T)
             inner = self._swiglu(shared, of_norm=False)
             self.free(inner, self.take(T * D), sigmoid)
-        self.free(logits)
-        return y
+        self.free(logits, normed)
 
     def _sample(self) -> None:
         """Slab by slab; a slab's logits live until the next one's are there."""

@@ -2,9 +2,11 @@
 
 An expert that every token shares is one more of them, and its weight the sigmoid of a logit of its own.
 
+What comes out is added to the residual that x is the norm of.
+
 On a GPU: route and sort the pairs (token, expert) (moe_route.py), two products over tiles of pairs, and a sum for each
-token (moe_gemm.py); for a few tokens without sorting (moe_few.py).  Nothing is read on the host, and no
-shape but that of the tokens decides how much is launched.
+token (moe_gemm.py); for a few tokens without sorting (moe_few.py).  Nothing is read on the host, and no shape but that
+of the tokens decides how much is launched.
 
 Source: Fedus et al. 2021, arXiv:2101.03961; routing as in Qwen3-MoE.
 """
@@ -16,13 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hotstart.kernels.activation import silu_mul_torch
-from hotstart.kernels.moe_few import MOST_TOKENS, moe_few
+from hotstart.kernels.linear import linear_torch
+from hotstart.kernels.moe_few import MOST_TOKENS, moe_few, router_few
 from hotstart.kernels.moe_gemm import expert_down, expert_gate_up
 from hotstart.kernels.moe_route import route
 from hotstart.kernels.moe_tiles import tiles_for
+from hotstart.kernels.norm import rms_norm, rms_norm_torch
 from hotstart.kernels.ops import MoeDims, Step
 
-__all__ = ["moe", "moe_reference", "moe_torch", "route_torch"]
+__all__ = ["moe", "moe_reference", "moe_torch", "norm_router", "norm_router_torch", "route_torch"]
 
 
 def route_torch(logits: Tensor, dims: MoeDims) -> tuple[Tensor, Tensor]:
@@ -47,15 +51,23 @@ def moe_reference(x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, dims
     return torch.stack(rows)
 
 
-def moe_torch(x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims, step: Step) -> Tensor:
+def norm_router_torch(residual: Tensor, norm: Tensor, eps: float, router: Tensor) -> tuple[Tensor, Tensor]:
+    """See `norm_router`."""
+    x = rms_norm_torch(residual, norm, eps)
+    return x, linear_torch(x, router)
+
+
+def moe_torch(
+    residual: Tensor, x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims, step: Step
+) -> Tensor:
     """See `moe`."""
     slots, D, num_tokens = dims.slots, x.shape[1], step.num_tokens
     weights, experts = route_torch(logits[:num_tokens], dims)
     ids, order = experts.flatten().sort(stable=True)  # pairs (token, slot) in the order of experts
     parts = _experts(x.index_select(0, order // slots), ids, gate_up, down)
     parts = torch.empty_like(parts).index_copy_(0, order, parts).view(num_tokens, slots, D)
-    y = torch.bmm(weights.unsqueeze(1), parts.float()).squeeze(1).to(x.dtype)
-    return y if num_tokens == x.shape[0] else torch.cat([y, y.new_zeros(x.shape[0] - num_tokens, D)])
+    residual[:num_tokens] += torch.bmm(weights.unsqueeze(1), parts.float()).squeeze(1)
+    return residual
 
 
 # How many rows an expert gets is data, so the products are an operator of their own: what it does for each expert
@@ -92,16 +104,26 @@ _library.impl("experts", _experts_grouped, "CUDA")
 _library.impl("experts", _experts_meta, "Meta")
 
 
-def moe(x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims, step: Step) -> Tensor:
-    """x: [T, D]; logits: [T, logit_width]; gate_up: [experts, 2 I, D]; down: [experts, D, I] -> [T, D].
+def norm_router(residual: Tensor, norm: Tensor, eps: float, router: Tensor) -> tuple[Tensor, Tensor]:
+    """rms_norm(residual) [T, D], and its logits [T, logit_width].  norm: [D]; router: [logit_width, D]."""
+    if residual.shape[0] <= MOST_TOKENS:
+        return router_few(residual, norm, eps, router)
+    x = rms_norm(residual, norm, eps)
+    return x, F.linear(x, router)
 
-    `experts` counts the shared one too, where there is one.  Rows of padding are zero.
+
+def moe(
+    residual: Tensor, x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims, step: Step
+) -> Tensor:
+    """Adds the experts of x to the residual, but for rows of padding.  residual, x: [T, D]; logits: [T, logit_width].
+
+    gate_up: [experts, 2 I, D]; down: [experts, D, I]; `experts` counts the shared one too, where there is one.
     """
     (T, D), experts, width = x.shape, dims.stacked_experts, dims.width
     assert gate_up.shape == (experts, 2 * width, D) and down.shape == (experts, D, width), (gate_up.shape, dims)
     if T <= MOST_TOKENS:
-        return moe_few(x, logits, gate_up, down, dims, step.kv_index)
+        return moe_few(residual, x, logits, gate_up, down, dims, step.kv_index)
     cut = tiles_for(T, dims, x.dtype)
     routed = route(logits, step.kv_index, dims, cut.rows)
     hidden = expert_gate_up(x, gate_up, routed, dims, cut)
-    return expert_down(hidden, down, routed, step.kv_index, dims, cut)
+    return expert_down(residual, hidden, down, routed, step.kv_index, dims, cut)

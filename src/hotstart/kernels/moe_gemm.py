@@ -1,6 +1,6 @@
 """Products of tokens with their experts' matrices, tile by tile of the sorted pairs (moe_route.py).
 
-    hidden = silu(x gate^T) * (x up^T);  part = hidden down^T;  y = sum of p * part over a token's slots, in their order
+    hidden = silu(x gate^T) * (x up^T);  part = hidden down^T;  r + sum of p * part over a token's slots, in their order
 
 Where an expert has few rows, tiles are swapped: columns of weights stand where the tensor cores want 64 rows, tokens
 where 8 are enough.  Every element of every product is summed in one order, whatever tile it stands in, so neither a
@@ -162,7 +162,7 @@ def _sum_kernel(
     parts_ptr,  # [T, SLOTS, num_columns * COLUMNS]
     weights_ptr,  # [T, SLOTS] float32
     kv_index_ptr,  # [T]
-    y_ptr,  # [T, D]
+    residual_ptr,  # [T, D]: added to
     num_columns: tl.int32,
     first_column: tl.int32,
     D: tl.constexpr,
@@ -180,17 +180,19 @@ def _sum_kernel(
     i_t = (tl.program_id(0) // num_blocks).to(tl.int64)
     o_c = tl.program_id(0) % num_blocks * BLOCK + tl.arange(0, BLOCK)
     m_c = (o_c < width) & (first + o_c < D)
-    b_y = tl.zeros([BLOCK], tl.float32)
-    if tl.load(kv_index_ptr + i_t) >= 0:
-        b_parts = ()
-        for s in tl.static_range(SLOTS):
-            b_part = tl.load(parts_ptr + (i_t * SLOTS + s) * width + o_c, mask=m_c, other=0)
-            b_parts = b_parts + (b_part,)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
-        # Else the assembler asks for one after the other, to save registers.
-        tl.debug_barrier()
-        for s in tl.static_range(SLOTS):
-            b_y += tl.load(weights_ptr + i_t * SLOTS + s) * b_parts[s].to(tl.float32)
-    tl.store(y_ptr + i_t * D + first + o_c, b_y.to(y_ptr.dtype.element_ty), mask=m_c)
+    if tl.load(kv_index_ptr + i_t) < 0:
+        return
+    p_residual = residual_ptr + i_t * D + first + o_c
+    b_y = tl.load(p_residual, mask=m_c, other=0).to(tl.float32)
+    b_parts = ()
+    for s in tl.static_range(SLOTS):
+        b_part = tl.load(parts_ptr + (i_t * SLOTS + s) * width + o_c, mask=m_c, other=0)
+        b_parts = b_parts + (b_part,)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
+    # Else the assembler asks for one after the other, to save registers.
+    tl.debug_barrier()
+    for s in tl.static_range(SLOTS):
+        b_y += tl.load(weights_ptr + i_t * SLOTS + s) * b_parts[s].to(tl.float32)
+    tl.store(p_residual, b_y.to(residual_ptr.dtype.element_ty), mask=m_c)
 
 
 class Constants(NamedTuple):
@@ -232,12 +234,13 @@ def expert_gate_up(x: Tensor, weight: Tensor, routed: Routed, dims: MoeDims, cut
     return hidden
 
 
-def expert_down(hidden: Tensor, weight: Tensor, routed: Routed, kv_index: Tensor, dims: MoeDims, cut: Tiles) -> Tensor:
-    """The weighted sum of each token's experts, [T, D].  hidden: [P, I]; weight: [experts, D, I]."""
+def expert_down(
+    residual: Tensor, hidden: Tensor, weight: Tensor, routed: Routed, kv_index: Tensor, dims: MoeDims, cut: Tiles
+) -> Tensor:
+    """Adds the weighted sum of a token's experts to its residual [T, D].  hidden: [P, I]; weight: [experts, D, I]."""
     weights, pairs, tiles = routed
     T, D, columns, last_tile = weights.shape[0], weight.shape[1], cut.down.columns, tiles.shape[0] - 1
     at = _constants(D, dims, cut, launches_overlap())
-    y = hidden.new_empty(T, D)
     blocks = triton.cdiv(D, columns)
     slab = max(1, min(blocks, PARTS_BYTES // max(1, pairs.shape[0] * columns * hidden.element_size())))
     parts = hidden.new_empty(pairs.shape[0], slab * columns)
@@ -245,8 +248,8 @@ def expert_down(hidden: Tensor, weight: Tensor, routed: Routed, kv_index: Tensor
         count = min(slab, blocks - first)
         at.down((last_tile * count,), hidden, weight, pairs, tiles, parts, last_tile, count, first)
         sums = T * triton.cdiv(count * columns, at.sum_block)
-        at.sum((sums,), parts, weights, kv_index, y, count, first)
-    return y
+        at.sum((sums,), parts, weights, kv_index, residual, count, first)
+    return residual
 
 
 def _warmup(space: LaunchSpace) -> None:
@@ -263,9 +266,9 @@ def _warmup(space: LaunchSpace) -> None:
         gate_up, down = space.weight(1, 2 * dims.width, D, dtype=dtype), space.weight(1, D, dims.width, dtype=dtype)
         for cut in all_tiles(dtype):
             hidden = expert_gate_up(space.tokens(D, dtype), gate_up, routed, dims, cut)
-            expert_down(hidden, down, routed, kv_index, dims, cut)
+            expert_down(space.tokens(D, dtype), hidden, down, routed, kv_index, dims, cut)
 
 
 _launch_gate_up = Launcher(_gate_up_kernel, warmup=_warmup)
 _launch_down = Launcher(_down_kernel, warmup=_warmup)
-_launch_sum = Launcher(_sum_kernel, warmup=_warmup)
+_launch_sum = Launcher(_sum_kernel, warmup=_warmup, in_place=True)

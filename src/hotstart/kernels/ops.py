@@ -240,7 +240,10 @@ class Ops:
     gdn_decode: Callable[..., None]
     # (packed, weights, conv, state, prefill: PrefillInputs, dims, out): fills the rows of the prefill spans
     gdn_prefill: Callable[..., None]
-    # (x [T, D], logits [T, logit_width], gate_up [experts, 2 I, D], down [experts, D, I], dims, step) -> [T, D]
+    # (residual [T, D], norm [D], eps, router [logit_width, D]) -> rms_norm(residual) [T, D], its logits
+    norm_router: Callable[[Tensor, Tensor, float, Tensor], tuple[Tensor, Tensor]]
+    # (residual [T, D], x [T, D], logits, gate_up [experts, 2 I, D], down [experts, D, I], dims, step)
+    # -> the residual, to which the experts of x are added in place
     moe: Callable[..., Tensor]
     # (logits [R, vocab], rows: SamplingRows, history [slots, positions]) -> token ids [R] int64
     sample: Callable[..., Tensor]

@@ -58,13 +58,12 @@ class SparseMoE(Layer):
         ]
 
     def forward(self, residual: Tensor, norm: RMSNorm, step: Step) -> Tensor:  # [T, D], in place
-        x = norm(residual)
-        logits = self.gate(x)
-        y = self.ops.moe(x, logits, self.gate_up_proj, self.down_proj, self.dims, step)
-        if not self.dims.shares:
-            gate = logits.narrow(1, self.dims.num_experts, 1)
-            y.addcmul_(torch.sigmoid(gate), self.shared_expert.of_normed(x))
-        return residual.add_(y)
+        x, logits = self.ops.norm_router(residual, norm.weight, norm.eps, self.gate.weight)
+        residual = self.ops.moe(residual, x, logits, self.gate_up_proj, self.down_proj, self.dims, step)
+        if self.dims.shares:
+            return residual
+        gate = logits.narrow(1, self.dims.num_experts, 1)
+        return residual.addcmul_(torch.sigmoid(gate), self.shared_expert.of_normed(x))
 
 
 def stacked(name: str, weight: Tensor) -> Piece:

@@ -17,7 +17,7 @@ from hotstart.kernels.gdn_chunked import gdn_prefill
 from hotstart.kernels.gdn_decode import gdn_decode
 from hotstart.kernels.launch import Watch, recording
 from hotstart.kernels.linear_skinny import add_linear, linear, norm_linear, norm_swiglu
-from hotstart.kernels.moe import moe
+from hotstart.kernels.moe import moe, norm_router
 from hotstart.kernels.norm import rms_norm
 from hotstart.kernels.warm_up import warm_up
 
@@ -56,7 +56,8 @@ def mix(space, count):
     x = torch.empty(rows, space.hidden_size, dtype=dtype)
     gate_up = torch.empty(dims.stacked_experts, 2 * dims.width, space.hidden_size, dtype=dtype)
     down = torch.empty(dims.stacked_experts, space.hidden_size, dims.width, dtype=dtype)
-    moe(x, torch.empty(rows, dims.logit_width, dtype=dtype), gate_up, down, dims, step)
+    router = torch.empty(dims.logit_width, space.hidden_size, dtype=dtype)
+    moe(x, *norm_router(x, x[0], space.eps, router), gate_up, down, dims, step)
 
 
 def multiply(space, x, norm):

@@ -10,7 +10,7 @@ from steps import Row, make_step, moved
 from tolerances import assert_close, relative_error
 
 from hotstart.kernels.activation import silu_mul, silu_mul_torch
-from hotstart.kernels.moe import moe, route_torch
+from hotstart.kernels.moe import moe, norm_router, norm_router_torch, route_torch
 from hotstart.kernels.moe_route import route
 from hotstart.kernels.moe_tiles import all_tiles
 from hotstart.kernels.ops import MoeDims
@@ -26,7 +26,7 @@ def test_matches_expert_by_expert(num_tokens, dims, dtype):
     inputs, wanted = make_case(dims, num_tokens, dtype, hidden=72)
     out = moe(*(moved(x, "cuda") for x in inputs)).cpu()
     assert relative_error(out[:num_tokens], wanted) < LIMITS[dtype]
-    assert not out[num_tokens:].any()
+    assert (out[num_tokens:] == 7).all()
 
 
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
@@ -47,11 +47,26 @@ def test_of_equal_experts_the_first_is_chosen_and_pairs_are_in_their_order(num_t
 @pytest.mark.parametrize("num_tokens", [1, 4, 5, 8, 60, 255, 700])
 def test_large_shapes_match_the_torch_form_and_themselves(num_tokens, favourite):
     *inputs, dims, step = large(num_tokens, favourite)
-    out = moe(*inputs, dims, step)
-    assert relative_error(out[:num_tokens], by_expert(*inputs, num_tokens)) < LIMITS[torch.bfloat16]
-    assert not out[num_tokens:].any()
+    residual = torch.randn_like(inputs[0])
+    out = moe(residual.clone(), *inputs, dims, step)
+    wanted = residual[:num_tokens].double() + by_expert(*inputs, num_tokens)
+    assert relative_error(out[:num_tokens], wanted) < LIMITS[torch.bfloat16]
+    assert torch.equal(out[num_tokens:], residual[num_tokens:])
     for _ in range(10):
-        assert torch.equal(moe(*inputs, dims, step), out)
+        assert torch.equal(moe(residual.clone(), *inputs, dims, step), out)
+
+
+@pytest.mark.parametrize("dtype", LIMITS, ids=str)
+@pytest.mark.parametrize("num_tokens", [1, 2, 5])
+def test_a_norm_and_its_logits(num_tokens, dtype):
+    r = torch.Generator().manual_seed(0)
+    shapes = {"residual": (num_tokens, 2048), "norm": (2048,), "router": (72, 2048)}
+    inputs = [torch.randn(*shape, generator=r).mul_(0.1).to(dtype) for shape in shapes.values()]
+    residual, norm, router = inputs
+    wanted = norm_router_torch(residual.double(), norm.double(), 1e-6, router.double())
+    found = norm_router(residual.cuda(), norm.cuda(), 1e-6, router.cuda())
+    for one, other in zip(found, wanted, strict=True):
+        assert relative_error(one.cpu(), other) < LIMITS[dtype]
 
 
 def large(num_tokens, favourite=None):
@@ -86,33 +101,36 @@ def test_few_and_many_rows_are_cut_to_the_same_bits(monkeypatch):
     outs = []
     for cut in all_tiles(torch.bfloat16):
         monkeypatch.setattr("hotstart.kernels.moe.tiles_for", lambda *_, cut=cut: cut)
-        outs.append(moe(*inputs, dims, step))
+        outs.append(moe(torch.zeros_like(inputs[0]), *inputs, dims, step))
     assert all(torch.equal(out, outs[0]) for out in outs)
     monkeypatch.undo()
     x, logits, *weights = inputs
     some = replace(step, num_tokens=5, kv_index=step.kv_index[7:12].clone())
-    assert torch.equal(moe(x[7:12].clone(), logits[7:12].clone(), *weights, dims, some), outs[0][7:12])
+    rows = torch.zeros_like(x[7:12]), x[7:12].clone(), logits[7:12].clone()
+    assert torch.equal(moe(*rows, *weights, dims, some), outs[0][7:12])
 
 
 @pytest.mark.parametrize("num_tokens", [1, 29])
 def test_a_graph_replays_with_other_tokens_and_padding(num_tokens):
     x, logits, gate_up, down, dims, step = large(num_tokens)
-    wanted = moe(x, logits, gate_up, down, dims, step)
+    residual, zeros = torch.zeros_like(x), torch.zeros_like(x)
+    wanted = moe(residual.clone(), x, logits, gate_up, down, dims, step)
     still_x, still_logits, kv_index = x.clone(), logits.clone(), step.kv_index.clone()
     x.zero_()
     logits.zero_()
     step.kv_index.fill_(-1)
-    moe(x, logits, gate_up, down, dims, step)
+    moe(residual, x, logits, gate_up, down, dims, step)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out = moe(x, logits, gate_up, down, dims, step)
+        residual.copy_(zeros)
+        moe(residual, x, logits, gate_up, down, dims, step)
     graph.replay()
-    assert not out.any()
+    assert not residual.any()
     x.copy_(still_x)
     logits.copy_(still_logits)
     step.kv_index.copy_(kv_index)
     graph.replay()
-    assert torch.equal(out, wanted)
+    assert torch.equal(residual, wanted)
 
 
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)

@@ -7,7 +7,7 @@ from tolerances import assert_close
 
 from hotstart.kernels import moe_gemm
 from hotstart.kernels.activation import silu_mul, silu_mul_torch
-from hotstart.kernels.moe import moe, route_torch
+from hotstart.kernels.moe import moe, norm_router, norm_router_torch, route_torch
 from hotstart.kernels.moe_route import choose, route
 from hotstart.kernels.moe_tiles import Cut, Tiles
 from hotstart.kernels.ops import MoeDims
@@ -21,25 +21,26 @@ def test_matches_expert_by_expert(num_tokens, dims):
     inputs, wanted = make_case(dims, num_tokens)
     out = moe(*inputs)
     assert_close(out[:num_tokens], wanted)
-    assert not out[num_tokens:].any()
+    assert (out[num_tokens:] == 7).all()
+    assert_close(moe(*inputs)[:num_tokens], 2 * wanted)
 
 
 @pytest.mark.parametrize("hidden", [64, 72])
 def test_an_expert_that_all_want_slabs_of_columns_and_swapped_tiles(hidden, monkeypatch):
-    inputs, wanted = make_case(MoeDims(6, 2, 40, True, shares=True), 40, hidden=hidden, favourite=3)
-    whole = moe(*inputs)
+    (residual, *inputs), wanted = make_case(MoeDims(6, 2, 40, True, shares=True), 40, hidden=hidden, favourite=3)
+    whole = moe(residual.clone(), *inputs)
     assert_close(whole[:40], wanted)
     monkeypatch.setattr(moe_gemm, "PARTS_BYTES", 1)
-    assert torch.equal(moe(*inputs), whole)
+    assert torch.equal(moe(residual.clone(), *inputs), whole)
     monkeypatch.setattr("hotstart.kernels.moe.tiles_for", lambda *_: SWAPPED)
-    assert_close(moe(*inputs)[:40], wanted)
+    assert_close(moe(residual.clone(), *inputs)[:40], wanted)
 
 
 @pytest.mark.parametrize(("num_tokens", "rows"), [(1, 16), (5, 2), (40, 4), (300, 16)])
 @pytest.mark.parametrize("shares", [False, True])
 def test_tiles_hold_every_pair_once_in_the_order_of_experts(num_tokens, rows, shares):
     dims = MoeDims(7, 3, 16, True, shares)
-    (_, logits, _, _, _, step), _ = make_case(dims, num_tokens, hidden=8)
+    (_, _, logits, _, _, _, step), _ = make_case(dims, num_tokens, hidden=8)
     weights, pairs, tiles = route(logits, step.kv_index, dims, rows)
     wanted_weights, experts = route_torch(logits[:num_tokens], dims)
     experts, slots = experts.sort(-1)
@@ -62,6 +63,20 @@ def test_of_equal_experts_the_first_is_chosen(num_tokens):
         experts[pairs[first : min(first + 16, end)].long()] = e
     assert torch.equal(experts.view(-1, 3), wanted)
     assert_close(weights, logits.gather(1, wanted).double().softmax(-1))
+
+
+@pytest.mark.parametrize(("num_tokens", "hidden", "width"), [(1, 72, 8), (2, 64, 24), (5, 40, 8)])
+def test_a_norm_and_its_logits(num_tokens, hidden, width):
+    r = torch.Generator().manual_seed(0)
+    residual, norm, router = (
+        torch.randn(*shape, generator=r) for shape in ((num_tokens, hidden), (hidden,), (width, hidden))
+    )
+    for found, wanted in zip(
+        norm_router(residual, norm, 1e-6, router),
+        norm_router_torch(residual.double(), norm.double(), 1e-6, router.double()),
+        strict=True,
+    ):
+        assert_close(found, wanted)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
