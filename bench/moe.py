@@ -1,4 +1,4 @@
-"""The mixture of experts on a GPU, from router logits to the weighted sum, beside grouped products of PyTorch.
+"""The mixture of experts on a GPU, from router logits to the residual, beside grouped products of PyTorch.
 
     python -m bench.moe [--out FILE.json]
 
@@ -38,14 +38,15 @@ def normal(*shape: int, scale: float = 1.0) -> Tensor:
     return torch.randn(*shape, device="cuda", dtype=torch.bfloat16).mul_(scale)
 
 
-def grouped(x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims) -> Tensor:
+def grouped(residual: Tensor, x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims) -> Tensor:
     weights, chosen = route_torch(logits, dims)
     ids, order = chosen.flatten().sort(stable=True)
     ends = torch.searchsorted(ids, torch.arange(1, dims.stacked_experts + 1, device="cuda")).int()
     hidden = silu_mul(torch._grouped_mm(x[order // dims.slots], gate_up.transpose(1, 2), offs=ends))
     parts = torch._grouped_mm(hidden, down.transpose(1, 2), offs=ends)
     scaled = parts * weights.flatten()[order, None]
-    return torch.zeros(*x.shape, device="cuda").index_add_(0, order // dims.slots, scaled.float())
+    y = torch.zeros(*x.shape, device="cuda").index_add_(0, order // dims.slots, scaled.float())
+    return residual.add_(y)
 
 
 def measured(name: str, dims: MoeDims, tokens: int, layers: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
@@ -55,13 +56,15 @@ def measured(name: str, dims: MoeDims, tokens: int, layers: list[tuple[Tensor, T
     def calls(form: Callable[..., Tensor], *more: Any) -> list[Callable[[], Tensor]]:
         return [partial(form, *inputs[i], *layers[i % LAYERS], dims, *more) for i in range(len(inputs))]
 
+    residual = normal(tokens, HIDDEN)
+
     used = sum(len(route_torch(logits, dims)[1].unique()) for _, logits in inputs) / len(inputs)
     return {
         "shape": name,
         "tokens": tokens,
         "experts_read": used,
-        "samples_us": samples_us(calls(moe, step)),
-        "torch_samples_us": samples_us(calls(grouped)),
+        "samples_us": samples_us(calls(partial(moe, residual), step)),
+        "torch_samples_us": samples_us(calls(partial(grouped, residual))),
         "bytes": 2 * used * 3 * dims.width * HIDDEN,
         "flops": 2 * tokens * dims.slots * 3 * dims.width * HIDDEN,
     }
