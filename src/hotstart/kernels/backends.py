@@ -17,6 +17,7 @@ from hotstart.kernels import (
     linear,
     linear_skinny,
     moe,
+    moe_router,
     norm,
     sampling,
 )
@@ -56,7 +57,7 @@ _TRITON = Ops(
     paged_attention=attention.paged_attention,
     gdn_decode=gdn_decode.gdn_decode,
     gdn_prefill=gdn_chunked.gdn_prefill,
-    norm_router=moe.norm_router,
+    norm_router=moe_router.norm_router,
     moe=moe.moe,
     sample=draw.sample,
     record=edits.record,

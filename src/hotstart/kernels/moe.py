@@ -19,14 +19,14 @@ from torch import Tensor
 
 from hotstart.kernels.activation import silu_mul_torch
 from hotstart.kernels.linear import linear_torch
-from hotstart.kernels.moe_few import MOST_TOKENS, moe_few, router_few
+from hotstart.kernels.moe_few import MOST_TOKENS, moe_few
 from hotstart.kernels.moe_gemm import expert_down, expert_gate_up
 from hotstart.kernels.moe_route import route
 from hotstart.kernels.moe_tiles import tiles_for
-from hotstart.kernels.norm import rms_norm, rms_norm_torch
+from hotstart.kernels.norm import rms_norm_torch
 from hotstart.kernels.ops import MoeDims, Step
 
-__all__ = ["moe", "moe_reference", "moe_torch", "norm_router", "norm_router_torch", "route_torch"]
+__all__ = ["moe", "moe_reference", "moe_torch", "norm_router_torch", "route_torch"]
 
 
 def route_torch(logits: Tensor, dims: MoeDims) -> tuple[Tensor, Tensor]:
@@ -52,7 +52,7 @@ def moe_reference(x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, dims
 
 
 def norm_router_torch(residual: Tensor, norm: Tensor, eps: float, router: Tensor) -> tuple[Tensor, Tensor]:
-    """See `norm_router`."""
+    """See `norm_router` (moe_router.py)."""
     x = rms_norm_torch(residual, norm, eps)
     return x, linear_torch(x, router)
 
@@ -102,14 +102,6 @@ def _experts_meta(x: Tensor, ids: Tensor, gate_up: Tensor, down: Tensor) -> Tens
 _library.impl("experts", _experts_cpu, "CPU")
 _library.impl("experts", _experts_grouped, "CUDA")
 _library.impl("experts", _experts_meta, "Meta")
-
-
-def norm_router(residual: Tensor, norm: Tensor, eps: float, router: Tensor) -> tuple[Tensor, Tensor]:
-    """rms_norm(residual) [T, D], and its logits [T, logit_width].  norm: [D]; router: [logit_width, D]."""
-    if residual.shape[0] <= MOST_TOKENS:
-        return router_few(residual, norm, eps, router)
-    x = rms_norm(residual, norm, eps)
-    return x, F.linear(x, router)
 
 
 def moe(

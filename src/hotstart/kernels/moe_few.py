@@ -16,43 +16,9 @@ from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, 
 from hotstart.kernels.moe_route import choose
 from hotstart.kernels.ops import MoeDims
 
-__all__ = ["MOST_TOKENS", "moe_few", "router_few"]
+__all__ = ["MOST_TOKENS", "moe_few"]
 
 MOST_TOKENS = 2
-
-
-@kernel
-def _few_router_kernel(
-    residual_ptr,  # [T, D]
-    norm_ptr,  # [D]
-    router_ptr,  # [ROW, D]
-    x_ptr,  # [T, D]: out
-    logits_ptr,  # [T, ROW]: out
-    eps: tl.float32,
-    D: tl.constexpr,
-    ROW: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    """Program: token x block of logits.  Each norms its token anew, which is cheaper than to wait for another."""
-    EXACT: tl.constexpr = D == BLOCK_D and ROW % COLUMNS == 0
-    NUM_BLOCKS: tl.constexpr = (ROW + COLUMNS - 1) // COLUMNS
-    i_t, i_b = tl.program_id(0) // NUM_BLOCKS, tl.program_id(0) % NUM_BLOCKS
-    o_d, o_c = tl.arange(0, BLOCK_D), i_b * COLUMNS + tl.arange(0, COLUMNS)
-    m_d = (o_d < D) | EXACT
-    b_w = tl.load(router_ptr + o_c[:, None] * D + o_d[None, :], mask=((o_c < ROW)[:, None] & m_d) | EXACT, other=0)
-    b_norm = tl.load(norm_ptr + o_d, mask=m_d, other=0).to(tl.float32)
-    if OVERLAP:
-        gdc_wait()
-        gdc_launch_dependents()
-    b_r = tl.load(residual_ptr + i_t * D + o_d, mask=m_d, other=0).to(tl.float32)
-    b_x = b_r * tl.rsqrt(tl.sum(b_r * b_r, axis=0) / D + eps) * (1 + b_norm)
-    b_x = b_x.to(x_ptr.dtype.element_ty)
-    if i_b == 0:
-        tl.store(x_ptr + i_t * D + o_d, b_x, mask=m_d)
-    b_y = tl.sum(b_w.to(tl.float32) * b_x.to(tl.float32)[None, :], axis=1)
-    tl.store(logits_ptr + i_t * ROW + o_c, b_y.to(logits_ptr.dtype.element_ty), mask=o_c < ROW)
 
 
 @kernel
@@ -171,15 +137,6 @@ def _piece(
     return tl.load(p_block + i_e * (D * WIDTH) + i % PIECES * DEPTH, mask=m_w, other=0)
 
 
-def router_few(residual: Tensor, norm: Tensor, eps: float, router: Tensor) -> tuple[Tensor, Tensor]:
-    """See `norm_router`."""
-    (T, D), width = residual.shape, router.shape[0]
-    launch, blocks = _routing(D, width, launches_overlap())
-    x, logits = residual.new_empty(T, D), residual.new_empty(T, width)
-    launch((T * blocks,), residual, norm, router, x, logits, eps)
-    return x, logits
-
-
 def moe_few(
     residual: Tensor, x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims, kv_index: Tensor
 ) -> Tensor:
@@ -200,7 +157,6 @@ class Constants(NamedTuple):
     down_blocks: int
 
 
-_ROUTER_COLUMNS = 2
 _GATE_UP = {"COLUMNS": 2, "DEPTH": 2048, "num_warps": 4}
 _DOWN = {"COLUMNS": 4, "DEPTH": 512, "num_warps": 2}
 AHEAD = 4  # pieces that are asked for before the wait
@@ -217,22 +173,6 @@ def _constants(D: int, dims: MoeDims, overlap: bool) -> Constants:
     )
 
 
-@functools.cache
-def _routing(D: int, width: int, overlap: bool) -> tuple[BoundLaunch, int]:
-    """And the programs of a token."""
-    block_d = int(triton.next_power_of_2(D))
-    launch = _launch_router.bind(
-        D=D,
-        ROW=width,
-        COLUMNS=_ROUTER_COLUMNS,
-        BLOCK_D=block_d,
-        OVERLAP=overlap,
-        launch_pdl=overlap,
-        num_warps=min(8, max(1, block_d // 512)),
-    )
-    return launch, triton.cdiv(width, _ROUTER_COLUMNS)
-
-
 def _fitting(tiles: dict[str, int], length: int) -> dict[str, int]:
     """Not deeper than the sums are long."""
     return tiles | {"DEPTH": min(tiles["DEPTH"], int(triton.next_power_of_2(length)))}
@@ -246,12 +186,9 @@ def _warmup(space: LaunchSpace) -> None:
     kv_index = torch.full((T,), -1, dtype=torch.int64, device=space.device)
     for dtype in space.activation_dtypes:
         gate_up, down = space.weight(1, 2 * dims.width, D, dtype=dtype), space.weight(1, D, dims.width, dtype=dtype)
-        residual, norm = space.empty(T, D, dtype=dtype), space.weight(D, dtype=dtype)
-        router = space.weight(dims.logit_width, D, dtype=dtype)
-        x, logits = router_few(residual, norm, space.eps, router)
-        moe_few(residual, x, logits, gate_up, down, dims, kv_index)
+        x, logits = space.empty(T, D, dtype=dtype), space.empty(T, dims.logit_width, dtype=dtype)
+        moe_few(x, x, logits, gate_up, down, dims, kv_index)
 
 
-_launch_router = Launcher(_few_router_kernel, warmup=_warmup)
 _launch_gate_up = Launcher(_few_gate_up_kernel, warmup=_warmup)
 _launch_down = Launcher(_few_down_kernel, warmup=_warmup, in_place=True)

@@ -17,7 +17,8 @@ from hotstart.kernels.gdn_chunked import gdn_prefill
 from hotstart.kernels.gdn_decode import gdn_decode
 from hotstart.kernels.launch import Watch, recording
 from hotstart.kernels.linear_skinny import add_linear, linear, norm_linear, norm_swiglu
-from hotstart.kernels.moe import moe, norm_router
+from hotstart.kernels.moe import moe
+from hotstart.kernels.moe_router import norm_router
 from hotstart.kernels.norm import rms_norm
 from hotstart.kernels.warm_up import warm_up
 

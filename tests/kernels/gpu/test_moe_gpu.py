@@ -10,8 +10,9 @@ from steps import Row, make_step, moved
 from tolerances import assert_close, relative_error
 
 from hotstart.kernels.activation import silu_mul, silu_mul_torch
-from hotstart.kernels.moe import moe, norm_router, norm_router_torch, route_torch
+from hotstart.kernels.moe import moe, norm_router_torch, route_torch
 from hotstart.kernels.moe_route import route
+from hotstart.kernels.moe_router import norm_router
 from hotstart.kernels.moe_tiles import all_tiles
 from hotstart.kernels.ops import MoeDims
 
@@ -57,7 +58,7 @@ def test_large_shapes_match_the_torch_form_and_themselves(num_tokens, favourite)
 
 
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
-@pytest.mark.parametrize("num_tokens", [1, 2, 5])
+@pytest.mark.parametrize("num_tokens", [1, 2, 5, 64, 65])
 def test_a_norm_and_its_logits(num_tokens, dtype):
     r = torch.Generator().manual_seed(0)
     shapes = {"residual": (num_tokens, 2048), "norm": (2048,), "router": (72, 2048)}

@@ -7,8 +7,9 @@ from tolerances import assert_close
 
 from hotstart.kernels import moe_gemm
 from hotstart.kernels.activation import silu_mul, silu_mul_torch
-from hotstart.kernels.moe import moe, norm_router, norm_router_torch, route_torch
+from hotstart.kernels.moe import moe, norm_router_torch, route_torch
 from hotstart.kernels.moe_route import choose, route
+from hotstart.kernels.moe_router import norm_router
 from hotstart.kernels.moe_tiles import Cut, Tiles
 from hotstart.kernels.ops import MoeDims
 
@@ -65,7 +66,9 @@ def test_of_equal_experts_the_first_is_chosen(num_tokens):
     assert_close(weights, logits.gather(1, wanted).double().softmax(-1))
 
 
-@pytest.mark.parametrize(("num_tokens", "hidden", "width"), [(1, 72, 8), (2, 64, 24), (5, 40, 8)])
+@pytest.mark.parametrize(
+    ("num_tokens", "hidden", "width"), [(1, 72, 8), (2, 64, 24), (5, 40, 8), (17, 300, 24), (65, 40, 8)]
+)
 def test_a_norm_and_its_logits(num_tokens, hidden, width):
     r = torch.Generator().manual_seed(0)
     residual, norm, router = (
