@@ -10,6 +10,7 @@ import torch
 from tiny import VOCAB
 from waits import no_waits
 
+from hotstart.engine.cuda import SMALL_BYTES, CudaDevice
 from hotstart.errors import LateEventError, StepError
 from hotstart.models.qwen3_5 import DecoderLayer
 from hotstart.request import FinishReason, Request, SamplingParams
@@ -202,3 +203,15 @@ def test_a_lost_context_answers_everybody_and_ends_the_process(tmp_path, start_e
     """)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode != 0 and "all answered" in done.stdout and "EngineDead" in done.stderr, done.stderr[-2000:]
+
+
+def test_a_peak_counts_what_lay_free_between_tensors_that_stay():
+    device, mib = CudaDevice("triton"), 1 << 20
+    torch.cuda.empty_cache()
+    room = torch.empty(96 * mib, dtype=torch.uint8, device="cuda")
+    del room
+    stays = torch.empty(20 * mib, dtype=torch.uint8, device="cuda")
+    with device.measure_peak() as peak:
+        torch.empty(64 * mib, dtype=torch.uint8, device="cuda")
+    assert peak.num_bytes >= 64 * mib + SMALL_BYTES
+    assert stays.numel()

@@ -106,11 +106,25 @@ class CudaDevice(GpuSizes):
         peak = Peak()
         torch.cuda.synchronize(self.torch_device)
         torch.cuda.empty_cache()
+        filled = self._fill_gaps()
         torch.cuda.reset_peak_memory_stats(self.torch_device)
         before = torch.cuda.memory_reserved(self.torch_device)
         yield peak
         torch.cuda.synchronize(self.torch_device)
         peak.num_bytes = torch.cuda.max_memory_reserved(self.torch_device) - before + SMALL_BYTES
+        del filled
+
+    def _fill_gaps(self) -> list[Tensor]:
+        """What is free between tensors that stay is not for steps: before they come, caches may have taken it."""
+        gaps = [
+            block["size"]
+            for segment in torch.cuda.memory_snapshot()
+            if segment["device"] == self.torch_device.index and segment["segment_type"] == "large"
+            for block in segment["blocks"]
+            if block["state"] == "inactive" and segment.get("segment_pool_id", (0, 0)) == (0, 0)
+        ]
+        # The smallest block that is large enough is given: from the largest on, each gap gets what is as large.
+        return [torch.empty(size, dtype=torch.uint8, device=self.torch_device) for size in sorted(gaps, reverse=True)]
 
     def hold(self, num_bytes: int) -> None:
         """Take what the worst step needs from the driver and give it to torch's allocator: steps find it there."""

@@ -225,7 +225,7 @@ class _Predictor:
 
     def _step(self, size: int) -> _Ends:
         """The worst steps of so many tokens."""
-        expected = worst_step_bytes(self.model, self.dtype, self.limits, self.traits, self.sizes, size, self.held)
+        expected = worst_step_bytes(self.model, self.dtype, self.limits, self.traits, self.sizes, size)
         return _Ends(int(expected * 0.9), expected, int(expected * 1.1))
 
     def _graphs(self) -> _Ends:

@@ -99,11 +99,9 @@ def step_bytes(
     limits: StepLimits,
     traits: GpuTraits,
     shapes: StepShapes,
-    held: Segments | None = None,
 ) -> int:
-    """What torch's allocator takes from the driver for such a step, beside the segments that it holds for good."""
-    held = held or Segments()
-    return _Step(config, dtype, limits, traits, shapes, held.copy()).run() - held.reserved
+    """What torch's allocator takes from the driver for such a step, if it finds nothing free."""
+    return _Step(config, dtype, limits, traits, shapes, Segments()).run()
 
 
 def worst_step_bytes(
@@ -113,14 +111,13 @@ def worst_step_bytes(
     traits: GpuTraits,
     sizes: Sizes,
     num_tokens: int,
-    held: Segments | None = None,
 ) -> int:
     """What start-up would measure for steps of so many tokens; the first of them finds no workspace of cuBLAS yet."""
     rung = next(one for one in sizes.token_rungs(limits.max_num_batched_tokens) if one >= num_tokens)
     rows = sizes.row_rungs(limits.slab_rows)
     plans = worst_plans(rung, limits, thorough=True)
     shapes = [StepShapes.of(plan, rung, limits, rows) for plan in plans]
-    found = [step_bytes(config, dtype, limits, traits, one, held) for one in shapes]
+    found = [step_bytes(config, dtype, limits, traits, one) for one in shapes]
     return max(found[0] + WORKSPACE_BYTES, *found) + SMALL_BYTES
 
 
