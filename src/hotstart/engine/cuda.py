@@ -118,7 +118,7 @@ class CudaDevice(GpuSizes):
         """What is free between tensors that stay is not for steps: before they come, caches may have taken it."""
         gaps = [
             block["size"]
-            for segment in torch.cuda.memory_snapshot()
+            for segment in torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]  # torch's own
             if segment["device"] == self.torch_device.index and segment["segment_type"] == "large"
             for block in segment["blocks"]
             if block["state"] == "inactive" and segment.get("segment_pool_id", (0, 0)) == (0, 0)
