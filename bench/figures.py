@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import figures_gdn, figures_gpu, figures_linear, figures_table
+from bench import figures_gdn, figures_gpu, figures_linear, figures_moe, figures_table
 
 ROOT = Path(__file__).parents[1]
 MODELS = {"tiny": "shipped checkpoint", "0.8b": "Qwen3.5-0.8B shape, random weights"}
@@ -142,6 +142,7 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
         "few_tokens": figures_linear.few_tokens,
         "few_tokens_forms": figures_linear.few_tokens_forms,
     },
+    "docs/EXPERTS.md": {"experts": figures_moe.experts},
     "docs/WARMUP.md": {"short_prompts": figures_gdn.short_prompts},
     "README.md": {"figures": partial(shown, 0)},
     "README.zh-CN.md": {"figures": partial(shown, 1)},
