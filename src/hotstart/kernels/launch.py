@@ -207,7 +207,7 @@ class Launcher:
 
 
 _address, _is_dense = torch.Tensor.data_ptr, torch.Tensor.is_contiguous
-_device, _dtype = attrgetter("device"), attrgetter("dtype")
+_device, _dtype, _is_cuda = attrgetter("device"), attrgetter("dtype"), attrgetter("is_cuda")
 
 
 class BoundLaunch:
@@ -227,10 +227,11 @@ class BoundLaunch:
     def on(self, *tensors: torch.Tensor) -> "ReadyLaunch":
         """This launch on these tensors, which are looked at here: `ready(grid, *scalars)`, any number of times."""
         addresses = tuple(map(_address, tensors))
-        devices = set(map(_device, tensors))
-        if len(devices) > 1 or reduce(or_, addresses) % ALIGNMENT or not all(map(_is_dense, tensors)):
+        # Nobody here has two GPUs in a process; what must not meet is meta and real.
+        alike = all(map(_is_cuda, tensors)) or len(set(map(_device, tensors))) == 1
+        if not alike or reduce(or_, addresses) % ALIGNMENT or not all(map(_is_dense, tensors)):
             self._refuse(tensors)
-        signature = devices.pop(), *map(_dtype, tensors)
+        signature = tensors[0].device, *map(_dtype, tensors)
         loaded, stream = None, 0
         if self._loaded:
             # The path of serving: Triton's own binding and key are skipped, since ours is complete.
