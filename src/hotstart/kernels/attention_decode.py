@@ -66,7 +66,6 @@ def _attend_kernel(
     """Program: sequence x key head x part; it serves all the query heads that share the key head."""
     if OVERLAP:
         gdc_launch_dependents()
-        gdc_wait()
     G: tl.constexpr = H // HKV
     i_p = tl.program_id(0)
     i_part = i_p % MAX_PARTS
@@ -77,6 +76,8 @@ def _attend_kernel(
     length = _part_length(context, MAX_PARTS, PART_TOKENS)
     begin = i_part * length
     end = tl.minimum(begin + length, context)
+    if OVERLAP:
+        gdc_wait()
     o_g, o_d = tl.arange(0, BLOCK_G), tl.arange(0, BLOCK_D)
     m_g, m_d = o_g < G, o_d < D
     m_q = m_g[:, None] & m_d[None, :]
@@ -145,12 +146,13 @@ def _join_kernel(
     """Program: sequence x query head."""
     if OVERLAP:
         gdc_launch_dependents()
-        gdc_wait()
     G: tl.constexpr = H // HKV
     i_row, i_h = tl.program_id(0) // H, tl.program_id(0) % H
     i_t = (first_row + i_row).to(tl.int64)
     context = tl.load(context_lens_ptr + i_t, mask=i_t < num_sequences, other=0)
     length = _part_length(context, MAX_PARTS, PART_TOKENS)
+    if OVERLAP:
+        gdc_wait()  # who waits for this kernel waits for all before it
     if length >= context:
         return
     o_part, o_d = tl.arange(0, MAX_PARTS), tl.arange(0, BLOCK_D)

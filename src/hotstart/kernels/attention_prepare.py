@@ -81,7 +81,6 @@ def _attention_prepare_kernel(
     """Program: token x block of heads, which are counted through queries, keys and values."""
     if OVERLAP:
         gdc_launch_dependents()
-        gdc_wait()
     HALF: tl.constexpr = R // 2
     num_heads: tl.constexpr = H + 2 * HKV
     num_blocks: tl.constexpr = (num_heads + BLOCK_H - 1) // BLOCK_H
@@ -95,19 +94,21 @@ def _attention_prepare_kernel(
     m_h = o_h < tl.where(i_kv < 0, 0, num_heads)
     m_q = o_h < H
     p_x = packed_ptr + i_t * ROW + tl.where(m_q, o_h * 2 * D, (H + o_h) * D)[:, None]
-    b_x = tl.load(p_x + o_d[None, :], mask=m_h[:, None] & m_d[None, :], other=0)
-    b_wide = b_x.to(tl.float32)
-    b_scale = tl.rsqrt(tl.sum(b_wide * b_wide, axis=1) / D + eps)[:, None]
-
-    # The other half of a rotated pair comes from memory again: it is in the cache, and registers cannot be permuted.
     o_pair = tl.where(o_d < HALF, o_d + HALF, o_d - HALF)
-    b_pair = tl.load(p_x + o_pair[None, :], mask=m_h[:, None] & m_r[None, :], other=0).to(tl.float32)
     b_w = _either(m_q, q_norm_ptr, k_norm_ptr, o_d, m_d)
     b_w_pair = _either(m_q, q_norm_ptr, k_norm_ptr, o_pair, m_r)
     p_angle = rope_ptr + tl.load(positions_ptr + i_t).to(tl.int64) * R + tl.where(o_d < HALF, o_d, o_d - HALF)
     b_cos = tl.load(p_angle, mask=m_r, other=1)
     b_sin = tl.load(p_angle + HALF, mask=m_r, other=0)
     b_sin = tl.where(o_d < HALF, -b_sin, b_sin)
+    if OVERLAP:  # what is known since the step began has been asked for
+        gdc_wait()
+    b_x = tl.load(p_x + o_d[None, :], mask=m_h[:, None] & m_d[None, :], other=0)
+    b_wide = b_x.to(tl.float32)
+    b_scale = tl.rsqrt(tl.sum(b_wide * b_wide, axis=1) / D + eps)[:, None]
+
+    # The other half of a rotated pair comes from memory again: it is in the cache, and registers cannot be permuted.
+    b_pair = tl.load(p_x + o_pair[None, :], mask=m_h[:, None] & m_r[None, :], other=0).to(tl.float32)
     b_y = b_scale * (b_wide * (1 + b_w) * b_cos[None, :] + b_pair * (1 + b_w_pair) * b_sin[None, :])
 
     p_q = queries_ptr + (i_t * H + o_h)[:, None] * D + o_d[None, :]

@@ -89,6 +89,8 @@ def _linear_few_kernel(
     if OVERLAP:
         gdc_wait()
     for r in tl.static_range(ROWS):
+        if END == "add":
+            b_before = tl.load(y_ptr + r * N + o_n, m_n, 0).to(tl.float32)
         b_y = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
         b_u = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
         b_ss = tl.zeros([BLOCK_K], tl.float32)
@@ -117,7 +119,7 @@ def _linear_few_kernel(
                 b_up *= scale
             b_out *= tl.sigmoid(b_out) * b_up
         if END == "add":
-            b_out += tl.load(y_ptr + r * N + o_n, m_n, 0).to(tl.float32)
+            b_out += b_before
         tl.store(y_ptr + r * N + o_n, b_out.to(y_ptr.dtype.element_ty), m_n)
 
 
