@@ -203,10 +203,15 @@ def options() -> list[str]:
     run = job("4b-options")
     if run is None:
         return []
-    found = run["options"]
+    found, later = run["options"], read("grammar_h200")
     lines = ["| option | output tok/s, 64 x 512/128 | times as long |", "|---|---:|---:|"]
     for name, ratio in found["times_as_long"].items():
-        lines.append(f"| {name} | {statistics.median(found['samples_per_s'][name]):.0f} | {ratio:.3f} |")
+        note = ", before its steps were launched ahead" if name == "json schema" else ""
+        lines.append(f"| {name}{note} | {statistics.median(found['samples_per_s'][name]):.0f} | {ratio:.3f} |")
+    plain, guided = (statistics.median(later["samples_per_s"][name]) for name in ("greedy", "json schema"))
+    lines.append(
+        f"| json schema, at {later['commit']} (greedy there: {plain:.0f}) | {guided:.0f} | {plain / guided:.3f} |"
+    )
     return [*lines, "", circumstances(run)]
 
 
