@@ -5,7 +5,7 @@ from typing import Any
 
 from bench.figures_gpu import read
 
-__all__ = ["binaries", "chunk_lengths", "decode", "decode_forms", "kernels", "prefill", "short_prompts"]
+__all__ = ["binaries", "chunk_lengths", "decode", "decode_forms", "host", "kernels", "prefill", "short_prompts"]
 
 Row = dict[str, Any]
 LENGTHS = (16, 32, 64)
@@ -56,6 +56,11 @@ def prefill() -> list[str]:
         "",
         circumstances(record),
     ]
+
+
+def host() -> list[str]:
+    times = read("gdn_prefill_host_h200")["us"]
+    return [f"| {' | '.join(times)} |", f"|{'---:|' * len(times)}", f"| {' | '.join(map(_us, times.values()))} |"]
 
 
 def kernels() -> list[str]:
