@@ -26,7 +26,7 @@ def few_tokens() -> list[str]:
         shares = [f"{us:.1f} | {floor / us:.0%}" for us in map(median, (row["samples_us"], row["several_samples_us"]))]
         name = f"{row['model'].removeprefix('qwen3.5-').upper()} | {row['product']}"
         lines.append(f"| {name} | {row['N']} x {row['K']} | {row['rows']} | {floor:.1f} | {' | '.join(shares)} |")
-    where = f"{record['gpu']}, torch {record['torch']}, Triton {record['triton']}"
+    where = f"{record['gpu']}, driver {record['driver'].split()[0]}, torch {record['torch']}, Triton {record['triton']}"
     return [*lines, "", f"{where}, a copy at {rate / 1e12:.2f} TB/s, microseconds; `{record['command']}`"]
 
 
