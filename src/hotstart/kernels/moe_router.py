@@ -19,13 +19,11 @@ from hotstart.kernels.norm import rms_norm
 
 __all__ = ["norm_router"]
 
-_ONE_BY_ONE = 2  # tokens, each with programs of its own
-_MOST_TOKENS = 64
-_TILE = 16  # tokens, and logits
+_MOST_TOKENS = 2  # each has programs of its own
 
 
 @kernel
-def _router_of_token_kernel(
+def _router_kernel(
     residual_ptr,  # [T, D]
     norm_ptr,  # [D]
     router_ptr,  # [ROW, D]
@@ -58,65 +56,15 @@ def _router_of_token_kernel(
     tl.store(logits_ptr + i_t * ROW + o_c, b_y.to(logits_ptr.dtype.element_ty), mask=o_c < ROW)
 
 
-@kernel
-def _router_of_tile_kernel(
-    residual_ptr,  # [T, D]
-    norm_ptr,  # [D]
-    router_ptr,  # [ROW, D]
-    x_ptr,  # [T, D]: out
-    logits_ptr,  # [T, ROW]: out
-    T: tl.int32,
-    eps: tl.float32,
-    D: tl.constexpr,
-    ROW: tl.constexpr,
-    TILE: tl.constexpr,
-    DEPTH: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    """Program: tile of tokens x tile of logits.  Lengths are known after the product; x is shared among the latter."""
-    NUM_BLOCKS: tl.constexpr = (ROW + TILE - 1) // TILE
-    EXACT: tl.constexpr = D % DEPTH == 0
-    if OVERLAP:
-        gdc_wait()
-        gdc_launch_dependents()
-    i_b = tl.program_id(0) % NUM_BLOCKS
-    o_t = tl.program_id(0) // NUM_BLOCKS * TILE + tl.arange(0, TILE)
-    o_c, o_d = i_b * TILE + tl.arange(0, TILE), tl.arange(0, DEPTH)
-    m_t = (o_t < T)[:, None]
-    p_r, p_w = residual_ptr + o_t[:, None] * D + o_d[None, :], router_ptr + o_c[:, None] * D + o_d[None, :]
-    b_y = tl.zeros([TILE, TILE], tl.float32)
-    b_squares = tl.zeros([TILE, DEPTH], tl.float32)
-    for start in range(0, D, DEPTH):
-        m_d = (o_d < D - start) | EXACT
-        b_w = tl.load(p_w + start, mask=(o_c < ROW)[:, None] & m_d[None, :], other=0)
-        b_r = tl.load(p_r + start, mask=m_t & m_d[None, :], other=0).to(tl.float32)
-        b_x = b_r * (1 + tl.load(norm_ptr + start + o_d, mask=m_d, other=0).to(tl.float32))[None, :]
-        b_squares += b_r * b_r
-        b_y = tl.dot(b_x.to(b_w.dtype), tl.trans(b_w), b_y, input_precision="tf32x3")
-    b_scale = tl.rsqrt(tl.sum(b_squares, axis=1) / D + eps)[:, None]
-    p_y = logits_ptr + o_t[:, None] * ROW + o_c[None, :]
-    tl.store(p_y, (b_y * b_scale).to(logits_ptr.dtype.element_ty), mask=m_t & (o_c < ROW)[None, :])
-    for start in range(i_b * DEPTH, D, NUM_BLOCKS * DEPTH):
-        m_d = (o_d < D - start) | EXACT
-        b_r = tl.load(p_r + start, mask=m_t & m_d[None, :], other=0).to(tl.float32)
-        b_x = b_r * b_scale * (1 + tl.load(norm_ptr + start + o_d, mask=m_d, other=0).to(tl.float32))[None, :]
-        p_x = x_ptr + o_t[:, None] * D + start + o_d[None, :]
-        tl.store(p_x, b_x.to(x_ptr.dtype.element_ty), mask=m_t & m_d[None, :])
-
-
 def norm_router(residual: Tensor, norm: Tensor, eps: float, router: Tensor) -> tuple[Tensor, Tensor]:
     """rms_norm(residual) [T, D], and its logits [T, logit_width].  norm: [D]; router: [logit_width, D]."""
     (T, D), width = residual.shape, router.shape[0]
     if T > _MOST_TOKENS:
         x = rms_norm(residual, norm, eps)
         return x, F.linear(x, router)
+    launch, blocks = _of_token(D, width, launches_overlap())
     x, logits = residual.new_empty(T, D), residual.new_empty(T, width)
-    if T <= _ONE_BY_ONE:
-        launch, blocks = _of_token(D, width, launches_overlap())
-        launch((T * blocks,), residual, norm, router, x, logits, eps)
-    else:
-        launch, blocks = _of_tile(D, width, launches_overlap())
-        launch((triton.cdiv(T, _TILE) * blocks,), residual, norm, router, x, logits, T, eps)
+    launch((T * blocks,), residual, norm, router, x, logits, eps)
     return x, logits
 
 
@@ -124,7 +72,7 @@ def norm_router(residual: Tensor, norm: Tensor, eps: float, router: Tensor) -> t
 def _of_token(D: int, width: int, overlap: bool) -> tuple[BoundLaunch, int]:
     """And the programs of a token."""
     block_d, columns = int(triton.next_power_of_2(D)), 2
-    launch = _launch_token.bind(
+    launch = _launch.bind(
         D=D,
         ROW=width,
         COLUMNS=columns,
@@ -136,25 +84,13 @@ def _of_token(D: int, width: int, overlap: bool) -> tuple[BoundLaunch, int]:
     return launch, triton.cdiv(width, columns)
 
 
-@functools.cache
-def _of_tile(D: int, width: int, overlap: bool) -> tuple[BoundLaunch, int]:
-    """And the programs of a tile of tokens."""
-    depth = max(16, min(256, int(triton.next_power_of_2(D))))
-    launch = _launch_tile.bind(
-        D=D, ROW=width, TILE=_TILE, DEPTH=depth, OVERLAP=overlap, launch_pdl=overlap, num_stages=3
-    )
-    return launch, triton.cdiv(width, _TILE)
-
-
 def _warmup(space: LaunchSpace) -> None:
     if space.moe is None:
         return
     D = space.hidden_size
     for dtype in space.activation_dtypes:
         norm, router = space.weight(D, dtype=dtype), space.weight(space.moe.logit_width, D, dtype=dtype)
-        for num_tokens in (_ONE_BY_ONE, _ONE_BY_ONE + 1):
-            norm_router(space.empty(num_tokens, D, dtype=dtype), norm, space.eps, router)
+        norm_router(space.empty(_MOST_TOKENS, D, dtype=dtype), norm, space.eps, router)
 
 
-_launch_token = Launcher(_router_of_token_kernel, warmup=_warmup)
-_launch_tile = Launcher(_router_of_tile_kernel, warmup=_warmup)
+_launch = Launcher(_router_kernel, warmup=_warmup)
