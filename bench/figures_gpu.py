@@ -26,17 +26,19 @@ def _target(met: bool) -> str:
 
 
 def promise() -> list[str]:
-    cold, tight, peers = read("gpu_cold"), read("gpu_tight"), read("peers_h200")
+    tight, peers = read("gpu_tight"), read("peers_h200")
     vllm = peers["vllm"]
     starts = [row["ratio"] for row in read("gpu_starts")["rows"]]
+    num_shapes = len({row["model"] for row in read("gpu_starts")["rows"]})
     traffic, burst, beside, lengths = (tight[name] for name in ("traffic", "burst", "neighbour", "lengths"))
     driver = tight["driver_growth_bytes"] / MIB
     sealed = not tight["reserved_growth_bytes"] and driver <= 32
     grown = f"torch {tight['reserved_growth_bytes']} bytes, driver {driver:.1f} MiB"
     served = not burst["failed"] and not burst["num_late"]
     median, p95 = lengths["median"], lengths["p95"]
-    ready = cold["process_to_ready_s"]
-    warm = statistics.median(read(name)["process_to_ready_s"] for name in ("gpu_warm", "gpu_tight"))
+    ready = read("table/4b")["process_to_ready_s"]
+    warm = statistics.median(read(f"table/{name}")["process_to_ready_s"] for name in ("4b-warm", "4b-warm-2"))
+    slow = [read(name)["process_to_ready_s"] for name in ("gpu_cold", "gpu_warm")]
     rows = [
         (
             f"growth after ready: {traffic['requests']} random requests, then 1024 at once of 8 + 8 tokens",
@@ -63,7 +65,8 @@ def promise() -> list[str]:
             f"{_target(not tight['num_late'])} {tight['num_late']}",
         ),
         (
-            f"first request over the median of the next 20, {len(starts)} fresh starts of four shapes: median (worst)",
+            f"first request over the median of the next 20, {len(starts)} fresh starts of {num_shapes} shapes: "
+            "median (worst)",
             vllm["first_over_later"],
             "1.05",
             f"{_target(statistics.median(starts) <= 1.05)} {statistics.median(starts):.3f} ({max(starts):.3f})",
@@ -74,16 +77,17 @@ def promise() -> list[str]:
             "1.05 / 1.15",
             f"{_target(median <= 1.05 and p95 <= 1.15)} {median:.3f} / {p95:.3f}",
         ),
-        (
-            "start of the process to ready, cold / warm caches",
-            vllm["ready"],
-            "40 / 12 s",
-            f"{_target(ready <= 40 and warm <= 12)} {ready:.1f} / {warm:.1f} s",
-        ),
+        _started("caches cold / warm, up to 256 sequences", ready, warm, vllm["ready"]),
+        _started("the same, up to 1024, without Python's bytecode on disk", *slow, "-"),
     ]
     lines = ["| what | vLLM 0.25.1 | must | hotstart |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     return [*lines, "", f"{circumstances(tight)}; vLLM: {peers['where']}"]
+
+
+def _started(how: str, cold: float, warm: float, theirs: str) -> tuple[str, str, str, str]:
+    reached = f"{_target(cold <= 40 and warm <= 12)} {cold:.1f} / {warm:.1f} s"
+    return f"start of the process to ready, {how}", theirs, "40 / 12 s", reached
 
 
 def first_requests() -> list[str]:
@@ -138,7 +142,7 @@ def plan_check() -> list[str]:
 
 def usable_tokens() -> list[str]:
     """Of equally long sequences, 256 at once, in the bytes that a measured plan gives to pages and slots."""
-    block, whole = read("peers_h200")["vllm"]["block"], read("gpu_warm")["plan"]
+    block, whole = read("peers_h200")["vllm"]["block"], read("gpu_cold")["plan"]
     (small,) = (row["plan"] for row in read("first_request")["rows"] if row["case"] == "triton-64" and row["warm"])
     page, slot, size = whole["page_bytes"], whole["slot_bytes"], whole["page_size"]
     budgets = {
