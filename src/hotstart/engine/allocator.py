@@ -25,14 +25,6 @@ class Segments:
         self._num_segments = 0
         self._free: dict[bool, list[Place]] = {True: [], False: []}  # of the small pool, of the large one
 
-    def copy(self) -> "Segments":
-        """In the same state, with nothing counted yet: `peak` is what is reserved now."""
-        other = Segments()
-        other.reserved = other.peak = self.reserved
-        other._num_segments = self._num_segments
-        other._free = {pool: list(blocks) for pool, blocks in self._free.items()}
-        return other
-
     def take(self, num_bytes: int) -> Place:
         size = max(-(-num_bytes // _ALIGN) * _ALIGN, _ALIGN)
         is_small = size <= _SMALL

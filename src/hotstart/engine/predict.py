@@ -162,10 +162,10 @@ class _Predictor:
         self.traits = GpuTraits.of(gpu.arch, gpu.shared_bytes)
         tensors = weight_tensors(model, self.item, self.limits.max_model_len)
         self.weights, self.buffers = sum(tensors), sum(self._buffer_sizes())
-        self.held = Segments()
+        held = Segments()
         for num_bytes in (*tensors, *self._buffer_sizes()):
-            self.held.take(num_bytes)
-        rounding = self.held.reserved - self.weights - self.buffers
+            held.take(num_bytes)
+        rounding = held.reserved - self.weights - self.buffers
         self.process = _Ends(*self.constants.process_bytes).plus(rounding + WORKSPACE_BYTES)
         self.graphs = self._graphs()
 

@@ -106,7 +106,7 @@ def _call(warmup: Callable[[LaunchSpace], None], space: LaunchSpace, record: Rec
         warmup(space)
         if space.device.type == "cuda":
             torch.cuda.synchronize()  # a fault shows here, not in a later kernel's turn
-    except Exception as cause:
+    except Exception as cause:  # whatever a kernel or Triton raises: start-up ends, and says where
         where = record.last or f"{warmup.__module__}.{warmup.__qualname__}, before its first launch"
         raise WarmupError(f"warm-up failed at {where} on {space.device}: {type(cause).__name__}: {cause}") from cause
 
@@ -121,5 +121,5 @@ def _finish(key: LaunchKey, work: Any, verb: str) -> Any:
     """Wait for a compile or a load."""
     try:
         return work.result() if hasattr(work, "result") else work
-    except Exception as cause:
+    except Exception as cause:  # of the compiler or the driver, which have no type in common: raised again, by key
         raise WarmupError(f"cannot {verb} {key}: {type(cause).__name__}: {cause}") from cause

@@ -60,18 +60,24 @@ EDITED = {
 DRAWN = {"temperature": [0.0, 0.9, 2.0], "top_k": [0, 5, 0], "top_p": [1.0, 1.0, 0.9], "seed": [1, 2, 3]}
 
 
-def serve(folder, graphs, ways):
-    """Answers of three requests that end one after the other."""
-    config = read_model_config(folder)
-    device, limits = PaddingDevice(), StepLimits(**SIZES, slab_rows=4, num_slots=3, num_end_ids=0, vocab_size=VOCAB)
-    ops = ops_for("triton" if graphs else "torch", "torch")
-    assert replays(ops) == (graphs is not None)
-    model = build_model(config, ops, torch.float32, torch.float32, 24)
+def make_runner(config, ops, limits, graphs):
+    """Of a model of random weights, on six pages and three slots; and its inputs."""
+    device = PaddingDevice()
+    model = build_model(config, ops, torch.float32, torch.float32, limits.max_model_len)
     fill_random(model, 0, lambda shape, dtype: torch.empty(shape, dtype=dtype))
     inputs = InputBuilder(limits, device)
     cache = CacheTensors(model.layout(16), 6, 3, lambda shape, dtype: torch.zeros(shape, dtype=dtype))
     sampler = Sampler(model.logits, ops, limits, device)
-    runner = Runner(model, 0, inputs, sampler, device.step_scope, cache, graphs)
+    return Runner(model, 0, inputs, sampler, device.step_scope, cache, graphs), inputs
+
+
+def serve(folder, graphs, ways):
+    """Answers of three requests that end one after the other."""
+    config = read_model_config(folder)
+    limits = StepLimits(**SIZES, slab_rows=4, num_slots=3, num_end_ids=0, vocab_size=VOCAB)
+    ops = ops_for("triton" if graphs else "torch", "torch")
+    assert replays(ops) == (graphs is not None)
+    runner, inputs = make_runner(config, ops, limits, graphs)
     if graphs:
         for size in inputs.decode_rungs:
             runner.capture(answer_plan(size, limits))
@@ -113,14 +119,9 @@ def test_replayed_prompts_answer_as_the_torch_ops_do(tmp_path):
     ]
     found = []
     for backend, graphs in (("torch", None), ("triton", Replays())):
-        device, ops = PaddingDevice(), ops_for(backend)
+        ops = ops_for(backend)
         assert replays_prompts(ops) == (graphs is not None)
-        model = build_model(config, ops, torch.float32, torch.float32, 64)
-        fill_random(model, 0, lambda shape, dtype: torch.empty(shape, dtype=dtype))
-        inputs = InputBuilder(limits, device)
-        cache = CacheTensors(model.layout(16), 6, 3, lambda shape, dtype: torch.zeros(shape, dtype=dtype))
-        sampler = Sampler(model.logits, ops, limits, device)
-        runner = Runner(model, 0, inputs, sampler, device.step_scope, cache, graphs)
+        runner, _ = make_runner(config, ops, limits, graphs)
         if graphs:
             runner.capture(prompt_plan(32, limits))
         results = [runner.launch(StepPlan(i, (span,))).wait().spans[0] for i, span in enumerate(spans)]
