@@ -90,6 +90,27 @@ def test_streamed_weights_are_the_same(family, checkpoint, monkeypatch):
         assert torch.equal(one, other), name
 
 
+def test_of_tensors_put_together_apart_few_are_under_way(checkpoint, monkeypatch):
+    """They take memory of the GPU beside the weights: with no room for two, one is finished before the next comes."""
+    monkeypatch.setattr(stream, "APART_BYTES", 0)
+    folder, apart, most = checkpoint("next"), [], []
+    destination, landed = stream._destination, stream._landed
+
+    def begun(tensor, piece, device):
+        apart.extend([tensor.name] if stream._whole_parameter(tensor, piece) is None else [])
+        most.append(len(apart))
+        return destination(tensor, piece, device)
+
+    def ended(coming):
+        apart[:] = [name for name in apart if name != coming.tensor.name]
+        return landed(coming)
+
+    monkeypatch.setattr(stream, "_destination", begun)
+    monkeypatch.setattr(stream, "_landed", ended)
+    load_weights(build(folder), folder, allocate, stream_to=torch.device("cpu"))
+    assert max(most) == 1 and not apart
+
+
 def test_a_file_that_ends_early_is_told_while_it_is_streamed(copy_of):
     folder = copy_of("dense-tied")
     model, path = build(folder), folder / "model.safetensors"

@@ -25,6 +25,7 @@ __all__ = ["stream_tensors"]
 
 PIECE_BYTES = 16 << 20
 AHEAD_BYTES = 512 << 20  # of tensors under way, beside the one that is waited for
+APART_BYTES = 192 << 20  # of those that are put together on the device first: beside one alone, no more than this
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
@@ -35,24 +36,28 @@ class _Coming:
     tensor: StoredTensor
     pieces: list[Future[None]]
     finish: Callable[[], None]
+    apart_bytes: int  # beside the parameter, until it is finished
 
 
 def stream_tensors(wanted: Sequence[tuple[StoredTensor, Piece]], device: torch.device) -> Iterator[StoredTensor]:
     """Fill each piece from its tensor; yields the tensors in their order, as they are done.  Raises CheckpointError."""
     under_way: deque[_Coming] = deque()
-    ahead = 0
+    ahead = apart = 0
     workers = max(1, min(8, (os.cpu_count() or 2) // 2))
     with _Files() as files, ThreadPoolExecutor(workers, "hotstart-read") as pool:
         readers = _Readers(files, device)
         for tensor, piece in wanted:
+            apart_bytes = tensor.num_bytes if _whole_parameter(tensor, piece) is None else 0
+            while under_way and (ahead > AHEAD_BYTES or (apart_bytes and apart + apart_bytes > APART_BYTES)):
+                ahead -= under_way[0].tensor.num_bytes
+                apart -= under_way[0].apart_bytes
+                yield _landed(under_way.popleft())
             target, finish = _destination(tensor, piece, device)
             starts = range(0, tensor.num_bytes, PIECE_BYTES)
             pieces = [pool.submit(readers.read, tensor, at, target[at : at + PIECE_BYTES]) for at in starts]
-            under_way.append(_Coming(tensor, pieces, finish))
+            under_way.append(_Coming(tensor, pieces, finish, apart_bytes))
             ahead += tensor.num_bytes
-            while ahead > AHEAD_BYTES:
-                ahead -= under_way[0].tensor.num_bytes
-                yield _landed(under_way.popleft())
+            apart += apart_bytes
         while under_way:
             yield _landed(under_way.popleft())
         if device.type == "cuda":
@@ -71,11 +76,17 @@ def _landed(coming: _Coming) -> StoredTensor:
 
 def _destination(tensor: StoredTensor, piece: Piece, device: torch.device) -> tuple[Tensor, Callable[[], None]]:
     """Bytes to be written, and what then remains to be done."""
-    dtype, plain = _DTYPES[tensor.dtype], piece.plain
-    if plain is not None and plain.dtype == dtype:
+    plain = _whole_parameter(tensor, piece)
+    if plain is not None:
         return plain.view(-1).view(torch.uint8), lambda: None
     whole = torch.empty(tensor.num_bytes, dtype=torch.uint8, device=device)
-    return whole, lambda: piece.fill(whole.view(dtype).view(tensor.shape))
+    return whole, lambda: piece.fill(whole.view(_DTYPES[tensor.dtype]).view(tensor.shape))
+
+
+def _whole_parameter(tensor: StoredTensor, piece: Piece) -> Tensor | None:
+    """Where the tensor's bytes go as they are; None if it has to be put together first."""
+    plain = piece.plain
+    return plain if plain is not None and plain.dtype == _DTYPES[tensor.dtype] else None
 
 
 class _Files:
