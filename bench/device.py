@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import triton
 
+from hotstart.bench.record import commit
+
 __all__ = ["MIN_TOUCHED", "copy_rate", "facts", "host_us", "samples_us"]
 
 MIN_TOUCHED = 200e6  # bytes, before a call's memory is used again: nothing is found in the L2 cache
@@ -72,7 +74,7 @@ def facts(command: str) -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(),
         "clocks_mhz_sm_mem": ask("nvidia-smi", "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader"),
         "driver": ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "commit": ask("git", "rev-parse", "--short", "HEAD"),
+        "commit": commit(),
         "torch": torch.__version__,
         "triton": triton.__version__,
     }

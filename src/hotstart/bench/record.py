@@ -4,6 +4,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from hotstart.engine.device import Device
 from hotstart.engine.kernels import command_line
 
-__all__ = ["facts", "process_seconds"]
+__all__ = ["commit", "facts", "process_seconds"]
 
 PACKAGES = ("hotstart", "torch", "triton", "flash-linear-attention", "flashinfer-python")
 
@@ -27,7 +28,17 @@ def facts(device: Device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "commit": commit(),
     }
+
+
+def commit() -> str | None:
+    """Of the checkout that this runs from; of a copy of one, HOTSTART_COMMIT tells it."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return os.environ.get("HOTSTART_COMMIT")
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def process_seconds() -> float:

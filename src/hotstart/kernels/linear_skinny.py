@@ -24,7 +24,7 @@ from hotstart.kernels.activation import silu_mul
 from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, launches_overlap
 from hotstart.kernels.norm import rms_norm
 
-__all__ = ["MOST_ROWS", "add_linear", "linear", "norm_linear", "norm_swiglu", "stream"]
+__all__ = ["MOST_ROWS", "add_linear", "is_streamed", "linear", "norm_linear", "norm_swiglu", "stream"]
 
 MOST_ROWS = 2  # of more, and of two where K is large, cuBLAS is no slower: here each row costs arithmetic
 LARGE_K = 4096
@@ -125,40 +125,41 @@ def _linear_few_kernel(
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x: [T, K], weight: [N, K] -> [T, N].  Of a vocabulary, two rows are faster with cuBLAS already."""
-    if x.shape[0] > 1 or not _is_streamed(x):
+    if x.shape[0] > 1 or not is_streamed(x):
         return F.linear(x, weight)
     return stream("store", x, weight, x.new_empty(x.shape[0], weight.shape[0]))
 
 
 def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
     """x: [T, K], norm: [K], weight: [N, K] -> [T, N]."""
-    if not _is_streamed(x):
+    if not is_streamed(x):
         return F.linear(rms_norm(x, norm, eps), weight)
     return stream("store", x, weight, x.new_empty(x.shape[0], weight.shape[0]), norm, eps)
 
 
 def norm_swiglu(x: Tensor, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
     """x: [T, K], norm: [K], weight: gate | up [2 N, K] -> [T, N]."""
-    if not _is_streamed(x):
+    if not is_streamed(x):
         return silu_mul(F.linear(rms_norm(x, norm, eps), weight))
     return stream("swiglu", x, weight, x.new_empty(x.shape[0], weight.shape[0] // 2), norm, eps)
 
 
 def add_linear(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """residual: [T, N], in place, x: [T, K], weight: [N, K]."""
-    if not _is_streamed(x):
+    if not is_streamed(x):
         return residual.addmm_(x, weight.T)
     return stream("add", x, weight, residual)
 
 
-def _is_streamed(x: Tensor) -> bool:
+def is_streamed(x: Tensor) -> bool:
+    """Whether products of these rows take the kernel below: where it was measured to be faster."""
     T, K = x.shape
     most = 1 if K >= LARGE_K else MOST_ROWS
     return most >= T and x.dtype == torch.bfloat16 and K % 8 == 0 and launches_overlap()
 
 
 def stream(end: str, x: Tensor, weight: Tensor, y: Tensor, norm: Tensor | None = None, eps: float = 0.0) -> Tensor:
-    """The kernel: x [T, K] with at most `MOST_ROWS` rows, y [T, N]."""
+    """The kernel, made for up to `MOST_ROWS` rows: x [T, K], y [T, N]."""
     (T, K), N = x.shape, y.shape[1]
     assert weight.shape == (2 * N if end == "swiglu" else N, K), (end, x.shape, weight.shape, y.shape)
     if not T:
@@ -202,7 +203,7 @@ def _warmup(space: LaunchSpace) -> None:
         widths.add(space.attention.num_heads * space.attention.head_dim)
     for dtype, count in product(space.activation_dtypes, range(1, MOST_ROWS + 1)):
         x, norm, weight = (space.empty(*shape, dtype=dtype) for shape in ((count, D), (D,), (64, D)))
-        if _is_streamed(x):
+        if is_streamed(x):
             norm_linear(x, norm, space.eps, weight)
             if space.mlp_widths:
                 norm_swiglu(x, norm, space.eps, weight)
