@@ -81,6 +81,28 @@ def test_an_explicit_wish_is_met_or_refused_with_its_flag(name):
         solve(wishes({name}, model_len=40_000, seqs=100, tokens=512), with_total(330 if "len" in name else 320))
 
 
+def wishing(mib, total=1024):
+    return dataclasses.replace(with_total(total), cache_wish=mib * MIB)
+
+
+def test_wished_caches_are_as_large_as_that_or_as_of_use():
+    plan = solve(wishes(), wishing(100))
+    assert plan.num_slots * 4 * MIB + plan.num_pages * 32 * 1024 == 100 * MIB
+    assert solve(wishes(), wishing(100_000)).num_pages == 16 * 256  # more would serve no sequence
+
+
+def test_wished_caches_that_do_not_fit_are_refused_with_what_would():
+    assert solve(wishes(), wishing(150, 480)).max_num_batched_tokens == 64  # steps give way, sequences do not
+    with pytest.raises(
+        InsufficientMemory, match=r"caches 190 MiB; 480 MiB may be taken .*lower --kv-cache-mem"
+    ) as refusal:
+        solve(wishes(), wishing(190, 480))
+    enough = int(re.search(r"lower --kv-cache-memory-bytes to (\d+)MiB", str(refusal.value))[1])
+    assert solve(wishes(), wishing(enough, 480)).max_num_seqs == 16
+    enough = int(re.search(r"--cpu-memory to (\d+)MiB", str(refusal.value))[1])
+    assert solve(wishes(), wishing(190, enough)).max_num_seqs == 16
+
+
 def test_the_remedy_of_a_refusal_is_enough():
     with pytest.raises(InsufficientMemory) as refusal:
         solve(wishes({"max_model_len"}, model_len=100_000), with_total(400))

@@ -124,6 +124,11 @@ def test_what_cannot_be_foretold_is_refused() -> None:
     for gpu, wishes in (("sm_120", {}), ("h200", {"gdn_prefill_backend": "fla"}), ("h200", {"max_model_len": 10**6})):
         with pytest.raises(ConfigError):
             foretold("qwen3.5-4b", gpu, **wishes)
+    with pytest.raises(ConfigError, match="RTX 5090 has 31"):
+        foretold("qwen3.5-4b", "rtx5090", device_memory_bytes="48GiB")
+    assert (
+        "lower --kv-cache-memory-bytes to" in foretold("qwen3.5-9b", "rtx5090", kv_cache_memory_bytes="40GiB").refusal
+    )
     assert foretold("qwen3.5-0.8b", "sm_89", device_memory_bytes="8GiB").fits
 
 
@@ -138,4 +143,4 @@ def test_the_command_answers_without_torch(capsys: pytest.CaptureFixture[str]) -
     assert found["fits"] and found["worst"]["num_pages"] > 0
     assert main(["plan", "qwen3.5-27b", "--gpu", "rtx4090"]) == 3
     out = capsys.readouterr().out
-    assert "does not fit" in out and "50.12 GiB" in out
+    assert "does not fit" in out and "50.12 GiB" in out and "take a GPU of" in out

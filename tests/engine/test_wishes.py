@@ -35,7 +35,7 @@ def test_an_automatic_length_is_the_models_own_and_gives_way(start_engine, monke
         ({}, True, 80 * GIB, GIB),
         ({"reserve_bytes": 0}, True, 80 * GIB, 0),
         ({"device_memory_bytes": "32GiB"}, False, 32 * GIB, GIB // 4),
-        ({"device_memory_bytes": "96GiB"}, False, 80 * GIB, GIB // 4),
+        ({"device_memory_bytes": "80GiB"}, False, 80 * GIB, GIB // 4),
         ({"gpu_memory_utilization": 0.5}, False, 40 * GIB, GIB // 4),
         ({"gpu_memory_utilization": 0.5, "device_memory_bytes": "32GiB"}, False, 16 * GIB, GIB // 4),
     ],
@@ -45,6 +45,11 @@ def test_the_budget_of_a_gpu(wishes, display, total, reserve):
     budget = gpu_budget(EngineConfig(model="x", **wishes), 80 * GIB, "a GPU", has_display=display)
     assert (budget.num_bytes, budget.reserve_bytes) == (total, reserve)
     assert all(("--" + name.replace("_", "-") in budget.source) for name in wishes if name == "gpu_memory_utilization")
+
+
+def test_a_card_larger_than_it_is_cannot_be():
+    with pytest.raises(ConfigError, match=r"--device-memory-bytes is 96\.00 GiB, a GPU has 80\.00 GiB; lower it"):
+        gpu_budget(EngineConfig(model="x", device_memory_bytes="96GiB"), 80 * GIB, "a GPU", has_display=False)
 
 
 def test_a_chunk_length_that_was_asked_for_is_used(start_engine):

@@ -4,7 +4,7 @@ Pages and slots are solved for together.  A default that is too large is lowered
 wish that cannot be met is an InsufficientMemory with the numbers and the flag to change.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 from hotstart.errors import InsufficientMemory
@@ -41,11 +41,11 @@ class Measured:
     page_bytes: int
     slot_bytes: int
     graphs_bytes: int = 0  # a bound on what captured steps will take
-    cache_limit: int | None = None  # the user's bound on pages and slots together
+    cache_wish: int | None = None  # the user's bytes of pages and slots together: no more, and no less if of use
     wished_reserve: int | None = None
     slots_per_sequence: int = 1  # 2 where as many snapshots of prompts may be kept
     process_detail: str = "interpreter and libraries"
-    total_flag: str = "--cpu-memory"  # what raises total_bytes
+    total_flag: str = "--cpu-memory"  # what raises total_bytes, "" if nothing does
     fair_tokens: int = FEWEST_TOKENS  # of a step: a default is not lowered below while sequences can give way
     tuning_bytes: int = 0  # scratch of tuning: held before the caches were sized, and free again
 
@@ -184,7 +184,8 @@ class _Trial(NamedTuple):
         """With pages for one sequence of full length: less would never end it."""
         return self.seqs * m.slots_per_sequence * m.slot_bytes + m.pages_for(self.model_len) * m.page_bytes
 
-    def needed_bytes(self, m: Measured) -> int:
+    def fixed_bytes(self, m: Measured) -> int:
+        """All but the caches."""
         return (
             m.process_bytes
             + m.weights_bytes
@@ -192,20 +193,30 @@ class _Trial(NamedTuple):
             + m.graphs_bytes
             + m.reserve_bytes
             + m.step_peak(self.tokens)
-            + self.cache_bytes(m)
         )
+
+    def needed_bytes(self, m: Measured) -> int:
+        return self.fixed_bytes(m) + self.cache_bytes(m)
+
+    def lacks_room(self, m: Measured) -> bool:
+        """Whether the caches that the user wishes do not fit beside the rest."""
+        return m.cache_wish is not None and self.fixed_bytes(m) + m.cache_wish > m.total_bytes
 
     def spare_bytes(self, m: Measured) -> int:
         """What more pages may take; below zero, what is missing."""
-        spare = m.total_bytes - self.needed_bytes(m)
-        return spare if m.cache_limit is None else min(spare, m.cache_limit - self.cache_bytes(m))
+        if m.cache_wish is None:
+            return m.total_bytes - self.needed_bytes(m)
+        room = m.total_bytes - self.fixed_bytes(m)
+        return room - m.cache_wish if self.lacks_room(m) else m.cache_wish - self.cache_bytes(m)
 
     def lowered(self, wishes: Wishes, m: Measured) -> Self | None:
         """The next smaller set: tokens of a step to a fair number, sequences, more tokens, the length of a sequence."""
         sizes = step_sizes(*wishes.max_num_batched_tokens)
-        lacks_cache = m.cache_limit is not None and self.cache_bytes(m) > m.cache_limit
+        lacks_cache = m.cache_wish is not None and self.cache_bytes(m) > m.cache_wish
         can_shrink = self.tokens > sizes[-1] and not lacks_cache
         smaller = self._replace(tokens=sizes[sizes.index(self.tokens) + 1]) if can_shrink else self
+        if self.lacks_room(m):  # fewer and shorter sequences leave the wish as large as it is
+            return smaller if can_shrink else None
         if can_shrink and smaller.tokens >= m.fair_tokens:
             return smaller
         if not wishes.max_num_seqs.explicit and self.seqs > 1:
@@ -222,13 +233,22 @@ class _Trial(NamedTuple):
 def fits(wishes: Wishes, measured: Measured, num_tokens: int) -> bool:
     """Whether steps of so many tokens leave room for the other wishes as they are."""
     trial = _Trial(wishes.max_model_len.value, wishes.max_num_seqs.value, num_tokens)
-    return trial.spare_bytes(measured) >= 0
+    return trial.spare_bytes(_of_use(wishes, measured)) >= 0
+
+
+def _of_use(wishes: Wishes, m: Measured) -> Measured:
+    """A wish for caches is met where more would serve no sequence within the other wishes."""
+    if m.cache_wish is None:
+        return m
+    one = m.slots_per_sequence * m.slot_bytes + m.pages_for(wishes.max_model_len.value) * m.page_bytes
+    return replace(m, cache_wish=min(m.cache_wish, wishes.max_num_seqs.value * one))
 
 
 def solve(wishes: Wishes, measured: Measured) -> MemoryPlan:
     """Raises InsufficientMemory if no set of limits that honours the explicit wishes fits."""
     trial: _Trial | None = _Trial(*(wish.value for wish in wishes))
     assert trial is not None
+    measured = _of_use(wishes, measured)
     smallest = trial
     while trial is not None and trial.spare_bytes(measured) < 0:
         smallest = trial
@@ -263,20 +283,30 @@ def _notes(trial: _Trial, wishes: Wishes, m: Measured) -> tuple[str, ...]:
 
 def _refusal(trial: _Trial, wishes: Wishes, m: Measured) -> str:
     explicit = [f"{flag} {wish.value}" for flag, wish in _flags(wishes).items() if wish.explicit]
-    needed = trial.needed_bytes(m)
+    lacks_room = trial.lacks_room(m)
+    needed = trial.fixed_bytes(m) + (m.cache_wish or 0) if lacks_room else trial.needed_bytes(m)
+    caches = (
+        f"{trial.seqs * m.slots_per_sequence} state slots {as_size(trial.seqs * m.slots_per_sequence * m.slot_bytes)}, "
+        f"pages for one sequence of {trial.model_len} tokens {as_size(m.pages_for(trial.model_len) * m.page_bytes)}"
+    )
+    if lacks_room:
+        caches = f"caches {as_size(m.cache_wish or 0)}"
     numbers = (
         f"{as_size(needed)} are needed: process {as_size(m.process_bytes)}, weights {as_size(m.weights_bytes)}, "
         f"buffers {as_size(m.buffers_bytes)}, a step of {trial.tokens} tokens {as_size(m.step_peak(trial.tokens))}, "
-        f"reserve {as_size(m.reserve_bytes)}, graphs {as_size(m.graphs_bytes)}, "
-        f"{trial.seqs * m.slots_per_sequence} state slots {as_size(trial.seqs * m.slots_per_sequence * m.slot_bytes)}, "
-        f"pages for one sequence of {trial.model_len} tokens {as_size(m.pages_for(trial.model_len) * m.page_bytes)}; "
+        f"reserve {as_size(m.reserve_bytes)}, graphs {as_size(m.graphs_bytes)}, {caches}; "
         f"{as_size(m.total_bytes)} may be taken ({m.total_source})"
     )
     bare = needed - m.reserve_bytes
     enough = bare + min(int(bare / (1 - RESERVE_SHARE)) - bare, MAX_RESERVE_BYTES)
     if m.wished_reserve is not None:
         enough = needed
-    remedy = f"raise {m.total_flag} to {enough // 2**20 + 1}MiB"
-    if needed <= m.total_bytes:
+    remedy = f"{f'raise {m.total_flag} to' if m.total_flag else 'take a GPU of'} {enough // 2**20 + 1}MiB"
+    if lacks_room:
+        room = m.total_bytes - trial.fixed_bytes(m)
+        length, seqs = (wish.value if wish.explicit else 1 for wish in wishes[:2])
+        enough_for_one = trial._replace(model_len=length, seqs=seqs).cache_bytes(m) <= room
+        explicit = [f"--kv-cache-memory-bytes to {room // 2**20}MiB"] if enough_for_one else []
+    elif needed <= m.total_bytes:
         remedy = f"raise --kv-cache-memory-bytes to {trial.cache_bytes(m) // 2**20 + 1}MiB"
     return f"{numbers}; " + (f"lower {' or '.join(explicit)}, or {remedy}" if explicit else remedy)

@@ -195,7 +195,7 @@ class _Predictor:
             budget=self._budget(end),
             process_bytes=self.process[end],
             process_detail="context, modules, workspaces; no other process",
-            cache_limit=self.config.kv_cache_memory_bytes,
+            cache_wish=self.config.kv_cache_memory_bytes,
             slots_per_sequence=slots_per_sequence(self.config),
             fair_tokens=self.sizes.fair_tokens,
         )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from hotstart.config.engine import EngineConfig
+from hotstart.errors import ConfigError
 
 __all__ = ["Budget", "GpuSizes", "Sizes", "gpu_budget", "padded_rows", "prompt_rungs", "rungs"]
 
@@ -18,7 +19,7 @@ class Budget(NamedTuple):
 
     num_bytes: int
     source: str  # where the number comes from
-    flag: str  # what raises it
+    flag: str  # what raises it, if anything
     reserve_bytes: int | None = None  # None: a share of the whole
 
 
@@ -79,14 +80,22 @@ class GpuSizes:
 
 
 def gpu_budget(config: EngineConfig, card_bytes: int, name: str, *, has_display: bool) -> Budget:
-    """What the driver offers, less what the user wants left alone."""
+    """What the driver offers, less what the user wants left alone.  Raises ConfigError for a card larger than it is."""
     total, source = card_bytes, name
-    if config.device_memory_bytes is not None and config.device_memory_bytes < card_bytes:
+    if config.device_memory_bytes is not None:
         total, source = config.device_memory_bytes, "--device-memory-bytes"
+    if total > card_bytes:
+        raise ConfigError(
+            f"--device-memory-bytes is {total / 2**30:.2f} GiB, {name} has {card_bytes / 2**30:.2f} GiB; lower it"
+        )
     if config.gpu_memory_utilization is not None:
         total = int(total * config.gpu_memory_utilization)
         source = f"--gpu-memory-utilization {config.gpu_memory_utilization} of {source}"
     reserve = config.reserve_bytes
     if reserve is None:
         reserve = DISPLAY_RESERVE_BYTES if has_display else RESERVE_BYTES
-    return Budget(total, source, "--gpu-memory-utilization or --device-memory-bytes", reserve)
+    bounds = {
+        "--gpu-memory-utilization": config.gpu_memory_utilization,
+        "--device-memory-bytes": config.device_memory_bytes,
+    }
+    return Budget(total, source, " or ".join(flag for flag, wish in bounds.items() if wish is not None), reserve)

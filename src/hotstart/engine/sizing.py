@@ -26,7 +26,7 @@ class Known:
     budget: Budget
     process_bytes: int
     process_detail: str
-    cache_limit: int | None
+    cache_wish: int | None
     slots_per_sequence: int
     fair_tokens: int
 
@@ -36,7 +36,7 @@ class Known:
             budget=device.budget(config),
             process_bytes=device.used_bytes(),
             process_detail=device.used_detail(),
-            cache_limit=config.kv_cache_memory_bytes,
+            cache_wish=config.kv_cache_memory_bytes,
             slots_per_sequence=slots_per_sequence(config),
             fair_tokens=device.fair_tokens,
         )
@@ -60,7 +60,7 @@ class Known:
             buffers_bytes=buffers_bytes,
             graphs_bytes=graphs_bytes,
             wished_reserve=self.budget.reserve_bytes,
-            cache_limit=self.cache_limit,
+            cache_wish=self.cache_wish,
             slots_per_sequence=self.slots_per_sequence,
             fair_tokens=self.fair_tokens,
             step_peaks=tuple(sorted(peaks.items())),
