@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import figures_gdn, figures_gpu, figures_linear, figures_moe, figures_table
+from bench import figures_gdn, figures_gpu, figures_linear, figures_moe, figures_peers, figures_table
 
 ROOT = Path(__file__).parents[1]
 MODELS = {"tiny": "shipped checkpoint", "0.8b": "Qwen3.5-0.8B shape, random weights"}
@@ -123,6 +123,7 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
         "server_cpu": lambda: server_cpu(figures_gpu.read("server_cpu")),
         "gpu_promise": figures_gpu.promise,
         **{name: getattr(figures_table, name) for name in figures_table.__all__},
+        "peers": figures_peers.peers,
         "first_request": figures_gpu.first_requests,
     },
     "docs/MEMORY.md": {

@@ -1,4 +1,4 @@
-"""Speed on a GPU: the table of targets, all shapes, what options cost, the host's part, and peers in the same run.
+"""Speed on a GPU: the table of targets, all shapes, what options cost, and the host's part.
 
 Everything is rendered from bench/results/table, which bench.gpu_table writes; a job that is not there leaves a dash.
 """
@@ -12,7 +12,7 @@ from bench.figures_gpu import RESULTS, circumstances, read
 from bench.floors import COPY_BYTES_PER_S, FLOPS_PER_S, Floors
 from bench.shapes import model_config
 
-__all__ = ["options", "peers", "phases", "shapes", "steps", "targets"]
+__all__ = ["options", "phases", "shapes", "steps", "targets"]
 
 Record = dict[str, Any]
 SHAPE = {
@@ -257,25 +257,3 @@ def phases() -> list[str]:
             lines.append(f"| {name} | {' | '.join(f'{one:.2f}' for one in seconds)} |")
     ready = [f"{run['process_to_ready_s']:.2f}" for run in runs.values()]
     return [*lines, f"| all | {' | '.join(ready)} |"]
-
-
-def peers() -> list[str]:
-    record = job("peers")
-    if record is None:
-        return []
-    lengths = ("64", "1024", "8192")
-    heads = [f"first token after {length}, ms (its first call)" for length in lengths]
-    lines = [f"| engine | {' | '.join(heads)} | token, ms |", f"|---|{'---:|' * 4}"]
-    versions = []
-    for row in record["rows"]:
-        if "ttft_ms" not in row:
-            lines.append(f"| {row['engine']} | failed | | | |")
-            continue
-        cells = [
-            f"{_number(row['ttft_ms'][n])} ({_number(row['ttft_samples_ms'][n][0])})" if n in row["ttft_ms"] else DASH
-            for n in lengths
-        ]
-        token = _number(row["token_ms"]) if "token_ms" in row else DASH
-        lines.append(f"| {row['engine']} | {' | '.join(cells)} | {token} |")
-        versions += [f"{name} {version}" for name, version in row["versions"].items()]
-    return [*lines, "", f"{', '.join(dict.fromkeys(versions))}; {record['date']}; `{record['command']}`"]

@@ -44,7 +44,8 @@ class Job:
 
     def command(self, folder: Path, out: Path) -> list[str]:
         if self.suites == "peers":
-            return [sys.executable, "-m", "bench.peers", "--model", self.shape, "--out", str(out), *self.flags]
+            limit = f"--limit={self.limit_s - 5:g}"
+            return [sys.executable, "-m", "bench.peers", "--model", self.shape, "--out", str(out), limit]
         model = str(write_folder(self.shape, folder))
         return [sys.executable, "-m", "hotstart", "bench", self.suites, model, *FLAGS, *self.flags, f"--output={out}"]
 
@@ -54,12 +55,13 @@ JOBS = (
     Job("4b-warm", 0, "qwen3.5-4b", "startup"),
     Job("4b-warm-2", 0, "qwen3.5-4b", "startup"),
     Job("9b", 0, "qwen3.5-9b", "first-request,latency,throughput"),
-    Job("peers", 0, "qwen3.5-4b", "peers", ("--limit", "100"), limit_s=150.0),
+    Job("peers-4b", 0, "qwen3.5-4b", "peers"),
     Job("0.8b", 1, "qwen3.5-0.8b", "first-request,latency,throughput,steps"),
     Job("next-small", 1, "next-small", "first-request,latency,throughput,steps"),
     Job("next-small-bf16-state", 1, "next-small", "latency,throughput", BFLOAT16),
     Job("4b-options", 1, "qwen3.5-4b", "options", TOKENIZER),
     Job("4b-bf16-state", 1, "qwen3.5-4b", "latency,throughput", BFLOAT16),
+    Job("peers-0.8b", 1, "qwen3.5-0.8b", "peers"),
     Job("27b", 1, "qwen3.5-27b", "first-request,latency,throughput"),
 )
 

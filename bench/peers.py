@@ -1,187 +1,186 @@
-"""hotstart, transformers and vLLM on the same shapes in the same run, each in a process of its own.
+"""hotstart, vLLM and transformers on one shape in the same run, each in a process of its own.
 
-python -m bench.peers [--model qwen3.5-4b] [--engines hotstart,transformers,vllm] [--out FILE]
+python -m bench.peers [--model qwen3.5-4b] [--engines hotstart,transformers-fla] [--limit SECONDS] [--out FILE]
 
-Random weights in bfloat16, one request at a time, greedy.  An engine that is not installed is told and left out.
-transformers is asked with bare forward calls, as fast as it can be called, and uses flash-linear-attention where it is
-installed; vLLM and hotstart through their offline API.  The first call of each length is kept apart: it may compile.
+Random weights in bfloat16, greedy, prefix caching off, empty caches of compiled kernels.  Engines start side by side.
+One that has no warm-up (transformers) makes its first requests then, too: they are its warm-up.  Everything else is
+timed alone: while one is asked, the processes of all others are stopped.  A figure is written as soon as it is known;
+what is not finished within the limit is told as such, and an engine that is not installed is left out.
 """
 
 import argparse
-import importlib.metadata
+import contextlib
 import importlib.util
 import json
-import random
+import multiprocessing
+import os
+import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from bench.measure import RESULTS, seconds
+from bench.measure import RESULTS
+from bench.peer_engines import ENGINES, NUM_TOKENS, TASKS, Task, work
 from bench.shapes import SHAPES, write_folder
 
-LENGTHS = (1024, 64, 8192)
-NUM_SAMPLES = 4
-NUM_TOKENS = 64
-PACKAGES = ("hotstart", "torch", "triton", "transformers", "flash-linear-attention", "causal-conv1d", "vllm")
-ENGINES = {"hotstart": "hotstart", "transformers": "transformers", "vllm": "vllm"}  # the module of each
-MAX_MODEL_LEN = 9216
+__all__ = ["compare"]
+
+Record = dict[str, Any]
 
 
-class Peer(Protocol):
-    def first_token(self, prompt: list[int]) -> None: ...
-    def answer(self, prompt: list[int], num_tokens: int) -> None: ...
+@dataclass(slots=True, eq=False)
+class Running:
+    """A side at work: its process, its row, and when it stood still."""
 
+    process: BaseProcess
+    pipe: Connection
+    log: Path
+    row: Record
+    has_ended: bool = False
+    since: float = field(default_factory=time.perf_counter)
+    pauses: list[tuple[float, float]] = field(default_factory=list)
 
-class Hotstart:
-    def __init__(self, folder: str) -> None:
-        from hotstart import LLM
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process.pid is not None
+        with contextlib.suppress(ProcessLookupError):  # it has ended, or has no session of its own yet
+            os.killpg(self.process.pid, number)
 
-        self.llm: Any = LLM(
-            folder,
-            device="cuda",
-            dtype="bfloat16",
-            load_format="dummy",
-            skip_tokenizer_init=True,
-            max_model_len=MAX_MODEL_LEN,
-            use_tqdm=False,
-        )
-
-    def first_token(self, prompt: list[int]) -> None:
-        self.answer(prompt, 1)
-
-    def answer(self, prompt: list[int], num_tokens: int) -> None:
-        from hotstart import SamplingParams
-
-        params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True)
-        self.llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
-
-
-class Vllm:
-    def __init__(self, folder: str) -> None:
-        from vllm import LLM  # type: ignore[import-not-found]  # not installed where types are checked
-
-        self.llm: Any = LLM(
-            model=folder,
-            dtype="bfloat16",
-            load_format="dummy",
-            skip_tokenizer_init=True,
-            max_model_len=MAX_MODEL_LEN,
-            max_num_batched_tokens=8192,
-            enable_prefix_caching=False,
-        )
-
-    def first_token(self, prompt: list[int]) -> None:
-        self.answer(prompt, 1)
-
-    def answer(self, prompt: list[int], num_tokens: int) -> None:
-        from vllm import SamplingParams
-
-        params = SamplingParams(temperature=0.0, max_tokens=num_tokens, ignore_eos=True, detokenize=False)
-        self.llm.generate([{"prompt_token_ids": prompt}], params, use_tqdm=False)
-
-
-class Transformers:
-    def __init__(self, folder: str) -> None:
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        torch.set_default_device("cuda")
-        config = AutoConfig.from_pretrained(folder)
-        self.model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
-
-    def first_token(self, prompt: list[int]) -> None:
-        self.answer(prompt, 1)
-
-    def answer(self, prompt: list[int], num_tokens: int) -> None:
-        import torch
-        from transformers import DynamicCache
-
-        cache = DynamicCache(config=self.model.config)
-        ids = torch.tensor([prompt])
-        with torch.inference_mode():
-            for _ in range(num_tokens):
-                output = self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-                ids = output.logits[:, -1:].argmax(-1)
-        ids.item()
-
-
-OPEN: dict[str, Callable[[str], Peer]] = {"hotstart": Hotstart, "transformers": Transformers, "vllm": Vllm}
-
-
-def measure(name: str, folder: str, out: Path) -> None:
-    dice, start = random.Random(1), time.perf_counter()
-    peer = OPEN[name](folder)
-    found: dict[str, Any] = {"engine": name, "start_s": time.perf_counter() - start, "versions": _versions()}
-    vocab = json.loads(Path(folder, "config.json").read_text())["vocab_size"]
-
-    def prompt(length: int) -> list[int]:
-        return dice.choices(range(vocab), k=length)
-
-    def ms(call: Callable[[], None]) -> float:
-        return 1e3 * seconds(call)
-
-    def token_ms() -> float:
-        short, long = prompt(64), prompt(64)
-        return (ms(lambda: peer.answer(long, 1 + NUM_TOKENS)) - ms(lambda: peer.first_token(short))) / NUM_TOKENS
-
-    samples: dict[str, list[float]] = {}
-    for length in LENGTHS:
-        samples[str(length)] = [ms(lambda n=length: peer.first_token(prompt(n))) for _ in range(1 + NUM_SAMPLES)]  # type: ignore[misc]  # a default of a lambda
-        found["ttft_samples_ms"] = samples
-        found["ttft_ms"] = {key: statistics.median(times[1:]) for key, times in samples.items()}
-        out.write_text(json.dumps(found, indent=1) + "\n")
-    found["token_samples_ms"] = [token_ms() for _ in range(3)]
-    found["token_ms"] = statistics.median(found["token_samples_ms"][1:])
-    out.write_text(json.dumps(found, indent=1) + "\n")
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
+    def take(self) -> str:
+        """What it says, kept in its row, and the kind of it; "done" once its process has ended."""
         try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
+            said = self.pipe.recv()
+        except EOFError:
+            self.has_ended = True
+            return "done"
+        tasks: dict[str, Record] = self.row["tasks"]
+        match said:
+            case ("ready", moment, facts):
+                self.row |= {"start_s": round(self._seconds(self.since, moment), 2), **facts}
+            case ("first", name, (start, end)):
+                tasks.setdefault(name, {})["first_ms"] = round(1e3 * self._seconds(start, end), 3)
+            case ("later", name, times):
+                tasks[name]["later_ms"] = [round(1e3 * one, 3) for one in times]
+        return str(said[0])
+
+    def _seconds(self, start: float, end: float) -> float:
+        """Between two moments, without the pauses in between."""
+        return end - start - sum(max(min(end, b) - max(start, a), 0.0) for a, b in self.pauses)
+
+
+def compare(
+    folder: Path, engines: Sequence[str], out: Path, limit_s: float, device: str = "cuda", tasks: Sequence[Task] = TASKS
+) -> Record:
+    """Ask all of them, and write what they say to `out`, anew after each figure."""
+    end = time.perf_counter() + limit_s
+    rows = {engine: {"engine": ENGINES[engine].name, "tasks": {}} for engine in engines}
+    record = {
+        "command": f"python -m bench.peers --model {folder.name} --engines {','.join(engines)} --limit {limit_s:g}",
+        "date": time.strftime("%Y-%m-%d"),
+        "model": folder.name,
+        "sizes": {task.name: task.sizes for task in tasks},
+        "rows": list(rows.values()),
+    }
+
+    def write() -> None:
+        for row in rows.values():
+            _derive(row)
+        out.write_text(json.dumps(record, indent=1) + "\n")
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as caches:
+        running = list(_start(rows, folder, device, tasks, Path(caches)))
+        waiting = {side.pipe: side for side in running}
+        while waiting and (left := end - time.perf_counter()) > 0:
+            ready = set(wait(list(waiting), left))
+            for side in [waiting[pipe] for pipe in waiting if pipe in ready]:
+                said = side.take()
+                write()
+                if said == "waits":
+                    _ask_alone(side, [other for other in running if other is not side], end, write)
+                if said in ("waits", "done"):
+                    del waiting[side.pipe]
+        for side in running:
+            _finish(side, len(tasks), limit_s)
+        write()
+    return record
+
+
+def _start(
+    rows: Mapping[str, Record], folder: Path, device: str, tasks: Sequence[Task], caches: Path
+) -> Iterator[Running]:
+    spawn = multiprocessing.get_context("spawn")
+    for engine, row in rows.items():
+        missing = [module for module in ENGINES[engine].needs if importlib.util.find_spec(module) is None]
+        if missing:
+            row["left_out"] = f"{', '.join(missing)} is not installed"
             continue
-    return found
+        mine, theirs = spawn.Pipe()
+        (caches / engine).mkdir()
+        process = spawn.Process(target=work, args=(engine, folder, device, tasks, caches / engine, theirs))
+        process.start()
+        theirs.close()
+        yield Running(process, mine, caches / engine / "log.txt", row)
+
+
+def _ask_alone(side: Running, others: Sequence[Running], end: float, write: Callable[[], None]) -> None:
+    """The rest of its row, while nobody else is at work."""
+    start = time.perf_counter()
+    for other in others:
+        other.signal(signal.SIGSTOP)
+    side.pipe.send("go")
+    while side.pipe.poll(max(end - time.perf_counter(), 0.0)):
+        said = side.take()
+        write()
+        if said == "done":
+            break
+    for other in others:
+        other.signal(signal.SIGCONT)
+        other.pauses.append((start, time.perf_counter()))
+
+
+def _finish(side: Running, num_tasks: int, limit_s: float) -> None:
+    """End its process; a row that is not whole says why."""
+    is_whole = sum("later_ms" in task for task in side.row["tasks"].values()) == num_tasks
+    if side.has_ended:
+        side.process.join()
+    code = side.process.exitcode
+    side.signal(signal.SIGKILL)
+    side.process.join()
+    if is_whole:
+        return
+    side.row["not_finished"] = f"not finished in {limit_s:.0f} s" if code is None else f"ended with code {code}"
+    print(f"{side.row['engine']}: {side.row['not_finished']}\n{side.log.read_text()[-3000:]}", flush=True)
+
+
+def _derive(row: Record) -> None:
+    """A token after the first, from both kinds of later requests."""
+    tasks = row["tasks"]
+    if all("later_ms" in tasks.get(name, {}) for name in ("first_token", "answer")):
+        answer, first = (statistics.median(tasks[name]["later_ms"]) for name in ("answer", "first_token"))
+        row["token_ms"] = (answer - first) / NUM_TOKENS
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SHAPES, default="qwen3.5-4b")
-    parser.add_argument("--engines", default=",".join(ENGINES))
-    parser.add_argument("--out", type=Path, default=RESULTS / "table" / "peers.json")
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds for each engine")
-    parser.add_argument("--one", nargs=2, metavar=("ENGINE", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--engines", default=",".join(ENGINES), help=f"of {', '.join(ENGINES)}; default: all")
+    parser.add_argument("--out", type=Path, help="default: peers-4b.json and the like in bench/results/table")
+    parser.add_argument("--limit", type=float, default=110.0, help="seconds for all together")
     arguments = parser.parse_args()
-    if arguments.one:
-        return measure(*arguments.one, arguments.out)
-    rows = []
+    unknown = set(arguments.engines.split(",")) - ENGINES.keys()
+    if unknown:
+        parser.error(f"no such engine: {', '.join(sorted(unknown))}; there are {', '.join(ENGINES)}")
+    out = arguments.out or RESULTS / "table" / f"peers-{arguments.model.removeprefix('qwen3.5-')}.json"
     with tempfile.TemporaryDirectory() as temporary:
         folder = write_folder(arguments.model, Path(temporary))
-        for name in arguments.engines.split(","):
-            if importlib.util.find_spec(ENGINES[name]) is None:
-                print(f"{name} is not installed here, and is left out; pip install {name}", flush=True)
-                continue
-            out = Path(temporary, f"{name}.json")
-            command = [sys.executable, "-m", "bench.peers", "--one", name, str(folder), "--out", str(out)]
-            try:
-                code = subprocess.run(command, check=False, timeout=arguments.limit).returncode
-            except subprocess.TimeoutExpired:
-                code = None  # what it had measured by then is told
-                print(f"{name} was cut off after {arguments.limit:.0f} s", flush=True)
-            rows.append(json.loads(out.read_text()) if out.exists() else {"engine": name, "failed_with_code": code})
-            record = {"command": f"python -m bench.peers --model {arguments.model}", "model": arguments.model}
-            arguments.out.write_text(
-                json.dumps({**record, "date": time.strftime("%Y-%m-%d"), "rows": rows}, indent=1) + "\n"
-            )
-    return None
+        record = compare(folder, arguments.engines.split(","), out, arguments.limit)
+    for row in record["rows"]:
+        print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
