@@ -73,7 +73,7 @@ def notes(tmp_path, monkeypatch):
 
 
 def test_vllm_is_asked_as_its_users_ask_it(folder, notes, tmp_path):
-    record = compare(folder, ["vllm"], tmp_path / "out.json", limit_s=30, device="cpu", tasks=TASKS)
+    record = compare(folder, ["vllm"], tmp_path / "out.json", limit_s=120, device="cpu", tasks=TASKS)
     start, *calls = map(json.loads, notes.read_text().splitlines())
     assert start["config"]["architectures"] == ["Qwen3_5ForConditionalGeneration"]
     assert start["config"]["text_config"]["hidden_size"] == CONFIGS["dense"]["hidden_size"]
@@ -91,15 +91,15 @@ def test_vllm_is_asked_as_its_users_ask_it(folder, notes, tmp_path):
 
 def test_what_was_measured_stays_when_the_limit_comes(folder, notes, tmp_path, monkeypatch):
     monkeypatch.setenv("PEERS_HANG_AT", "6")  # in its first answer
-    record = compare(folder, ["vllm"], tmp_path / "out.json", limit_s=3, device="cpu", tasks=TASKS)
+    record = compare(folder, ["vllm"], tmp_path / "out.json", limit_s=10, device="cpu", tasks=TASKS)
     (row,) = record["rows"]
-    assert set(row["tasks"]) == {"first_token"} and row["not_finished"] == "not finished in 3 s"
-    assert "not finished in 3 s" in "\n".join(peers_lines({"tiny": record}))
+    assert set(row["tasks"]) == {"first_token"} and row["not_finished"] == "not finished in 10 s"
+    assert "not finished in 10 s" in "\n".join(peers_lines({"tiny": record}))
 
 
 def test_engines_answer_side_by_side_and_one_that_is_not_here_is_left_out(folder, tmp_path):
     engines = ["hotstart", "transformers", "transformers-fla", "vllm"]
-    record = compare(folder, engines, tmp_path / "out.json", limit_s=60, device="cpu", tasks=TASKS)
+    record = compare(folder, engines, tmp_path / "out.json", limit_s=200, device="cpu", tasks=TASKS)
     ours, theirs, fla, vllm = record["rows"]
     for row in (ours, theirs):
         assert [set(task) for task in row["tasks"].values()] == [{"first_ms", "later_ms"}] * 3, row
