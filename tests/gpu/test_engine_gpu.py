@@ -4,9 +4,13 @@ import random
 import subprocess
 import sys
 import textwrap
+from functools import partial
 
 import pytest
 import torch
+import triton
+import triton.language as tl
+from foreign import fill_with_nan, watch_foreign_memory
 from tiny import VOCAB
 from waits import no_waits
 
@@ -140,10 +144,48 @@ def test_launching_waits_for_nothing(family, start_engine, monkeypatch):
     assert [event.error for event in events if event.finish_reason is not None] == [None] * 3 * len(WAYS)
 
 
+@pytest.mark.parametrize("family", ["dense", "moe"])
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_step_reads_and_writes_what_is_its_own(family, eager, start_engine, monkeypatch):
+    """Free memory holds NaN; that of others is the same, byte for byte, after every step, replayed or not."""
+    engine = start_engine(family, enforce_eager=eager, kv_cache_memory_bytes="2MiB", max_num_seqs=6)
+
+    def tokens():
+        for i, length in enumerate((40, 17, 64, 1, 3)):
+            engine.add(request(f"r{i}", length, max_tokens=6 + i))
+        return serve(engine)[0]
+
+    expected = tokens()
+    fill_with_nan(engine)
+    steps = watch_foreign_memory(engine, monkeypatch)
+    assert tokens() == expected
+    assert {decodes for decodes, spans in steps if decodes == spans} >= {3, 4, 5}
+
+
+@triton.jit
+def _unknown_kernel(x_ptr):
+    tl.store(x_ptr, 1.0)
+
+
+def miss() -> None:
+    """A kernel that no warm-up knows: under --strict it is not compiled."""
+    triton.jit(_unknown_kernel.fn)[(1,)](torch.zeros(1, device="cuda"))
+
+
+def throw(error):
+    raise error
+
+
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("made up"), LateEventError("made up"), RuntimeError("boom")], ids=repr
+    ("fail", "kind"),
+    [
+        (miss, LateEventError),
+        (partial(throw, torch.OutOfMemoryError("made up")), StepError),
+        (partial(throw, RuntimeError("boom")), StepError),
+    ],
+    ids=["a kernel that was never warmed", "out of memory", "an exception"],
 )
-def test_a_failure_in_a_mixed_step_ends_its_requests_alone(error, start_engine, monkeypatch):
+def test_a_failure_in_a_mixed_step_ends_its_requests_alone(fail, kind, start_engine, monkeypatch):
     engine = start_engine(max_num_seqs=3)
     engine.add(request("before", 30))
     expected = serve(engine)[0]["before"]
@@ -154,7 +196,7 @@ def test_a_failure_in_a_mixed_step_ends_its_requests_alone(error, start_engine, 
     def failing(self, *args):
         if self is layer and not failed and args[1].num_decodes and args[1].prefill.num_sequences:
             failed.append(True)
-            raise error
+            fail()
         return self.forward(*args)
 
     monkeypatch.setattr(DecoderLayer, "__call__", failing)
@@ -169,7 +211,7 @@ def test_a_failure_in_a_mixed_step_ends_its_requests_alone(error, start_engine, 
     tokens, _, ends = serve(engine)
     assert failed
     assert {name for name in ends if ends[name].error} <= {"answering", "prompt"}
-    assert all(isinstance(ends[name].error, StepError) for name in ends if ends[name].error)
+    assert all(isinstance(ends[name].error, kind) for name in ends if ends[name].error)
     assert tokens["neighbour"] == tokens["next"] == expected
     engine.check()
     assert engine._scheduler.pages.num_used == engine._scheduler.slots.num_used == 0
