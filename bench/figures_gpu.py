@@ -18,7 +18,8 @@ def read(name: str) -> Any:
 
 def circumstances(run: Record) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    return f"{run['device']}, CUDA {run['cuda']}, {versions}; {run['date']}; `{run['command']}`"
+    commit = f"; commit {run['commit']}" if run.get("commit") else ""
+    return f"{run['device']}, CUDA {run['cuda']}, {versions}; {run['date']}{commit}; `{run['command']}`"
 
 
 def _target(met: bool) -> str:
@@ -79,6 +80,7 @@ def promise() -> list[str]:
         ),
         _started("caches cold / warm, up to 256 sequences", ready, warm, vllm["ready"]),
         _started("the same, up to 1024, without Python's bytecode on disk", *slow, "-"),
+        _usable_row(),
     ]
     lines = ["| what | vLLM 0.25.1 | must | hotstart |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
@@ -140,8 +142,8 @@ def plan_check() -> list[str]:
     return [*lines, "", f"{facts['device']}; {facts['date']}; next-small: Qwen3-Next with 12 layers of 64 experts"]
 
 
-def usable_tokens() -> list[str]:
-    """Of equally long sequences, 256 at once, in the bytes that a measured plan gives to pages and slots."""
+def _usable() -> dict[str, tuple[int, dict[str, tuple[int, int, int, int]]]]:
+    """Bytes of a card's caches, and of whom: bytes of 256 states, of a piece of the rest, its tokens, pieces."""
     block, whole = read("peers_h200")["vllm"]["block"], read("gpu_cold")["plan"]
     (small,) = (row["plan"] for row in read("first_request")["rows"] if row["case"] == "triton-64" and row["warm"])
     page, slot, size = whole["page_bytes"], whole["slot_bytes"], whole["page_size"]
@@ -149,22 +151,39 @@ def usable_tokens() -> list[str]:
         "32 GiB left": small["state slots"] + small["cache pages"],
         "whole": whole["num_pages"] * page + whole["num_slots"] * slot,
     }
+    found = {}
+    for card, budget in budgets.items():
+        cuts = {
+            "hotstart": (256 * slot, page, size),
+            "vLLM 0.25.1": (256 * block["state_blocks"] * block["bytes"], block["bytes"], block["tokens"]),
+        }
+        found[card] = budget, {who: (*cut, (budget - cut[0]) // cut[1]) for who, cut in cuts.items()}
+    return found
+
+
+def usable_tokens() -> list[str]:
+    """Of equally long sequences, 256 at once, in the bytes that a measured plan gives to pages and slots."""
     lines = [
         "| card | for caches | who | 256 states | what is left, in pieces | tokens of each sequence | usable tokens |",
         "|---|---:|---|---:|---|---:|---:|",
     ]
-    for card, budget in budgets.items():
-        for who, states, piece, tokens in (
-            ("hotstart", 256 * slot, page, size),
-            ("vLLM 0.25.1", 256 * block["state_blocks"] * block["bytes"], block["bytes"], block["tokens"]),
-        ):
-            count = (budget - states) // piece
+    for card, (budget, whose) in _usable().items():
+        for who, (states, piece, tokens, count) in whose.items():
             each = count // 256 * tokens
             lines.append(
                 f"| {card} | {budget / GIB:.2f} GiB | {who} | {states / GIB:.2f} GiB |"
                 f" {count} of {piece / MIB:.1f} MiB, {tokens} tokens | {each} | {256 * each} |"
             )
     return lines
+
+
+def _usable_row() -> tuple[str, str, str, str]:
+    """Of the promise's table; the sums stand in docs/MEMORY.md."""
+    tokens = {card: [256 * (c // 256 * t) for _, _, t, c in whose.values()] for card, (_, whose) in _usable().items()}
+    ours, theirs = (" / ".join(f"{pair[i]}" for pair in tokens.values()) for i in (0, 1))
+    more = all(pair[0] > pair[1] for pair in tokens.values())
+    what = f"usable tokens of 256 sequences from the same budget, {' / '.join(tokens)} ([the sums](MEMORY.md))"
+    return what, f"{theirs}, blocks of 528", "more", f"{_target(more)} {ours}"
 
 
 def foretold() -> list[str]:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tiny import CONFIGS
 
 from hotstart.cli.main import main
 
@@ -24,6 +25,20 @@ def test_all_suites_in_one_process(tmp_path: Path) -> None:
     assert sum(tokens for tokens, _, _ in found["steps"]["steps"]) >= 8 * (64 + 31)
     assert found["plan"]["num_slots"] == 8
     assert str(tmp_path) not in out.read_text()
+
+
+def test_crowds_with_weights_at_random_from_a_config_alone(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["dense"]))
+    limits = ["--max-model-len", "32", "--max-num-seqs", "64", "--max-num-batched-tokens", "512"]
+    wishes = ["--load-format", "dummy", *limits, "--output", str(out), "--quiet"]
+    assert main(["bench", "throughput,burst", str(tmp_path), *wishes]) == 0
+    found = json.loads(out.read_text())
+    assert {name: len(crowd["samples_per_s"]) for name, crowd in found["throughput"].items()} == {
+        "64x16/8": 3,
+        "256x16/8": 3,
+    }
+    assert len(found["burst"]["seconds"]) == 2 and found["burst"]["failed"] == 0 == found["num_late"]
 
 
 def test_an_unknown_suite_is_named(capsys: pytest.CaptureFixture[str]) -> None:

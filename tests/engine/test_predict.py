@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from hotstart.kernels.gpus import parse_gpu
 from hotstart.models import build_model
 
 MIB = 1 << 20
+ROOT = Path(__file__).parents[2]
 
 
 def foretold(model: str, gpu: str, **wishes: object):
@@ -118,6 +120,18 @@ def test_every_end_adds_up_and_the_worst_decides() -> None:
 def test_wishes_are_respected(wishes, check) -> None:
     plan = foretold("qwen3.5-4b", "rtx5090", **wishes).worst
     assert plan is not None and check(plan)
+
+
+def test_what_was_foretold_was_found_on_the_card() -> None:
+    """Of `bench.plan_check`: pages and slots within 3 %, no line off by more than 64 MiB or 15 %, fitted on or not."""
+    rows = json.loads((ROOT / "bench" / "results" / "plan_check.json").read_text())["rows"]
+    for row in rows:
+        for pool in (row["pages"], row["slots"]):
+            assert abs(pool["foretold"] / pool["found"] - 1) < 0.03
+        for line in row["lines"]:
+            off = abs(line["foretold"] - line["found"])
+            assert off <= max(64 * MIB, 0.15 * line["found"]), (row["model"], line)
+    assert {row["options"].get("device_memory_bytes") for row in rows if row["role"] == "check"} >= {None, "32GiB"}
 
 
 def test_what_cannot_be_foretold_is_refused() -> None:

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from hotstart.config.engine import EngineConfig
+from hotstart.engine.device import CpuDevice
 from hotstart.engine.engine import Engine
 from hotstart.engine.messages import (
     Abort,
@@ -28,6 +29,7 @@ from hotstart.engine.messages import (
 )
 from hotstart.engine.startup import start
 from hotstart.engine.worker import Worker
+from hotstart.errors import EngineDead
 from hotstart.request import Request, SamplingParams
 
 CHECKPOINT = str(Path(__file__).parents[2] / "checkpoints" / "tiny-qwen3.5")
@@ -53,6 +55,10 @@ class Turns:
         if not commands and not self.engine.has_work:
             self._socket.sendall(frame(Abort(())))  # an idle worker waits for a word
         self._worker._turn(self.engine)
+        return self.told()
+
+    def told(self) -> list[Report]:
+        """What has been reported and was not read."""
         while True:
             try:
                 self._buffer += self._socket.recv(1 << 20, socket.MSG_DONTWAIT)
@@ -103,6 +109,19 @@ def test_the_tokens_of_one_step_are_one_message(turns: Turns) -> None:
     for _ in range(3):
         reports = [report for report in turns.take() if isinstance(report, Stepped)]
         assert [len(report.tokens) for report in reports] == [4]
+
+
+def test_a_lost_device_answers_everybody_and_ends_the_process(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulting(*_: object) -> None:
+        raise RuntimeError("an illegal memory access")
+
+    turns.take(Add(tuple(request(name, 4) for name in "abcdef")))  # two of them wait
+    monkeypatch.setattr(turns.engine._runner, "_model", faulting)
+    monkeypatch.setattr(CpuDevice, "alive", lambda device: False)
+    with pytest.raises(EngineDead, match="illegal memory access"):  # `main` ends with 1 for it
+        turns.take()
+    answered = [token for report in turns.told() if isinstance(report, Stepped) for token in report.tokens]
+    assert sorted(token.request_id for token in answered if token.failure) == [*"abcdef"]
 
 
 def test_counts_begin_where_the_server_opens(turns: Turns) -> None:
