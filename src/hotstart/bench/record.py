@@ -21,7 +21,7 @@ PACKAGES = ("hotstart", "torch", "triton", "flash-linear-attention", "flashinfer
 
 def facts(device: Device) -> dict[str, Any]:
     return {
-        "command": f"hotstart {command_line().partition(chr(32))[2]}",
+        "command": command_line(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": _device(device),
         "cuda": torch.version.cuda,

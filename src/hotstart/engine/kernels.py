@@ -1,9 +1,9 @@
 """The kernels of a start: which ops the layers call is settled before the model is built, the rest in the warm-up."""
 
+import re
 import shlex
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
@@ -91,5 +91,5 @@ def warm_up_kernels(choice: KernelChoice, config: EngineConfig, running: Running
 
 def command_line() -> str:
     """What to write beside a measurement; names of this machine's folders are nobody's business."""
-    words = [Path(word).name if "/" in word else word for word in sys.argv]
-    return shlex.join(words)
+    program, *words = (re.sub(r"[^=]*/", "", word) for word in sys.argv)
+    return shlex.join(["hotstart" if program == "__main__.py" else program, *words])

@@ -120,9 +120,10 @@ def test_tuning_shows_how_long_it_may_yet_take(checker, a100, monkeypatch):
     assert events == [PhaseProgress("warm up kernels", 3, 12, "tuning gdn_scan: at most 41 s more")]
 
 
-def test_what_is_written_beside_a_measurement_names_no_folder(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["/home/someone/bin/hotstart", "tune", "/data/qwen", "--export", "h200.json"])
-    assert kernels.command_line() == "hotstart tune qwen --export h200.json"
+@pytest.mark.parametrize("program", ["bin/hotstart", "src/hotstart/__main__.py"])
+def test_what_is_written_beside_a_measurement_names_no_folder(program, monkeypatch):
+    monkeypatch.setattr("sys.argv", [f"/home/me/{program}", "tune", "/data/qwen", "--export=/tmp/h200.json", "-v"])
+    assert kernels.command_line() == "hotstart tune qwen --export=h200.json -v"
 
 
 @pytest.mark.filterwarnings("ignore")  # the library warns while it is imported
