@@ -63,6 +63,7 @@ def serve(engine):
         ("moe", {}),
         ("dense", {"enforce_eager": True, "dtype": "float32"}),
         ("dense", {"kernel_backend": "torch"}),
+        ("moe", {"dtype": "float16"}),
         ("dense", {"enable_prefix_caching": True, "kv_cache_memory_bytes": "2MiB"}),
     ],
     ids=str,
@@ -245,6 +246,16 @@ def test_a_lost_context_answers_everybody_and_ends_the_process(tmp_path, start_e
     """)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode != 0 and "all answered" in done.stdout and "EngineDead" in done.stderr, done.stderr[-2000:]
+
+
+def test_the_driver_tells_what_this_process_holds():
+    device = CudaDevice("triton")
+    before = device.resident_bytes()
+    held = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+    if device.tells_processes_apart:
+        assert 256 << 20 <= device.resident_bytes() - before <= 300 << 20
+        assert device.resident_bytes() <= device.used_bytes() + device.reserved_bytes()
+    assert held.numel()
 
 
 def test_a_peak_counts_what_lay_free_between_tensors_that_stay():

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hotstart.config.engine import EngineConfig
 from hotstart.engine.device import Arena, Fetched, Landing, Peak, Recorder, Staging
+from hotstart.engine.nvml import Nvml
 from hotstart.engine.sizes import Budget, GpuSizes, gpu_budget
 from hotstart.errors import ConfigError
 from hotstart.kernels.backends import Backend
@@ -44,12 +45,12 @@ class CudaDevice(GpuSizes):
         self.arena = Arena(self.torch_device)
         if capture_sizes:
             self.capture_sizes = capture_sizes
-        self._handle = _nvml_handle(self.torch_device)
+        self._nvml = _nvml(self.torch_device)
 
     def budget(self, config: EngineConfig) -> Budget:
         _, card = torch.cuda.mem_get_info(self.torch_device)
         name = torch.cuda.get_device_name(self.torch_device)
-        return gpu_budget(config, card, name, has_display=_has_display(self._handle))
+        return gpu_budget(config, card, name, has_display=self._nvml.has_display())
 
     def used_bytes(self) -> int:
         """What the driver has given out beside the arena, here and to others: contexts, modules, workspaces."""
@@ -143,11 +144,11 @@ class CudaDevice(GpuSizes):
         return True
 
     def _process_bytes(self) -> int | None:
-        return _bytes_of_this_process(self._handle)
+        return _bytes_of_this_process(self._nvml)
 
     def _others_bytes(self) -> int | None:
         """None if the driver does not show this process (as in a container) or does not tell processes apart."""
-        processes = _nvml_processes(self._handle)
+        processes = self._nvml.processes()
         if os.getpid() not in [pid for pid, used in processes if used]:
             return None
         return sum(used or 0 for pid, used in processes if pid != os.getpid())
@@ -155,11 +156,15 @@ class CudaDevice(GpuSizes):
 
 def process_bytes(device_index: int) -> int | None:
     """What the driver counts for this process on a GPU; None where it does not tell."""
-    return _bytes_of_this_process(_nvml_handle(torch.device("cuda", device_index)))
+    return _bytes_of_this_process(_nvml(torch.device("cuda", device_index)))
 
 
-def _bytes_of_this_process(handle: object | None) -> int | None:
-    found = [used for pid, used in _nvml_processes(handle) if pid == os.getpid() and used]
+def _nvml(device: torch.device) -> Nvml:
+    return Nvml(str(torch.cuda.get_device_properties(device).uuid))
+
+
+def _bytes_of_this_process(nvml: Nvml) -> int | None:
+    found = [used for pid, used in nvml.processes() if pid == os.getpid() and used]
     return found[0] if found else None
 
 
@@ -251,41 +256,3 @@ class _PinnedFetched:
     def wait(self) -> Sequence[Tensor]:
         self._event.synchronize()
         return self._copies
-
-
-def _nvml_handle(device: torch.device) -> object | None:
-    """What nvidia-ml-py calls this GPU; None without that package, which is optional."""
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    try:
-        pynvml.nvmlInit()
-        handle: object = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-    except pynvml.NVMLError:
-        return None
-    return handle
-
-
-def _has_display(handle: object | None) -> bool:
-    """Whether a screen hangs on this GPU, as far as the driver tells."""
-    if handle is None:
-        return False
-    import pynvml
-
-    try:
-        return bool(pynvml.nvmlDeviceGetDisplayActive(handle))
-    except pynvml.NVMLError:
-        return False
-
-
-def _nvml_processes(handle: object | None) -> list[tuple[int, int | None]]:
-    """Process ids and their bytes, as far as the driver tells."""
-    if handle is None:
-        return []
-    import pynvml
-
-    try:
-        return [(one.pid, one.usedGpuMemory) for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)]
-    except pynvml.NVMLError:
-        return []
