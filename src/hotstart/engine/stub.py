@@ -19,7 +19,7 @@ from hotstart.config.engine import EngineConfig
 from hotstart.engine.device import Arena, Fetched, Landing, Peak, Recorder, Staging
 from hotstart.engine.guides import Guide, Guides
 from hotstart.engine.meter import StepMeter
-from hotstart.engine.sizes import Budget, GpuSizes
+from hotstart.engine.sizes import Budget, GpuSizes, gpu_budget
 from hotstart.errors import InvalidSamplingParams
 from hotstart.kernels.backends import Backend
 from hotstart.kernels.gpus import Gpu
@@ -44,8 +44,12 @@ class ReplayDevice(GpuSizes):
         self._dice = random.Random(seed)
 
     def budget(self, config: EngineConfig) -> Budget:
-        """More than anybody could want: `hotstart plan --gpu` is the one that foretells memory."""
-        return Budget(1 << 60, "no memory is taken", "", 0)
+        """Of the GPU by name; one that is named by its architecture has what is wanted.
+
+        What steps take of it is no question here: `hotstart plan --gpu` foretells that.
+        """
+        least, _ = self.gpu.memory_bytes or (1 << 60, 0)
+        return gpu_budget(config, least, self.gpu.product, has_display=self.gpu.for_displays)
 
     def used_bytes(self) -> int:
         return 0

@@ -11,7 +11,7 @@ from hotstart.engine.check import StubDevice
 from hotstart.engine.space import launch_space
 from hotstart.engine.stub import ReplayDevice
 from hotstart.engine.traffic import random_traffic
-from hotstart.errors import LateEventError
+from hotstart.errors import ConfigError, LateEventError
 from hotstart.kernels import dry
 
 GPU_PHASES = [
@@ -40,7 +40,7 @@ def start(tmp_path, monkeypatch):
         monkeypatch.setattr(kernels, "launch_space", lambda *args: launch_space(*args[:4], StubDevice(), *args[5:]))
         small = {"max_model_len": 200, "max_num_seqs": 20, "max_num_batched_tokens": 256, "tune": "off"}
         limits = {"kv_cache_memory_bytes": "2MiB", "load_format": "dummy", "jit_monitor_mode": "error"}
-        return startup.start(EngineConfig(model=str(tmp_path), **small, **limits, **wishes))
+        return startup.start(EngineConfig(**{"model": str(tmp_path), **small, **limits, **wishes}))
 
     return make
 
@@ -49,9 +49,16 @@ def test_start_to_sealed_and_traffic_after_it(start):
     with dry.gpu("rtx5090"):
         engine = start("rtx5090")
         assert [phase.name for phase in engine.startup.phases] == GPU_PHASES
+        assert engine.memory_plan.total_bytes == dry.parse_gpu("rtx5090").memory_bytes[0]
+        assert engine.memory_plan.measured.reserve_bytes == 1 << 30  # a screen is likely to hang on it
         random_traffic(engine, 80)
         assert engine.late_events == () and engine.growth.arena_bytes == 0
         engine.close()
+
+
+def test_a_wish_that_the_named_gpu_cannot_meet_is_refused(start):
+    with dry.gpu("rtx4090"), pytest.raises(ConfigError, match=r"--device-memory-bytes is 40\.00 GiB, .* RTX 4090 has"):
+        start("rtx4090", device_memory_bytes="40GiB")
 
 
 def test_without_the_warm_up_everything_is_late(start):
