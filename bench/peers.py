@@ -31,6 +31,7 @@ from bench.shapes import SHAPES, write_folder
 
 __all__ = ["compare"]
 
+REST_S = 1.0  # what the others had launched before they were stopped still runs for a while
 Record = dict[str, Any]
 
 
@@ -132,6 +133,7 @@ def _ask_alone(side: Running, others: Sequence[Running], end: float, write: Call
     start = time.perf_counter()
     for other in others:
         other.signal(signal.SIGSTOP)
+    time.sleep(REST_S)
     side.pipe.send("go")
     while side.pipe.poll(max(end - time.perf_counter(), 0.0)):
         said = side.take()
