@@ -29,8 +29,8 @@ def _target(met: bool) -> str:
 def promise() -> list[str]:
     tight, peers = read("gpu_tight"), read("peers_h200")
     vllm = peers["vllm"]
-    starts = [row["ratio"] for row in read("gpu_starts")["rows"]]
-    num_shapes = len({row["model"] for row in read("gpu_starts")["rows"]})
+    record = read("gpu_starts")
+    starts = [row["ratio"] for row in record["rows"]]
     traffic, burst, beside, lengths = (tight[name] for name in ("traffic", "burst", "neighbour", "lengths"))
     driver = tight["driver_growth_bytes"] / MIB
     sealed = not tight["reserved_growth_bytes"] and driver <= 32
@@ -66,8 +66,7 @@ def promise() -> list[str]:
             f"{_target(not tight['num_late'])} {tight['num_late']}",
         ),
         (
-            f"first request over the median of the next 20, {len(starts)} fresh starts of {num_shapes} shapes: "
-            "median (worst)",
+            f"first request over the median of the next 20 of its length, {len(starts)} fresh starts: median (worst)",
             vllm["first_over_later"],
             "1.05",
             f"{_target(statistics.median(starts) <= 1.05)} {statistics.median(starts):.3f} ({max(starts):.3f})",
@@ -84,7 +83,8 @@ def promise() -> list[str]:
     ]
     lines = ["| what | vLLM 0.25.1 | must | hotstart |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    return [*lines, "", f"{circumstances(tight)}; vLLM: {peers['where']}"]
+    fresh = f"fresh starts: `{record['command']}`, commit {record['rows'][0]['commit']}"
+    return [*lines, "", f"{circumstances(tight)}; {fresh}; vLLM: {peers['where']}"]
 
 
 def _started(how: str, cold: float, warm: float, theirs: str) -> tuple[str, str, str, str]:

@@ -7,27 +7,39 @@ from bench.figures_gpu import read
 
 __all__ = ["few_tokens", "few_tokens_forms"]
 
-LARGE_K = 4096  # kernels/linear_skinny.py
 READ_BYTES_PER_S = 4.5e12  # of an H200, of which the best product reached 4.57
 
 
 def few_tokens() -> list[str]:
-    """A line for each product of a model, for one row and for two."""
+    """A line for each product of a model: shares of the floor, of ours and of several launches, by rows."""
     record = read("linear_skinny_h200")
     rate = record["copy_bytes_per_s"]
+    counts = sorted({row["rows"] for row in record["rows"]})
+    heads = [f"{count} row{'s' * (count > 1)}" for count in counts]
     lines = [
-        "| model | product | weights | rows | floor | ours | of the floor | several launches | of the floor |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        f"| model | product | weights | floor, us | {' | '.join(heads)} |",
+        f"|---|---|---:|---:|{'---:|' * len(counts)}",
     ]
-    for row in record["rows"]:
-        floor = row["bytes"] / rate * 1e6
-        if row["rows"] > 1 and (row["product"] == "head" or row["K"] >= LARGE_K):  # cuBLAS's
-            continue
-        shares = [f"{us:.1f} | {floor / us:.0%}" for us in map(median, (row["samples_us"], row["several_samples_us"]))]
-        name = f"{row['model'].removeprefix('qwen3.5-').upper()} | {row['product']}"
-        lines.append(f"| {name} | {row['N']} x {row['K']} | {row['rows']} | {floor:.1f} | {' | '.join(shares)} |")
+    for first in (row for row in record["rows"] if row["rows"] == counts[0]):
+        same = [row for row in record["rows"] if all(row[key] == first[key] for key in ("model", "product"))]
+        floor = first["bytes"] / rate * 1e6
+        cells = [_shares(row, floor) for row in sorted(same, key=lambda row: row["rows"])]
+        name = f"{first['model'].removeprefix('qwen3.5-').upper()} | {first['product']}"
+        lines.append(f"| {name} | {first['N']} x {first['K']} | {floor:.1f} | {' | '.join(cells)} |")
     where = f"{record['gpu']}, driver {record['driver'].split()[0]}, torch {record['torch']}, Triton {record['triton']}"
-    return [*lines, "", f"{where}, a copy at {rate / 1e12:.2f} TB/s, microseconds; `{record['command']}`"]
+    return [
+        *lines,
+        "",
+        f"{where}; commit {record['commit']}; a copy at {rate / 1e12:.2f} TB/s; `{record['command']}`",
+    ]
+
+
+def _shares(row: dict[str, Any], floor: float) -> str:
+    """Ours / several launches; in bold what the engine takes."""
+    names = {"ours": "samples_us", "several": "several_samples_us"}
+    shares = {who: f"{floor / median(row[key]):.0%}" for who, key in names.items()}
+    shares[row["taken"]] = f"**{shares[row['taken']]}**"
+    return f"{shares['ours']} / {shares['several']}"
 
 
 def few_tokens_forms() -> list[str]:
