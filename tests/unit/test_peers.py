@@ -20,7 +20,7 @@ VLLM = """
     from types import SimpleNamespace
 
     NOTES = os.environ["PEERS_NOTES"]
-    HANGS = float(os.environ.get("PEERS_HANG_AT", "inf"))
+    HANGS, DIES = (float(os.environ.get(name, "inf")) for name in ("PEERS_HANGS_AFTER", "PEERS_DIES_AFTER"))
     calls = 0
 
 
@@ -46,7 +46,9 @@ VLLM = """
             global calls
             calls += 1
             if calls > HANGS:
-                time.sleep(60)
+                time.sleep(600)
+            if calls > DIES:
+                os._exit(3)
             counts = [params.max_tokens for params in sampling_params]
             note(lengths=[len(prompt["prompt_token_ids"]) for prompt in prompts], counts=counts)
             time.sleep(0.002 * max(counts) + (0.2 if calls == 1 else 0.0))
@@ -89,12 +91,17 @@ def test_vllm_is_asked_as_its_users_ask_it(folder, notes, tmp_path):
     assert row["engine"] in "\n".join(peers_lines({"tiny": record}))
 
 
-def test_what_was_measured_stays_when_the_limit_comes(folder, notes, tmp_path, monkeypatch):
-    monkeypatch.setenv("PEERS_HANG_AT", "6")  # in its first answer
-    record = compare(folder, ["vllm"], tmp_path / "out.json", limit_s=10, device="cpu", tasks=TASKS)
+@pytest.mark.parametrize(
+    ("trouble", "limit_s", "measured", "word"),
+    [("HANGS_AFTER=0", 1, set(), "not finished in 1 s"), ("DIES_AFTER=6", 120, {"first_token"}, "ended with code 3")],
+)
+def test_what_was_measured_stays(trouble, limit_s, measured, word, folder, notes, tmp_path, monkeypatch):
+    monkeypatch.setenv("PEERS_" + trouble.partition("=")[0], trouble.partition("=")[2])
+    record = compare(folder, ["vllm"], tmp_path / "out.json", limit_s=limit_s, device="cpu", tasks=TASKS)
     (row,) = record["rows"]
-    assert set(row["tasks"]) == {"first_token"} and row["not_finished"] == "not finished in 10 s"
-    assert "not finished in 10 s" in "\n".join(peers_lines({"tiny": record}))
+    assert (set(row["tasks"]), row["not_finished"]) == (measured, word)
+    assert json.loads((tmp_path / "out.json").read_text())["rows"] == [row]
+    assert f"vLLM ({word})" in "\n".join(peers_lines({"tiny": record}))
 
 
 def test_engines_answer_side_by_side_and_one_that_is_not_here_is_left_out(folder, tmp_path):
