@@ -81,6 +81,7 @@ def test_streamed_weights_are_the_same(family, checkpoint, monkeypatch):
     """As a GPU gets them: in pieces, by several threads."""
     monkeypatch.setattr(stream, "PIECE_BYTES", 1000)
     monkeypatch.setattr(stream, "AHEAD_BYTES", 5000)
+    monkeypatch.setattr(stream, "CAST_BYTES", 600)
     folder, seen = checkpoint(family.name), []
     mapped, streamed = build(folder), build(folder)
     load_weights(mapped, folder, allocate)
@@ -97,7 +98,7 @@ def test_of_tensors_put_together_apart_few_are_under_way(checkpoint, monkeypatch
     destination, landed = stream._destination, stream._landed
 
     def begun(tensor, piece, device):
-        apart.extend([tensor.name] if stream._whole_parameter(tensor, piece) is None else [])
+        apart.extend([tensor.name] if piece.plain is None else [])
         most.append(len(apart))
         return destination(tensor, piece, device)
 

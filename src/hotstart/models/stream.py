@@ -1,8 +1,8 @@
 """Stream: tensors of a checkpoint on their way to a GPU, as fast as its files can be read.
 
 Several threads read pieces of the files into pinned memory, each into a buffer of its own, from where they are copied
-while others are read.  A tensor whose bytes stand in the parameter as they stand in the file goes there directly; any
-other is put together on the device first.
+while others are read.  A tensor that stands in the parameter as it stands in the file goes there directly, through a
+small buffer on the device if it is of another dtype; any other is put together on the device first.
 """
 
 import json
@@ -24,6 +24,7 @@ from hotstart.models.checkpoint import StoredTensor, damaged
 __all__ = ["stream_tensors"]
 
 PIECE_BYTES = 16 << 20
+CAST_BYTES = 4 << 20  # a reader's buffer on the device, for tensors of another dtype than the parameter's
 AHEAD_BYTES = 512 << 20  # of tensors under way, beside the one that is waited for
 APART_BYTES = 192 << 20  # of those that are put together on the device first: beside one alone, no more than this
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -47,14 +48,15 @@ def stream_tensors(wanted: Sequence[tuple[StoredTensor, Piece]], device: torch.d
     with _Files() as files, ThreadPoolExecutor(workers, "hotstart-read") as pool:
         readers = _Readers(files, device)
         for tensor, piece in wanted:
-            apart_bytes = tensor.num_bytes if _whole_parameter(tensor, piece) is None else 0
+            apart_bytes = tensor.num_bytes if piece.plain is None else 0
             while under_way and (ahead > AHEAD_BYTES or (apart_bytes and apart + apart_bytes > APART_BYTES)):
                 ahead -= under_way[0].tensor.num_bytes
                 apart -= under_way[0].apart_bytes
                 yield _landed(under_way.popleft())
             target, finish = _destination(tensor, piece, device)
-            starts = range(0, tensor.num_bytes, PIECE_BYTES)
-            pieces = [pool.submit(readers.read, tensor, at, target[at : at + PIECE_BYTES]) for at in starts]
+            count = PIECE_BYTES // _DTYPES[tensor.dtype].itemsize
+            starts = range(0, len(target), count)
+            pieces = [pool.submit(readers.read, tensor, at, target[at : at + count]) for at in starts]
             under_way.append(_Coming(tensor, pieces, finish, apart_bytes))
             ahead += tensor.num_bytes
             apart += apart_bytes
@@ -75,18 +77,11 @@ def _landed(coming: _Coming) -> StoredTensor:
 
 
 def _destination(tensor: StoredTensor, piece: Piece, device: torch.device) -> tuple[Tensor, Callable[[], None]]:
-    """Bytes to be written, and what then remains to be done."""
-    plain = _whole_parameter(tensor, piece)
-    if plain is not None:
-        return plain.view(-1).view(torch.uint8), lambda: None
-    whole = torch.empty(tensor.num_bytes, dtype=torch.uint8, device=device)
-    return whole, lambda: piece.fill(whole.view(_DTYPES[tensor.dtype]).view(tensor.shape))
-
-
-def _whole_parameter(tensor: StoredTensor, piece: Piece) -> Tensor | None:
-    """Where the tensor's bytes go as they are; None if it has to be put together first."""
-    plain = piece.plain
-    return plain if plain is not None and plain.dtype == _DTYPES[tensor.dtype] else None
+    """Where the values go one after another, and what then remains to be done."""
+    if piece.plain is not None:
+        return piece.plain.view(-1), lambda: None
+    whole = torch.empty(tensor.shape, dtype=_DTYPES[tensor.dtype], device=device)
+    return whole.view(-1), lambda: piece.fill(whole)
 
 
 class _Files:
@@ -127,21 +122,34 @@ class _Readers:
     _own: threading.local = field(default_factory=threading.local)
 
     def read(self, tensor: StoredTensor, at: int, target: Tensor) -> None:
-        """From byte `at` of the tensor on.  In a worker's thread."""
+        """Values from number `at` of the tensor on.  In a worker's thread."""
         number, begin = self.files.find(tensor)
+        dtype = _DTYPES[tensor.dtype]
         buffer, copied = self._buffer()
         if copied is not None:
             copied.synchronize()
-        done, size, array = 0, target.numel(), buffer.numpy()
+        done, size, array = 0, len(target) * dtype.itemsize, buffer.numpy()
         while done < size:
-            count = os.preadv(number, [array[done:size].data], begin + at + done)
+            count = os.preadv(number, [array[done:size].data], begin + at * dtype.itemsize + done)
             if not count:
                 raise OSError(f"it ends {size - done} bytes too early")
             done += count
         with torch.inference_mode():
-            target.copy_(buffer[:size], non_blocking=True)
+            self._copy(buffer[:size].view(dtype), target)
         if copied is not None:
             copied.record(torch.cuda.current_stream(self.device))
+
+    def _copy(self, values: Tensor, target: Tensor) -> None:
+        if values.dtype == target.dtype:
+            target.copy_(values, non_blocking=True)
+            return
+        # Torch would cast on the host.  All copies run on one stream, so the buffer is free again when it is written.
+        if not hasattr(self._own, "cast"):
+            self._own.cast = torch.empty(CAST_BYTES, dtype=torch.uint8, device=self.device)
+        cast = self._own.cast.view(values.dtype)
+        for at in range(0, len(values), len(cast)):
+            part = values[at : at + len(cast)]
+            target[at : at + len(part)] = cast[: len(part)].copy_(part, non_blocking=True)
 
     def _buffer(self) -> tuple[Tensor, torch.cuda.Event | None]:
         if not hasattr(self._own, "buffer"):
