@@ -1,12 +1,14 @@
 """How the chunks of a step are walked in slabs, and where q and k lie meanwhile."""
 
 import random
+from bisect import bisect_left
 from itertools import pairwise
 
 import pytest
 
 from hotstart.engine.limits import StepLimits
 from hotstart.engine.rehearsal import worst_plans
+from hotstart.engine.sizes import GpuSizes
 from hotstart.kernels import gdn_workspace
 from hotstart.kernels.gdn_workspace import columns, slab_limit, slabs
 from hotstart.kernels.ops import GdnDims
@@ -59,22 +61,29 @@ def test_the_workspace_of_a_step(lengths, num_slabs, buffers, at_most):
     assert 2 * 4 * carry + walk.held * (2 * tiles + 4 * floats) <= at_most * MIB
 
 
-@pytest.mark.parametrize("max_num_seqs", [1, 2, 64])
-def test_no_step_takes_more_than_the_worst_of_start_up(max_num_seqs):
+@pytest.mark.parametrize(("max_num_seqs", "max_model_len"), [(1, 9216), (2, 9216), (64, 9216), (64, 1000), (9, 950)])
+def test_no_step_takes_more_than_the_worst_of_start_up(max_num_seqs, max_model_len):
     """Whatever its lengths: else memory would grow after the seal."""
-    r, rows, most = random.Random(1), 8192, slab_limit(DIMS, 64, 2)
+    r, rungs, most = random.Random(1), GpuSizes().token_rungs(8192), slab_limit(DIMS, 64, 2)
 
-    def held(lengths):
-        return slabs(tuple(lengths), rows, 64, most, 32, 132).held
+    def taken(lengths):
+        """Rows of the step, and chunks that memory is held for."""
+        rows, prompts = rungs[bisect_left(rungs, sum(lengths))], tuple(n for n in lengths if n > 1)
+        return rows, slabs(prompts, rows, 64, most, 32, 132).held if prompts else 0
 
-    limits = StepLimits(max_num_seqs, rows, 9216, 16, 64, 16, max_num_seqs, 1, 1000)
-    plans = worst_plans(rows, limits)
-    worst = max(held(span.length for span in plan.spans if span.length > 1) for plan in plans)
+    limits = StepLimits(max_num_seqs, 8192, max_model_len, 16, 64, 16, max_num_seqs, 1, 1000)
+    worst = [taken([span.length for span in plan.spans]) for plan in worst_plans(8192, limits)]
     for _ in range(40):
-        cuts = sorted(r.sample(range(1, rows), r.randint(0, max_num_seqs - 1)))
-        lengths = [end - start for start, end in pairwise([0, *cuts, r.randint(rows // 2, rows)]) if end > start]
-        for some in (lengths, [512] * min(16, max_num_seqs)):
-            assert held(some) <= worst
+        cuts = sorted(r.sample(range(1, 8192), r.randint(0, max_num_seqs - 1)))
+        ends = pairwise([0, *cuts, r.randint(4096, 8192)])
+        lengths = [min(end - start, max_model_len) for start, end in ends if end > start]
+        for some in (
+            lengths,
+            [512] * min(16, max_num_seqs),
+            [max_model_len] * min(max_num_seqs, 8192 // max_model_len),
+        ):
+            rows, held = taken(some or [1])
+            assert any(rows <= most_rows and held <= most_held for most_rows, most_held in worst), some
 
 
 @pytest.mark.parametrize(

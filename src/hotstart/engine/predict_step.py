@@ -3,6 +3,7 @@
 A second description of the layers, so tests hold it to the first: tensor by tensor, on meta, for every published size.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,10 +114,13 @@ def worst_step_bytes(
     num_tokens: int,
 ) -> int:
     """What start-up would measure for steps of so many tokens; the first of them finds no workspace of cuBLAS yet."""
-    rung = next(one for one in sizes.token_rungs(limits.max_num_batched_tokens) if one >= num_tokens)
-    rows = sizes.row_rungs(limits.slab_rows)
-    plans = worst_plans(rung, limits, thorough=True)
-    shapes = [StepShapes.of(plan, rung, limits, rows) for plan in plans]
+    rungs, rows = sizes.token_rungs(limits.max_num_batched_tokens), sizes.row_rungs(limits.slab_rows)
+
+    def rung(tokens: int) -> int:
+        return rungs[bisect_left(rungs, tokens)]
+
+    plans = worst_plans(rung(num_tokens), limits, thorough=True)
+    shapes = [StepShapes.of(plan, rung(plan.num_tokens), limits, rows) for plan in plans]
     found = [step_bytes(config, dtype, limits, traits, one) for one in shapes]
     return max(found[0] + WORKSPACE_BYTES, *found) + SMALL_BYTES
 

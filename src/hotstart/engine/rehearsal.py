@@ -28,12 +28,14 @@ _UNCUT = _WIDE._replace(top_p=1.0)
 
 
 def worst_plans(rung: int, limits: StepLimits, *, thorough: bool = False) -> list[StepPlan]:
-    """No step of up to `rung` tokens takes more memory than one of these: many answers, one prompt, many prompts.
+    """No step of up to `rung` tokens takes more memory than one of these: many answers, one prompt, many prompts; the
+    first two as long as sequences can be, and filled with more prompts where those leave room.
 
     `thorough`: where logits take much, many answers come in every way to sample.  Elsewhere the dearest way will do.
     """
     shapes = (
         _answers_and_a_prompt(rung, limits),
+        _answers_and_prompts(rung, limits),
         _prompts(rung, 1, limits),
         _prompts(rung, limits.max_num_seqs, limits),
     )
@@ -43,16 +45,16 @@ def worst_plans(rung: int, limits: StepLimits, *, thorough: bool = False) -> lis
 
 
 def rung_plans(rung: int, limits: StepLimits) -> list[StepPlan]:
-    """As many answers as there can be, beside one prompt; both ways to sample where logits are all that differs."""
+    """As many answers as there can be, beside prompts; both ways to sample where logits are all that differs."""
     ways = (_GREEDY, _EVERYTHING) if rung <= limits.max_num_seqs else (_EVERYTHING,)
-    shape = _answers_and_a_prompt(rung, limits)
+    shape = _answers_and_prompts(rung, limits)
     # Logits of every position are much work: one slab of them is like another.
     return [_plan(shape, way, limits, logprobs_up_to=limits.slab_rows) for way in ways]
 
 
 def mixed_plan(rung: int, limits: StepLimits) -> StepPlan:
-    """As many answers as there can be, beside one prompt of at least two tokens; all of them greedy."""
-    shape = _answers_and_a_prompt(rung, limits, shortest_prompt=2)
+    """As many answers as there can be, beside prompts of at least two tokens; all of them greedy."""
+    shape = _answers_and_prompts(rung, limits, shortest_prompt=2)
     return _plan(shape, _GREEDY, limits, near=True)
 
 
@@ -76,17 +78,32 @@ def logprob_plan(rows: int, limits: StepLimits) -> StepPlan:
     return _plan((length,), _EVERYTHING, limits, logprobs_up_to=length)
 
 
-def _answers_and_a_prompt(rung: int, limits: StepLimits, shortest_prompt: int = 1) -> tuple[int, ...]:
-    decodes = max(min(rung - shortest_prompt + 1, limits.max_num_seqs), 1)
-    prompt = min(rung - decodes + 1, limits.max_model_len)
-    return (*(1 for _ in range(decodes - 1)), prompt)
+def _answers_and_a_prompt(rung: int, limits: StepLimits) -> tuple[int, ...]:
+    decodes = min(rung, limits.max_num_seqs)
+    return (*(1 for _ in range(decodes - 1)), min(rung - decodes + 1, limits.max_model_len))
+
+
+def _answers_and_prompts(rung: int, limits: StepLimits, shortest_prompt: int = 1) -> tuple[int, ...]:
+    """One prompt, and more only where the longest leaves room."""
+    count = max(min(rung - shortest_prompt + 1, limits.max_num_seqs), 1)
+    return _lengths(rung, count, 1, limits.max_model_len)
 
 
 def _prompts(rung: int, count: int, limits: StepLimits) -> tuple[int, ...]:
-    """As many as `count` prompts, one of them as long as the others leave room for."""
-    count = max(min(count, rung // 2), 1)
-    rest, longest = rung - 2 * (count - 1), limits.max_model_len
-    return (*(2 for _ in range(count - 1)), min(rest, longest)) if longest > 1 else (1,)
+    """As many as `count` prompts, few of them as long as the others leave room for."""
+    if min(rung, limits.max_model_len) == 1:
+        return (1,)
+    return _lengths(rung, max(min(count, rung // 2), 1), 2, limits.max_model_len)
+
+
+def _lengths(rung: int, count: int, shortest: int, longest: int) -> tuple[int, ...]:
+    """Of `count` sequences, ascending: `rung` tokens together, if they can be so many, and most of them shortest."""
+    lengths, rest = [], rung - count * shortest
+    for _ in range(count):
+        more = max(min(rest, longest - shortest), 0)
+        lengths.append(shortest + more)
+        rest -= more
+    return tuple(reversed(lengths))
 
 
 def _plan(
