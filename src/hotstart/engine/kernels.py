@@ -3,10 +3,8 @@
 import re
 import shlex
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
-
-import torch.nn.functional as F
 
 from hotstart.config.engine import EngineConfig
 from hotstart.config.model import ModelConfig
@@ -57,9 +55,7 @@ def choose_kernels(config: EngineConfig, model_config: ModelConfig, limits: Step
     wish, dims = config.gdn_prefill_backend, gdn_dims(model_config)
     if device.backend == "torch":
         choice = choose_prefill(wish, None, dims, dtype, {}, Table(""))
-        ops = ops_for("torch", choice.name)
-        # The table's own is written for a CPU's libraries.
-        return KernelChoice(ops if device.kind == "cpu" else replace(ops, linear=F.linear), choice, None)
+        return KernelChoice(ops_for("torch", choice.name, on_gpu=device.kind != "cpu"), choice, None)
     target = current_target()
     measured = shipped(target).merged(read_cached(target).entries)
     choice = choose_prefill(wish, target, dims, dtype, installed_packages(), measured)

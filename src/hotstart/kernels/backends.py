@@ -2,7 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Literal
+
+import torch.nn.functional as F
 
 from hotstart.kernels import (
     activation,
@@ -44,6 +47,15 @@ _TORCH = Ops(
     sample=sampling.sample_torch,
     record=edits.record_torch,
 )
+# Products of a CPU's are written for its libraries.
+_TORCH_ON_GPU = replace(
+    _TORCH,
+    linear=F.linear,
+    norm_linear=partial(linear.norm_linear_torch, product=F.linear),
+    norm_swiglu=partial(linear.norm_swiglu_torch, product=F.linear),
+    add_linear=partial(linear.add_linear_torch, product=F.linear),
+    norm_router=partial(moe.norm_router_torch, product=F.linear),
+)
 # What stays PyTorch's: products of many tokens (cuBLAS), the embedding, the shared expert's gate.
 _TRITON = Ops(
     name="triton",
@@ -81,7 +93,8 @@ def replays_prompts(ops: Ops) -> bool:
     return replays(ops) and ops.gdn_prefill is _TRITON.gdn_prefill
 
 
-def ops_for(backend: Backend, gdn_prefill: Prefill | None = None) -> Ops:
-    """The table of a backend, with another prefill of the Gated DeltaNet mixer where one is named."""
-    ops = {"torch": _TORCH, "triton": _TRITON}[backend]
+def ops_for(backend: Backend, gdn_prefill: Prefill | None = None, *, on_gpu: bool = False) -> Ops:
+    """The table of a backend, with another prefill of the Gated DeltaNet mixer where one is named.  Triton's runs on
+    GPUs alone."""
+    ops = {"torch": _TORCH_ON_GPU if on_gpu else _TORCH, "triton": _TRITON}[backend]
     return ops if gdn_prefill is None else replace(ops, gdn_prefill=_PREFILL[gdn_prefill])

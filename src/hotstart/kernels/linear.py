@@ -4,6 +4,8 @@ PyTorch gives float32 products to MKL, which reaches 90 GFLOP/s on one core of a
 reaches 200.  A call of oneDNN costs more, so small products stay with MKL.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from hotstart.kernels.activation import silu_mul_torch
 from hotstart.kernels.norm import rms_norm_torch
 
-__all__ = ["add_linear_torch", "linear_torch", "norm_linear_torch", "norm_swiglu_torch"]
+__all__ = ["Product", "add_linear_torch", "linear_torch", "norm_linear_torch", "norm_swiglu_torch"]
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 SMALL_PRODUCT = 3_000_000  # multiplications
@@ -37,16 +39,19 @@ def _onednn(x: Tensor, weight: Tensor) -> Tensor:
     return y
 
 
-def norm_linear_torch(x: Tensor, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
+Product = Callable[[Tensor, Tensor], Tensor]
+
+
+def norm_linear_torch(x: Tensor, norm: Tensor, eps: float, weight: Tensor, product: Product = linear_torch) -> Tensor:
     """x: [T, K], norm: [K], weight: [N, K] -> [T, N]."""
-    return linear_torch(rms_norm_torch(x, norm, eps), weight)
+    return product(rms_norm_torch(x, norm, eps), weight)
 
 
-def norm_swiglu_torch(x: Tensor, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
+def norm_swiglu_torch(x: Tensor, norm: Tensor, eps: float, weight: Tensor, product: Product = linear_torch) -> Tensor:
     """x: [T, K], norm: [K], weight: gate | up [2 N, K] -> [T, N]."""
-    return silu_mul_torch(norm_linear_torch(x, norm, eps, weight))
+    return silu_mul_torch(norm_linear_torch(x, norm, eps, weight, product))
 
 
-def add_linear_torch(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+def add_linear_torch(residual: Tensor, x: Tensor, weight: Tensor, product: Product = linear_torch) -> Tensor:
     """residual: [T, N], in place, x: [T, K], weight: [N, K]."""
-    return residual.add_(linear_torch(x, weight))
+    return residual.add_(product(x, weight))

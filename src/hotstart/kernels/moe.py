@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hotstart.kernels.activation import silu_mul_torch
-from hotstart.kernels.linear import linear_torch
+from hotstart.kernels.linear import Product, linear_torch
 from hotstart.kernels.moe_few import MOST_TOKENS, moe_few
 from hotstart.kernels.moe_gemm import expert_down, expert_gate_up
 from hotstart.kernels.moe_route import route
@@ -51,10 +51,12 @@ def moe_reference(x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, dims
     return torch.stack(rows)
 
 
-def norm_router_torch(residual: Tensor, norm: Tensor, eps: float, router: Tensor) -> tuple[Tensor, Tensor]:
+def norm_router_torch(
+    residual: Tensor, norm: Tensor, eps: float, router: Tensor, product: Product = linear_torch
+) -> tuple[Tensor, Tensor]:
     """See `norm_router` (moe_router.py)."""
     x = rms_norm_torch(residual, norm, eps)
-    return x, linear_torch(x, router)
+    return x, product(x, router)
 
 
 def moe_torch(
