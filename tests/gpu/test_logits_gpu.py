@@ -1,81 +1,193 @@
-"""Logits of every family on the GPU against the CPU's in float32: prompts of many lengths, then decode steps."""
+"""Logits of every family on the GPU against transformers: every prompt position, and through 64 decode steps.
+
+Checkpoints are loaded by an engine's start.  Its model then runs steps made by hand, which show all logits, and in
+float32 the engine serves the same prompts, so that what is replayed is compared, too.
+"""
 
 import logging
+import sys
+from itertools import zip_longest
 
 import pytest
 import torch
-from families import FAMILIES, VOCAB, make_checkpoint
-from stepper import Stepper, load_model
-from tolerances import relative_error
+from families import FAMILIES, REAL_HEADS, make_checkpoint
+from stepper import MAX_LENGTH, Stepper
+from tolerances import FLOAT32_LOGITS, HALF_MEDIAN_RATIO, HALF_RATIO
 
-from hotstart.engine.cuda import CudaDevice
-from hotstart.kernels import linear
-from hotstart.kernels.backends import ops_for
+from hotstart.config.engine import EngineConfig
+from hotstart.engine import startup
+from hotstart.request import Request, SamplingParams
 
+DEVICE = "cuda"
 LENGTHS = [1, 2, 3, 63, 64, 65, 200]
-DECODE_STEPS = 8
-FLOAT32_LIMIT = 2e-4  # largest difference of any logit, where logits spread by 2.5
-BFLOAT16_LIMIT = 0.06  # relative, over all positions
+DECODE_STEPS = 64
+SAMPLES = 5  # of all lengths: 1990 positions
+EVERY = {family.name: family for family in (*FAMILIES, *REAL_HEADS)}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain_transformers():
+    """Without the kernels that it would take from other packages, and without TF32."""
+    hidden = {name: sys.modules.get(name) for name in ("fla", "causal_conv1d")}
+    sys.modules.update(dict.fromkeys(hidden))  # such an import fails
+    import transformers
+    from transformers.models.qwen3_5 import modeling_qwen3_5  # noqa: F401 - chooses now
+    from transformers.models.qwen3_5_moe import modeling_qwen3_5_moe  # noqa: F401 - likewise
+    from transformers.models.qwen3_next import modeling_qwen3_next  # noqa: F401 - likewise
+
+    for name, module in hidden.items():
+        sys.modules.pop(name)
+        if module is not None:
+            sys.modules[name] = module
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    transformers.utils.logging.disable_progress_bar()
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     made = {}
 
     def get(name):
         if name not in made:
-            family = next(family for family in FAMILIES if family.name == name)
-            made[name] = make_checkpoint(family, tmp_path_factory.mktemp(name))
+            made[name] = make_checkpoint(EVERY[name], tmp_path_factory.mktemp(name), DEVICE)
+            torch.cuda.empty_cache()
         return made[name]
 
     return get
 
 
-def run(stepper, answers, *, ends_alone=False):
-    """Logits of every position, or from the prompt's last one on; the tokens decoded are given, so that one flip does
-    not end the comparison."""
-    with torch.inference_mode():
-        lengths = [len(tokens) for tokens in stepper.tokens]
-        logits = [[part.float().cpu()] for part in stepper.step(lengths, ends_alone=ends_alone)]
-        for step in range(DECODE_STEPS):
-            for tokens, given in zip(stepper.tokens, answers, strict=True):
-                tokens.append(given[step])
-            for seen, part in zip(logits, stepper.step([1] * len(logits)), strict=True):
-                seen.append(part.float().cpu())
+def draw(name, lengths, seed=7):
+    """Token ids at random."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(EVERY[name].vocab, (length,), generator=generator).tolist() for length in lengths]
+
+
+@torch.inference_mode()
+def theirs(folder, dtype, samples):
+    """transformers' logits at every position of every sequence, [T, V] float32."""
+    from transformers import AutoModelForCausalLM
+
+    experts = {"experts_implementation": "eager"} if dtype == torch.float32 else {}  # else their own choice
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **experts).to(DEVICE)
+    return [model(torch.tensor([tokens], device=DEVICE)).logits[0].float() for tokens in samples]
+
+
+@pytest.fixture
+def start(request):
+    def make(folder, dtype, backend, **wishes):
+        small = {"max_model_len": MAX_LENGTH, "max_num_seqs": len(LENGTHS), "max_num_batched_tokens": 512}
+        limits = {"kv_cache_memory_bytes": "256MiB", "jit_monitor_mode": "error", "tune": "off", "device": DEVICE}
+        chosen = {"model": str(folder), "dtype": str(dtype).removeprefix("torch."), "kernel_backend": backend}
+        engine = startup.start(EngineConfig(**small, **limits, **chosen, **wishes))
+        request.addfinalizer(engine.close)
+        return engine
+
+    return make
+
+
+@torch.inference_mode()
+def run(engine, prompts, answers=(), *, ends_alone=False):
+    """Logits of every position, or from each prompt's last one on: prompts in one step, then answers token by token."""
+
+    def allocate(shape, dtype):
+        return torch.full(shape, float("nan"), dtype=dtype, device=DEVICE)
+
+    stepper = Stepper(engine._runner._model, prompts, engine.device, allocate)
+    logits = [[part.float()] for part in stepper.step([len(tokens) for tokens in prompts], ends_alone=ends_alone)]
+    for given in zip(*answers, strict=True):
+        for tokens, token in zip(stepper.tokens, given, strict=True):
+            tokens.append(token)
+        for seen, part in zip(logits, stepper.step([1] * len(logits)), strict=True):
+            seen.append(part.float())
     return [torch.cat(seen) for seen in logits]
 
 
-@pytest.mark.parametrize("backend", ["torch", "triton"])
-@pytest.mark.parametrize("family", [family.name for family in FAMILIES])
-def test_logits_match_the_cpu(family, backend, checkpoint, monkeypatch):
-    draw = torch.Generator().manual_seed(7)
-    prompts = [torch.randint(VOCAB, (length,), generator=draw).tolist() for length in LENGTHS]
-    answers = [torch.randint(VOCAB, (DECODE_STEPS,), generator=draw).tolist() for _ in LENGTHS]
-    folder = checkpoint(family)
-    expected = run(Stepper(load_model(folder, torch.float32), prompts), answers)
+def serve(engine, prompts):
+    """Greedy answers of requests that run together, and the log-probabilities of each position's likeliest tokens."""
+    params = SamplingParams(temperature=0.0, max_tokens=DECODE_STEPS, ignore_eos=True, logprobs=20)
+    for i, tokens in enumerate(prompts):
+        engine.add(Request(str(i), tuple(tokens), params, 0.0))
+    answers, positions = ([[] for _ in prompts] for _ in range(2))
+    while engine.has_work:
+        for event in engine.step():
+            assert event.error is None, event.error
+            answers[int(event.request_id)] += event.token_ids
+            positions[int(event.request_id)] += event.logprobs
+    return answers, positions
 
-    device = CudaDevice(backend)
 
-    def allocate(shape, dtype):
-        return torch.full(shape, float("nan"), dtype=dtype, device=device.torch_device)
+def worst(found, expected):
+    return max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))
 
-    ops = ops_for(backend)
-    monkeypatch.setattr(linear, "_HAS_ONEDNN", False)  # the CPU is done
-    last = [part[-1 - DECODE_STEPS :] for part in expected]
-    for dtype in (torch.float32, torch.bfloat16):
-        model = load_model(folder, dtype, ops=ops, allocate=allocate)
-        for ends_alone, wanted, some in (
-            (False, expected, slice(None)),
-            (True, last, slice(None)),
-            (False, expected, slice(-1, None)),  # of one row and of two, products are others
-            (True, last, slice(2)),
-        ):
-            stepper = Stepper(model, prompts[some], device, allocate)
-            found, wanted = run(stepper, answers[some], ends_alone=ends_alone), wanted[some]
-            if dtype == torch.float32:
-                worst = max((a - b).abs().max().item() for a, b in zip(found, wanted, strict=True))
-                assert worst < FLOAT32_LIMIT, f"float32 logits differ by {worst:.2g}"
-            else:
-                error = relative_error(torch.cat(found), torch.cat(wanted))
-                assert error < BFLOAT16_LIMIT, f"bfloat16 logits are off by {error:.2g}"
+
+CASES = [(family.name, "triton") for family in (*FAMILIES, *REAL_HEADS)]
+CASES += [(name, "torch") for name in ("dense-nested", "moe-stacked", "next")]
+
+
+@pytest.mark.parametrize(("name", "backend"), CASES)
+def test_float32_logits_match_transformers(name, backend, checkpoint, start, record_property):
+    prompts = draw(name, LENGTHS)
+    engine = start(checkpoint(name), torch.float32, backend)
+    answers, positions = serve(engine, prompts)
+    assert engine.late_events == ()
+    whole = [tokens + answer for tokens, answer in zip(prompts, answers, strict=True)]
+    exact = theirs(checkpoint(name), torch.float32, whole)
+    ours = run(engine, prompts, answers)
+    record_property("spread", torch.cat(exact).std().item())
+    record_property("difference", worst(ours, exact))
+    assert 2.0 < torch.cat(exact).std() < 3.0
+    assert worst(ours, exact) < FLOAT32_LOGITS
+
+    ends = [logits[-1 - DECODE_STEPS :] for logits in exact]
+    for some in (slice(None), slice(-1, None), slice(2)):  # of one row and of two, products are others
+        assert worst(run(engine, prompts[some], answers[some], ends_alone=True), ends[some]) < FLOAT32_LOGITS
+    # What was served is what they would have said: the same token is the likeliest at every step.
+    assert [end[:-1].argmax(-1).tolist() for end in ends] == answers
+    for end, seen in zip(ends, positions, strict=True):
+        ids = torch.tensor([position.top_ids for position in seen], device=DEVICE)
+        found = torch.tensor([position.top_logprobs for position in seen], device=DEVICE)
+        assert (found - end[:-1].log_softmax(-1).gather(1, ids)).abs().max() < 2 * FLOAT32_LOGITS
+
+
+@pytest.fixture(scope="module")
+def float32(checkpoint):
+    """transformers' float32 logits of the same tokens, once for all dtypes."""
+    known = {}
+
+    def get(name, samples):
+        if name not in known:
+            known[name] = theirs(checkpoint(name), torch.float32, samples)
+        return known[name]
+
+    return get
+
+
+HALVES = [(name, backend, "bfloat16") for name, backend in CASES]
+HALVES += [(family.name, "triton", "float16") for family in REAL_HEADS]
+
+
+@pytest.mark.parametrize(("name", "backend", "dtype"), HALVES)
+def test_halves_are_no_further_from_float32_than_transformers(
+    name, backend, dtype, checkpoint, float32, start, record_property
+):
+    """One rounding can send a token to another expert: it takes a few thousand positions to tell two engines apart."""
+    dtype, count = getattr(torch, dtype), len(LENGTHS)
+    prompts, answers = draw(name, LENGTHS * SAMPLES), draw(name, [DECODE_STEPS] * count, seed=8)
+    samples = [tokens + answer for tokens, answer in zip_longest(prompts, answers, fillvalue=[])]
+    exact = torch.cat(float32(name, samples))
+    their_error = (torch.cat(theirs(checkpoint(name), dtype, samples)) - exact).square().mean(-1)
+    engine = start(checkpoint(name), dtype, backend, enforce_eager=True)
+    found = run(engine, prompts[:count], answers)
+    for first in range(count, len(prompts), count):
+        found += run(engine, prompts[first : first + count])
+    our_error = (torch.cat(found) - exact).square().mean(-1)
+    ratio = (our_error.mean() / their_error.mean()).sqrt().item()
+    median_ratio = (our_error.median() / their_error.median()).sqrt().item()
+    for key, value in {"rms error": their_error.mean().sqrt().item(), "ratio": ratio, "median": median_ratio}.items():
+        record_property(key, value)
+    assert ratio < HALF_RATIO
+    assert median_ratio < HALF_MEDIAN_RATIO

@@ -1,4 +1,5 @@
-"""Tiny checkpoints of every family, written by transformers' own classes, and no two sizes alike.
+"""Checkpoints of every family, written by transformers' own classes: tiny ones, no two of whose sizes are alike, and
+for a GPU such as have the published heads and experts, and only fewer of all.
 
 Weights are rounded to bfloat16 when they are made, so that a float32 and a bfloat16 model read the same values, and
 scaled so that logits spread by 2.5.
@@ -32,6 +33,7 @@ class Family:
     shards: int = 1
     tied: bool = False
     rope: dict[str, Any] = field(default_factory=dict)
+    vocab: int = VOCAB
 
 
 def _sizes(hidden: int, heads: tuple[int, int], head_dim: int, gdn: tuple[int, int, int, int], **more: Any) -> Any:
@@ -100,11 +102,42 @@ FAMILIES = [
     ),
 ]  # fmt: skip
 
+_REAL_ROPE = {"partial_rotary_factor": 0.25}
+_REAL_MOE = {"num_experts": 64, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512}
+REAL_HEADS = [
+    Family(
+        "dense-27b",
+        "Qwen3_5ForCausalLM",
+        _sizes(1536, (24, 4), 256, (16, 48, 128, 128), intermediate_size=4096, num_hidden_layers=4),
+        rope=_REAL_ROPE,
+        vocab=1000,
+    ),
+    Family(
+        "moe-35b-a3b",
+        "Qwen3_5MoeForCausalLM",
+        _sizes(2048, (16, 2), 256, (16, 32, 128, 128), num_hidden_layers=4, num_experts_per_tok=8, **_REAL_MOE),
+        rope=_REAL_ROPE,
+        vocab=1000,
+    ),
+    Family(
+        "next-80b-a3b",
+        "Qwen3NextForCausalLM",
+        _sizes(
+            2048, (16, 2), 256, (16, 32, 128, 128), num_hidden_layers=4, num_experts_per_tok=10, norm_topk_prob=True,
+            **_REAL_MOE,
+        ),
+        shards=2,
+        rope=_REAL_ROPE,
+        vocab=1000,
+    ),
+]  # fmt: skip
 
-def make_checkpoint(family: Family, folder: Path) -> Path:
+
+def make_checkpoint(family: Family, folder: Path, device: str = "cpu") -> Path:
     torch.manual_seed(len(family.name))
-    model = _build(family)
-    _fill(model, family)
+    with torch.device(device):
+        model = _build(family)
+        _fill(model, family)
     model.to(torch.bfloat16).save_pretrained(folder, max_shard_size=_shard_bytes(model, family))
     if family.stacked:
         _rewrite(folder, _stack_experts)
@@ -116,7 +149,7 @@ def make_checkpoint(family: Family, folder: Path) -> Path:
 
 def _build(family: Family) -> Any:
     text = {
-        "vocab_size": VOCAB,
+        "vocab_size": family.vocab,
         "max_position_embeddings": 512,
         "eos_token_id": 9,
         "tie_word_embeddings": family.tied,
@@ -158,7 +191,7 @@ def _fill(model: Any, family: Family) -> None:
     for name, layer in model.named_modules():
         if name.endswith("linear_attn"):
             _align_keys_with_queries(layer)
-    ids = torch.randint(VOCAB, (1, 100))
+    ids = torch.randint(family.vocab, (1, 100))
     text = model.model.language_model if family.nested else model.model
     # The zero-centred norm before the head is the one place that scales tied and untied logits alike.
     scale = LOGIT_SPREAD / model(ids).logits.std()

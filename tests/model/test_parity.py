@@ -5,14 +5,12 @@ import torch
 import transformers
 from families import FAMILIES, VOCAB
 from stepper import Stepper, load_model
+from tolerances import FLOAT32_LOGITS, HALF_MEDIAN_RATIO, HALF_RATIO
 from torch import Tensor
 
 LENGTHS = [1, 2, 3, 63, 64, 65, 200]
 DECODE_STEPS = 64
-FLOAT32_LIMIT = 2e-4  # largest difference of any logit, where logits spread by 2.5
-BFLOAT16_LIMIT = 1.3  # of transformers' own rms error
 BFLOAT16_SAMPLES = 5  # of all lengths: 1990 positions
-BFLOAT16_MEDIAN_LIMIT = 1.1  # the same at the median position, where no expert flips
 by_family = pytest.mark.parametrize("family", [family.name for family in FAMILIES])
 
 
@@ -46,7 +44,7 @@ def test_float32_logits_match_transformers(family, checkpoint):
     assert 2.0 < torch.cat(theirs).std() < 3.0
     for length, a, b in zip(LENGTHS, ours, theirs, strict=True):
         assert a.shape[0] == length + DECODE_STEPS
-        assert (a - b).abs().max() < FLOAT32_LIMIT, f"prompt of {length} tokens"
+        assert (a - b).abs().max() < FLOAT32_LOGITS, f"prompt of {length} tokens"
         # What we decoded is what they would have: the same token is the likeliest at every step.
         assert torch.equal(a[length - 1 :].argmax(-1), b[length - 1 :].argmax(-1))
 
@@ -61,8 +59,8 @@ def test_bfloat16_is_no_further_from_float32_than_transformers(family, checkpoin
     model = load_model(folder, torch.bfloat16)
     mine = torch.cat([part for sample in samples for part in Stepper(model, sample).step(LENGTHS)])
     ours = (mine - exact).square().mean(-1)
-    assert ours.mean().sqrt() < BFLOAT16_LIMIT * theirs.mean().sqrt()
-    assert ours.median().sqrt() < BFLOAT16_MEDIAN_LIMIT * theirs.median().sqrt()
+    assert ours.mean().sqrt() < HALF_RATIO * theirs.mean().sqrt()
+    assert ours.median().sqrt() < HALF_MEDIAN_RATIO * theirs.median().sqrt()
 
 
 @by_family
@@ -74,4 +72,4 @@ def test_a_prompt_in_pieces_gives_the_same_logits(family, checkpoint):
     pieces = Stepper(model, tokens)
     parts = [pieces.step(lengths) for lengths in [[64, 128, 1], [0, 1, 2], [1, 71, 60]]]
     for i, expected in enumerate(whole):
-        assert (torch.cat([part[i] for part in parts]) - expected).abs().max() < FLOAT32_LIMIT
+        assert (torch.cat([part[i] for part in parts]) - expected).abs().max() < FLOAT32_LOGITS
