@@ -129,6 +129,7 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
     "docs/MEMORY.md": {
         "foretold": figures_gpu.foretold,
         "plan_check": figures_gpu.plan_check,
+        "weights_peak": figures_gpu.weights_peak,
         "usable_tokens": figures_gpu.usable_tokens,
     },
     "docs/PREFILL.md": {

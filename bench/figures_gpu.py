@@ -5,7 +5,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-__all__ = ["first_requests", "foretold", "picture", "plan_check", "promise", "read", "usable_tokens"]
+__all__ = ["first_requests", "foretold", "picture", "plan_check", "promise", "read", "usable_tokens", "weights_peak"]
 
 RESULTS = Path(__file__).parent / "results"
 MIB, GIB = 2**20, 2**30
@@ -140,6 +140,23 @@ def plan_check() -> list[str]:
         )
     facts = read("plan_check")["rows"][0]["facts"]
     return [*lines, "", f"{facts['device']}; {facts['date']}; next-small: Qwen3-Next with 12 layers of 64 experts"]
+
+
+def weights_peak() -> list[str]:
+    """What loading took beside the weights."""
+    record = read("weights_peak_h200")
+    lines = [
+        "| checkpoint, bfloat16 | loaded as | files | weights, GiB | beside them: tensors, MiB | by the driver, MiB |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in record["rows"]:
+        beside = f"{row['beside_torch_bytes'] / MIB:.0f} | {row['beside_driver_bytes'] / MIB:.0f}"
+        lines.append(
+            f"| {row['shape']}, {row['fewer']['num_hidden_layers']} layers, {row['name']} | {row['dtype']} |"
+            f" {row['num_shards']} | {row['weights_bytes'] / GIB:.2f} | {beside} |"
+        )
+    where = f"{record['gpu']}, torch {record['torch']}; {record['date']}; `{record['command']}`"
+    return [*lines, "", where]
 
 
 def _usable() -> dict[str, tuple[int, dict[str, tuple[int, int, int, int]]]]:

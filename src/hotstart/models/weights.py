@@ -127,9 +127,11 @@ def _fill(wanted: list[tuple[StoredTensor, Piece]]) -> Iterator[StoredTensor]:
         yield tensor
 
 
-def checkpoint_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """What a checkpoint of the model holds: shapes by name, in the first of the spellings that are read."""
-    return {name: piece.shape for one in _wanted(model) for name, piece in one.spellings[0].pieces.items()}
+def checkpoint_shapes(model: nn.Module, spelling: int = 0) -> dict[str, tuple[int, ...]]:
+    """What a checkpoint of the model holds: shapes by name, in the first of the spellings that are read, or another
+    one where there are so many."""
+    ways = (one.spellings[min(spelling, len(one.spellings) - 1)] for one in _wanted(model))
+    return {name: piece.shape for way in ways for name, piece in way.pieces.items()}
 
 
 def _by_our_names(tensors: list[StoredTensor]) -> dict[str, StoredTensor]:
