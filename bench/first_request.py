@@ -4,7 +4,7 @@ python -m bench.first_request [--left 32GiB] [--cases fla-16,fla-32,fla-64,trito
 
 A second process holds the rest of the card.  Each case is one command line, run twice in fresh processes: without the
 warm-up on empty caches of compiled kernels, then with it, where it finds what the first run compiled.  Nothing else
-differs.
+differs.  Rows of cases that are not run stay in the file.
 """
 
 import argparse
@@ -84,6 +84,14 @@ def row(case: str, warm: bool, found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _kept(path: Path, model: str) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    record = json.loads(path.read_text())
+    rows: list[dict[str, Any]] = record["rows"]
+    return rows if record["model"] == model else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="qwen3.5-4b")
@@ -91,18 +99,20 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--out", type=Path, default=RESULTS / "first_request.json")
     arguments = parser.parse_args()
-    rows = []
+    cases = arguments.cases.split(",")
+    rows = [row for row in _kept(arguments.out, arguments.model) if row["case"] not in cases]
     holder = [sys.executable, "-c", HOLDER, str(arguments.left)]
     with subprocess.Popen(holder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdin is not None and other.stdout is not None
         left = int(other.stdout.readline())
-        for case in arguments.cases.split(","):
+        for case in cases:
             with tempfile.TemporaryDirectory() as caches:
                 for warm in (False, True):
                     rows.append(row(case, warm, run(arguments.model, case, warm, Path(caches))))
                     brief = ("case", "warm", "ready_s", "first_ms", "later_ms", "num_late", "burst_failed")
                     print({name: rows[-1].get(name) for name in brief}, flush=True)
-                    record = {"model": arguments.model, "left_bytes": left, "rows": rows}
+                    in_order = sorted(rows, key=lambda row: row["case"])
+                    record = {"model": arguments.model, "left_bytes": left, "rows": in_order}
                     arguments.out.write_text(json.dumps(record, indent=1) + "\n")
         other.stdin.close()
 
