@@ -52,7 +52,7 @@ bench: dev  ## speed against transformers
 figures: dev  ## every number and picture of the documents, from bench/results
 	$(RUN) -m bench.figures
 
-bench-gpu: dev  ## speed on all GPUs that are here: every shape, a cold and a warm start, peers (4 minutes on two GPUs)
+bench-gpu: dev  ## speed on all GPUs that are here: every shape, a cold and a warm start, peers (5 minutes on two GPUs)
 	$(RUN) -m bench.gpu_table $(ARGS)
 
 bench-kernels: dev  ## the Gated DeltaNet kernels on this GPU
