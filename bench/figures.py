@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import figures_gdn, figures_gpu, figures_linear, figures_moe, figures_peers, figures_table
+from bench import figures_attention, figures_gdn, figures_gpu, figures_linear, figures_moe, figures_peers, figures_table
 
 ROOT = Path(__file__).parents[1]
 MODELS = {"tiny": "shipped checkpoint", "0.8b": "Qwen3.5-0.8B shape, random weights"}
@@ -138,12 +138,14 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
         "kernels": figures_gdn.kernels,
         "chunk_lengths": figures_gdn.chunk_lengths,
         "binaries": figures_gdn.binaries,
+        "attention_of_prompts": figures_attention.prompts,
     },
     "docs/DECODE.md": {
         "decode": figures_gdn.decode,
         "decode_forms": figures_gdn.decode_forms,
         "few_tokens": figures_linear.few_tokens,
         "few_tokens_forms": figures_linear.few_tokens_forms,
+        "attention_of_answers": figures_attention.answers,
     },
     "docs/EXPERTS.md": {"experts": figures_moe.experts},
     "docs/WARMUP.md": {"short_prompts": figures_gdn.short_prompts},

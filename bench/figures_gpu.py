@@ -5,7 +5,10 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-__all__ = ["first_requests", "foretold", "picture", "plan_check", "promise", "read", "usable_tokens", "weights_peak"]
+__all__ = [
+    *("first_requests", "foretold", "gpu_tests", "load", "picture", "plan_check"),
+    *("promise", "read", "usable_tokens", "weights_peak"),
+]
 
 RESULTS = Path(__file__).parent / "results"
 MIB, GIB = 2**20, 2**30
@@ -213,6 +216,43 @@ def foretold() -> list[str]:
     name = "qwen3.5-9b"
     found = predict(EngineConfig(model=name), published_config(name), name, parse_gpu("rtx5090"))
     return ["```", *found.explain().splitlines(), "```"]
+
+
+def gpu_tests() -> list[str]:
+    """Of `bench.gpu_tests`: what passed, by folder."""
+    record = read("gpu_tests")
+    ran = [row for row in record["rows"] if "tests" in row]
+    missed = [name for row in record["rows"] for name in row.get("failed", [row["what"]])]
+    skipped = sum(len(row["skipped"]) for row in ran)
+    count = sum(row["tests"] for row in ran) - skipped - sum(len(row["failed"]) for row in ran)
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in record["rows"]))
+    found = f"{count} passed" + (f", {skipped} were skipped (a library that is not installed there)" if skipped else "")
+    found += f", **not passed: {', '.join(missed)}**" if missed else ""
+    where = f"driver {record['driver']}, torch {record['torch']}, Triton {record['triton']}"
+    return [
+        f"On an {record['gpu']} ({where}): {found}; commit {commits}, {record['rows'][0]['date']}; "
+        f"`{record['command']}`, [each file](../bench/results/gpu_tests.json)."
+    ]
+
+
+def load() -> list[str]:
+    """Weights from a file, beside what reading it and copying it take alone."""
+    record = read("load_h200")
+    size, rates = record["bytes"], {**record["read_bytes_per_s"], "copied": record["copy_bytes_per_s"]}
+    lines = ["| what | seconds | GB/s |", "|---|---:|---:|"]
+    for start in record["starts"][1:]:
+        seconds = start["phases_s"]["load weights"]
+        where = "the page cache" if start["is_cached"] else "the disk"
+        lines.append(f"| load weights, from {where} | {seconds:.2f} | {size / seconds / 1e9:.1f} |")
+    names = {
+        "1 threads": "read the file from the page cache, one thread",
+        "8 threads": "the same, eight threads",
+        "8 threads, from the disk": "read the file from the disk, eight threads",
+        "copied": "copy as many bytes from pinned memory to the device",
+    }
+    lines += [f"| {what} | {size / rates[key]:.2f} | {rates[key] / 1e9:.1f} |" for key, what in names.items()]
+    where = f"{record['gpu']}, {size / 1e9:.2f} GB of weights; {record['date']}; commit {record['commit']}"
+    return [*lines, "", f"{where}; `{record['command']}`"]
 
 
 # One picture for light and dark pages: it follows the reader's system.
