@@ -55,7 +55,7 @@ class EngineConfig:
         minimum=1,
     )
     max_num_seqs: int | None = count("sequences that run at the same time; default: 16 (256 on a GPU) or what fits")
-    max_num_batched_tokens: int | None = count("tokens of one step; default: 512 (8192 on a GPU) or what fits")
+    max_num_batched_tokens: int | None = count("tokens of one step; default: 1024 (8192 on a GPU) or what fits")
     block_size: int = count("tokens of one page of the KV cache", 16)
     cpu_memory: int | None = size(
         "bytes that the process may take on a CPU, such as 4GiB; default: half of the machine's memory"

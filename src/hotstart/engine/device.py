@@ -22,7 +22,7 @@ from hotstart.kernels.watch import MemoryWatch
 __all__ = ["Arena", "CpuDevice", "Device", "Fetched", "Landing", "Peak", "Staging", "machine_memory"]
 
 CPU_MEMORY_SHARE = 0.5  # of the machine's memory, where the user names no size
-ONE_THREAD = 12_000_000  # multiplications: with fewer, threads wait for each other longer than they work
+ONE_THREAD = 7_000_000  # multiplications: with fewer, threads wait for each other longer than they work
 
 
 class Arena:
@@ -161,7 +161,7 @@ class CpuDevice:
     chunk_length = CPU_CHUNK_LENGTH
     slab_rows = 16
     default_num_seqs = 16
-    default_num_batched_tokens = 512
+    default_num_batched_tokens = 1024
     default_model_len = 4096
     packs_slots = True
     fair_tokens = 64

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
+from hotstart.kernels.norm import in_dtype
 
 __all__ = ["sigmoid_mul_torch", "silu_mul", "silu_mul_torch"]
 
@@ -20,12 +21,12 @@ _BLOCK = 1024
 def silu_mul_torch(x: Tensor) -> Tensor:
     """x: gate | up [T, 2 I] -> [T, I]."""
     gate, up = x.split_with_sizes((x.shape[1] // 2,) * 2, dim=1)
-    return F.silu(gate.float()).mul_(up).to(x.dtype)
+    return in_dtype(F.silu(gate.float()).mul_(up), x.dtype)
 
 
 def sigmoid_mul_torch(x: Tensor, gate: Tensor) -> Tensor:
     """x * sigmoid(gate), of one shape.  On a GPU attention does this itself."""
-    return gate.float().sigmoid().mul_(x).to(x.dtype)
+    return in_dtype(gate.float().sigmoid().mul_(x), x.dtype)
 
 
 @kernel

@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, launches_overlap
-from hotstart.kernels.norm import norm_scale, row_length
+from hotstart.kernels.norm import in_dtype, norm_scale, row_length
 from hotstart.kernels.ops import AttentionDims, Step
 from hotstart.kernels.rotary import apply_rotary
 
@@ -45,9 +45,9 @@ def attention_prepare_torch(
     qk = (qk / row_length(qk, dims.eps * D)).mul_(_scales(q_norm, k_norm, H, Hkv))
     apply_rotary(qk, rope.index_select(0, positions))
     q, k = qk.split_with_sizes((H, Hkv), dim=1)
-    keys.view(-1, Hkv, D).index_copy_(0, kv_index, k.to(keys.dtype))
-    values.view(-1, Hkv, D).index_copy_(0, kv_index, v.view(n, Hkv, D).to(values.dtype))
-    queries = q.to(packed.dtype)
+    keys.view(-1, Hkv, D).index_copy_(0, kv_index, in_dtype(k, keys.dtype))
+    values.view(-1, Hkv, D).index_copy_(0, kv_index, in_dtype(v.view(n, Hkv, D), values.dtype))
+    queries = in_dtype(q, packed.dtype)
     return queries if n == T else torch.cat([queries, queries.new_zeros(T - n, H, D)])
 
 

@@ -22,7 +22,7 @@ SLAB_WEIGHTS = 16 << 20  # oneDNN may bring the weights into another order first
 
 def linear_torch(x: Tensor, weight: Tensor) -> Tensor:
     """x: [T, K], weight: [N, K] -> [T, N]."""
-    if not _HAS_ONEDNN or x.dtype != torch.float32 or x.shape[0] * weight.numel() < SMALL_PRODUCT:
+    if not _is_large(x, weight):
         return F.linear(x, weight)
     if weight.numel() <= SLAB_WEIGHTS:
         return _onednn(x, weight)
@@ -32,6 +32,10 @@ def linear_torch(x: Tensor, weight: Tensor) -> Tensor:
     for first in range(0, N, rows):
         y[:, first : first + rows] = _onednn(x, weight[first : first + rows])
     return y
+
+
+def _is_large(x: Tensor, weight: Tensor) -> bool:
+    return _HAS_ONEDNN and x.dtype == torch.float32 and x.shape[0] * weight.numel() >= SMALL_PRODUCT
 
 
 def _onednn(x: Tensor, weight: Tensor) -> Tensor:
@@ -54,4 +58,6 @@ def norm_swiglu_torch(x: Tensor, norm: Tensor, eps: float, weight: Tensor, produ
 
 def add_linear_torch(residual: Tensor, x: Tensor, weight: Tensor, product: Product = linear_torch) -> Tensor:
     """residual: [T, N], in place, x: [T, K], weight: [N, K]."""
+    if product is linear_torch and not _is_large(x, weight):
+        return residual.addmm_(x, weight.t())
     return residual.add_(product(x, weight))

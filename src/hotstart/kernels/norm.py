@@ -13,12 +13,18 @@ from torch import Tensor
 from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 
 __all__ = [
+    "in_dtype",
     "norm_scale",
     "rms_norm",
     "rms_norm_torch",
     "row_length",
     "scalar",
 ]
+
+
+def in_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A conversion to the same dtype is a call, too."""
+    return x if x.dtype is dtype else x.to(dtype)
 
 
 def row_length(x: Tensor, eps: float) -> Tensor:
@@ -45,7 +51,7 @@ def scalar(value: float) -> Tensor:
 def rms_norm_torch(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x: [T, D], weight: [D] -> [T, D]."""
     wide = x.float()
-    return (wide / row_length(wide, eps * x.shape[-1])).mul_(norm_scale(weight)).to(x.dtype)
+    return in_dtype((wide / row_length(wide, eps * x.shape[-1])).mul_(norm_scale(weight)), x.dtype)
 
 
 @kernel
