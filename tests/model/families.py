@@ -103,7 +103,7 @@ FAMILIES = [
 ]  # fmt: skip
 
 _REAL_ROPE = {"partial_rotary_factor": 0.25}
-_REAL_MOE = {"num_experts": 64, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512}
+_REAL_MOE = {"num_experts": 32, "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512}
 REAL_HEADS = [
     Family(
         "dense-27b",

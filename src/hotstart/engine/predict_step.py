@@ -220,16 +220,15 @@ class _Step:
         """Elements and bytes of its tensors: q and k, where they are apart, and for as many chunks as fit."""
         config, C = self.config, self.limits.chunk_length
         heads, K, V = config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim
-        operand = 4 if self.item == 4 else 2
         tiles = heads * K * C + heads * C * C
         floats, carry = heads * (2 * C + 4), 2 * heads * V * K
-        most = max(1, (_GDN_BYTES - 4 * carry) // (operand * tiles + 4 * floats))
+        most = max(1, (_GDN_BYTES - 4 * carry) // (self.item * tiles + 4 * floats))
         chunks = min(most, self.at.tokens)
         if len(self.at.prompts) == 1:
             chunks = min(int(most * _GDN_ALONE), -(-self.at.tokens // C) + 1)
         qk = 2 * config.linear_num_key_heads * K
         apart = self.at.tokens * qk * self.item <= _GDN_APART or qk > 2 * heads * V
-        taken = [(chunks * tiles, operand), (chunks * floats + carry, 4)]
+        taken = [(chunks * tiles, self.item), (chunks * floats + carry, 4)]
         return [(self.at.tokens * qk, self.item), *taken] if apart else taken
 
     def _attention(self) -> Place:

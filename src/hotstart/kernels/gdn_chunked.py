@@ -39,7 +39,6 @@ _NORM_ROWS = 16
 _LONG = 6  # chunks
 _DESCRIPTOR_BYTES = 5 * 128  # of a program of the scan
 _ENGINE_TYPES = (torch.bfloat16,)  # products take its tiles as they are
-_TRITON_TYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 class Gpu(NamedTuple):
@@ -91,7 +90,6 @@ class Constants(NamedTuple):
 
     dims: GdnDims
     gpu: Gpu
-    operand: torch.dtype  # of products with the state, whose range only bfloat16 and float32 hold
     widths: list[int]  # of all dimensions after the first of packed, out, conv and state
     slab_chunks: int
     block_d: int
@@ -107,7 +105,6 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, choices: int
     tiles, overlap = mixer_tiles(dims, C, dtype), launches_overlap()
     H, HV, K, V, W = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim, dims.conv_width
     mixer = W > 1
-    operand = torch.float32 if dtype == torch.float32 else torch.bfloat16
     block_k, block_v = triton.next_power_of_2(K), triton.next_power_of_2(V)
     block_d = math.gcd(H * K, HV * V, tiles.conv.channels)  # a program has channels of q, of k or of v alone
     every = {"H": H, "HV": HV, "K": K, "C": C, "OVERLAP": overlap, "launch_pdl": overlap}
@@ -121,7 +118,6 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, choices: int
         # Within a chunk all entries are at most 1: half precision has the digits.
         "HALF": tl.float32 if dtype == torch.float32 else tl.float16,
     }
-    between = _TRITON_TYPE[operand if mixer else dtype]  # o's type on its way to the norm, or at the end
     # The copy engine takes whole tiles; measured on Hopper alone.
     engine = gpu.arch == 90 and dtype in _ENGINE_TYPES and K == block_k >= 64 and V == block_v >= 64 and C == 64
 
@@ -130,7 +126,6 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, choices: int
         options = {
             **chunk,
             "BLOCK_V": width,
-            "O_TYPE": between,
             "TMA": tma,
             "STAGES": scan_stages(K, C, dtype.itemsize, width, most, gpu.shared_bytes),
             "num_warps": warps,
@@ -141,9 +136,8 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, choices: int
     return Constants(
         dims,
         gpu,
-        operand,
         [dims.packed_width, HV * V, W, dims.conv_channels, HV, V, K],
-        slab_limit(dims, C, operand.itemsize),
+        slab_limit(dims, C, dtype.itemsize),
         block_d,
         conv=launch_conv.bind(
             **rows,
@@ -156,7 +150,7 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, choices: int
         ),
         prep=launch_prep.bind(**chunk, **gates, num_stages=1, num_warps=tiles.prep.warps, maxnreg=tiles.prep.registers),
         cuts=Cuts(scan(*few, False), scan(*few, engine), scan(*many, False), scan(*many, engine)),
-        norm=launch_norm.bind(**rows, BLOCK_T=_NORM_ROWS, BLOCK_V=block_v, O_TYPE=between, num_warps=4),
+        norm=launch_norm.bind(**rows, BLOCK_T=_NORM_ROWS, BLOCK_V=block_v, num_warps=4),
     )
 
 
@@ -253,7 +247,7 @@ def _rule(
     """What both ops share: from q, k and v to the rule's outputs and states."""
     C, HV, chunks = prefill.chunk_length, at.dims.num_value_heads, prefill.chunks
     todo, room, buffers, held = slabs(prefill.lengths, v.shape[0], C, at.slab_chunks, HV, at.gpu.multiprocessors)
-    work = Workspace.take(at.dims, C, at.operand, v.device, held)
+    work = Workspace.take(at.dims, C, v.dtype, v.device, held)
     prep = at.prep.on(q, k, *gates, *work, chunks)
     scan_on = (q, k, v, o, *work, state, prefill.read_slots, prefill.write_slots, prefill.cu_seqlens, prefill.cu_chunks)
     scans: dict[Cut, ReadyLaunch] = {}

@@ -32,7 +32,6 @@ __all__ = ["gdn_prefill_fla", "gdn_prefill_flashinfer", "warmup"]
 # A library that tunes itself does so on the first prompts it sees: these, before the step's own short ones.
 _WARMUP_LENGTHS = (512,) * 4
 _NORM_ROWS = 16
-_TRITON_TYPE = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 @kernel
@@ -256,7 +255,6 @@ def _gdn_prefill(
         **shape,
         BLOCK_T=_NORM_ROWS,
         BLOCK_V=triton.next_power_of_2(V),
-        O_TYPE=_TRITON_TYPE[out.dtype],
         OVERLAP=False,
     )
 

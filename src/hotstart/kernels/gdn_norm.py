@@ -25,7 +25,6 @@ def _gdn_norm_kernel(
     C: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_V: tl.constexpr,
-    O_TYPE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """Program: chunk x BLOCK_T rows x value head."""
@@ -45,7 +44,7 @@ def _gdn_norm_kernel(
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
-    b_o = tl.load(p_o, m_o, 0.0).to(O_TYPE, bitcast=o_ptr.dtype.element_ty != O_TYPE).to(tl.float32)
+    b_o = tl.load(p_o, m_o, 0.0).to(tl.float32)
     scale = tl.rsqrt(tl.sum(b_o * b_o, 1) * (1.0 / V) + eps)
     b_y = b_o * scale[:, None] * b_w[None, :] * silu(b_z)
     tl.store(p_o, b_y.to(o_ptr.dtype.element_ty), m_o)

@@ -142,11 +142,16 @@ def _gdn_prep_kernel(
     q = tl.load(q_ptr + q_at * UNIT + o_qk, m_qk, 0.0).to(dot)
     squares = tl.sum(tl.where(i == j, tl.dot(q, tl.trans(q), input_precision="tf32x3"), 0.0), 1)
     q_norm = tl.log2(tl.rsqrt(squares + L2_EPS) * K**-0.5)
-    qk = tl.where(i >= j, tl.dot(q, tl.trans(k), input_precision="tf32x3"), 0.0).to(dot)
-    # The norm of q is one more factor of a row, so it joins the row's exponent.
+    qk = tl.where(i >= j, tl.dot(q, tl.trans(k), input_precision="tf32x3"), 0.0)
+    # The norm of q is one more factor of a row, so it joins the row's exponent, but where q k^T would not fit the type.
     grown = total + q_norm
+    rows = grown
+    if dot == tl.float16:
+        qk *= tl.exp2(q_norm)[:, None]
+        rows = total
+    qk = qk.to(dot)
     # Masked before exp2: above the diagonal the exponents are positive and overflow.
-    gates = tl.exp2(tl.where(i >= j, grown[:, None] - total[None, :], float("-inf")))
+    gates = tl.exp2(tl.where(i >= j, rows[:, None] - total[None, :], float("-inf")))
     x = tl.dot(qk, t, input_precision="tf32x3") * gates
     block = i_c * HV + i_hv
     p_z, p_x, p_factor = buffer_at(tiles_ptr, floats_ptr, room, buffer, block, HV, K, V, C)

@@ -12,7 +12,7 @@ transposed into a product, which Triton compiles wrongly for Hopper before 3.7.1
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.gdn_workspace import buffer_at, warmup
+from hotstart.kernels.gdn_workspace import buffer_at, to_operand, warmup
 from hotstart.kernels.launch import Launcher, kernel
 
 __all__ = ["launch_scan"]
@@ -49,7 +49,6 @@ def _gdn_scan_kernel(
     UNIT: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_V: tl.constexpr,
-    O_TYPE: tl.constexpr,
     TMA: tl.constexpr,
     STAGES: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -136,17 +135,16 @@ def _gdn_scan_kernel(
         k_factor = tl.load(p_factor + o_c)
         q_factor = tl.load(p_factor + C + o_c)
         decay = tl.load(p_factor + 2 * C)
-        operand = s.to(dot)
+        operand = to_operand(s, dot)
         r = tl.trans(v).to(tl.float32) - tl.dot(operand, tl.trans(k), input_precision="tf32x3") * k_factor[None, :]
         if TMA:  # noqa: SIM102 - this one is settled at compile time
             if left < C:
                 r = tl.where(m_c[None, :], r, 0.0)
-        r = r.to(dot)
+        r = to_operand(r, dot)
         o = tl.dot(operand, tl.trans(q), input_precision="tf32x3") * q_factor[None, :]
         s = tl.dot(r, tl.trans(z), s * decay, input_precision="tf32x3")
         o = tl.dot(r, tl.trans(x), o, input_precision="tf32x3")
-        o = tl.trans(o).to(O_TYPE).to(o_ptr.dtype.element_ty, bitcast=o_ptr.dtype.element_ty != O_TYPE)
-        tl.store(p_o + o_vo, o, m_vo)
+        tl.store(p_o + o_vo, to_operand(tl.trans(o), o_ptr.dtype.element_ty), m_vo)
         p_o += C * HV * V
         p_factor += HV * (2 * C + 4)
         left -= C

@@ -29,6 +29,7 @@ __all__ = [
     "columns",
     "slab_limit",
     "slabs",
+    "to_operand",
     "unit_of",
     "warmup",
 ]
@@ -136,11 +137,11 @@ class Workspace(NamedTuple):
 
     @classmethod
     def take(
-        cls, dims: GdnDims, chunk_length: int, operand: torch.dtype, device: torch.device, chunks: int
+        cls, dims: GdnDims, chunk_length: int, dtype: torch.dtype, device: torch.device, chunks: int
     ) -> "Workspace":
         tiles, floats, carry = _sizes(dims, chunk_length)
         return cls(
-            torch.empty(chunks * tiles, dtype=operand, device=device),
+            torch.empty(chunks * tiles, dtype=dtype, device=device),
             torch.empty(2 * carry + chunks * floats, dtype=torch.float32, device=device),
         )
 
@@ -155,6 +156,14 @@ def buffer_at(
     p_x = p_tiles + room * (HV * K * C) + block * (C * C)
     p_factor = floats_ptr + 2 * HV * V * K + buffer * room * (HV * (2 * C + 4)) + block * (2 * C + 4)
     return p_z, p_x, p_factor
+
+
+@triton.jit
+def to_operand(x, dtype: tl.constexpr):
+    """float16 ends at 65504: what is beyond it stays there, so that no infinity meets another."""
+    if dtype == tl.float16:
+        x = tl.clamp(x, -65504.0, 65504.0)
+    return x.to(dtype)
 
 
 class Columns(NamedTuple):

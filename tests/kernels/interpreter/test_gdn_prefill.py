@@ -6,7 +6,7 @@ import pytest
 import torch
 from steps import Row, make_step
 from test_gdn import expected, make_dims, make_inputs
-from tolerances import assert_close
+from tolerances import assert_close, relative_error
 
 from hotstart.kernels import gdn_chunked, gdn_workspace
 from hotstart.kernels.gdn import gated_delta_rule_reference
@@ -74,6 +74,21 @@ def test_prompts_match_token_by_token(prompts, dims):
 def test_other_chunk_lengths(chunk_length):
     inputs = case(DIMS["three value heads a key head, K > V"], [Row(66, read=1, write=1)], chunk_length)
     check(inputs, prefill(*inputs))
+
+
+@pytest.mark.parametrize("size", [0.01, 1.0, 60.0])
+def test_float16_keeps_its_digits_and_its_range(size):
+    """Keys and queries of any size, the products of which float16 could not hold."""
+    dims = make_dims(H=1, HV=2, K=32, V=16)
+    step = make_step([], [Row(130, read=1, write=1)], chunk_length=64)
+    packed, weights, conv, state = make_inputs(dims, 130, 3, torch.float16)
+    packed[:, : dims.conv_channels] *= size
+    conv *= size
+    inputs = packed, weights, conv, state * size, step, dims
+    wanted = expected(*inputs)
+    out = torch.empty(130, dims.num_value_heads * dims.value_dim, dtype=torch.float16)
+    gdn_prefill(packed.clone(), weights, conv, inputs[3], step.prefill, dims, out)
+    assert relative_error(out, wanted[0]) < 1e-3 and relative_error(inputs[3][1], wanted[2][1]) < 1e-3
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, about rows whose products are thrown away
