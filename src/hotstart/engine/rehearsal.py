@@ -73,9 +73,11 @@ def answer_plans(size: int, limits: StepLimits) -> list[StepPlan]:
 
 
 def logprob_plan(rows: int, limits: StepLimits) -> StepPlan:
-    """One prompt that wants so many rows of logits, if it can be as long."""
-    length = min(rows, limits.max_model_len, limits.max_num_batched_tokens)
-    return _plan((length,), _EVERYTHING, limits, logprobs_up_to=length)
+    """As few prompts as can want so many rows of logits."""
+    rows = min(rows, limits.max_num_batched_tokens)
+    count = min(-(-rows // limits.max_model_len), limits.max_num_seqs)
+    lengths = _lengths(rows, count, min(2, rows, limits.max_model_len), limits.max_model_len)
+    return _plan(lengths, _EVERYTHING, limits, logprobs_up_to=lengths[-1])
 
 
 def _answers_and_a_prompt(rung: int, limits: StepLimits) -> tuple[int, ...]:

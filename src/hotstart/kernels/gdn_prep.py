@@ -143,13 +143,12 @@ def _gdn_prep_kernel(
     squares = tl.sum(tl.where(i == j, tl.dot(q, tl.trans(q), input_precision="tf32x3"), 0.0), 1)
     q_norm = tl.log2(tl.rsqrt(squares + L2_EPS) * K**-0.5)
     qk = tl.where(i >= j, tl.dot(q, tl.trans(k), input_precision="tf32x3"), 0.0)
-    # The norm of q is one more factor of a row, so it joins the row's exponent, but where q k^T would not fit the type.
-    grown = total + q_norm
-    rows = grown
-    if dot == tl.float16:
+    if dot == tl.float16:  # which might not hold q k^T before q is normed
         qk *= tl.exp2(q_norm)[:, None]
-        rows = total
     qk = qk.to(dot)
+    # The norm of q is one more factor of a row, so elsewhere it joins the row's exponent.
+    grown = total + q_norm
+    rows = total if dot == tl.float16 else grown
     # Masked before exp2: above the diagonal the exponents are positive and overflow.
     gates = tl.exp2(tl.where(i >= j, rows[:, None] - total[None, :], float("-inf")))
     x = tl.dot(qk, t, input_precision="tf32x3") * gates

@@ -144,7 +144,8 @@ def _gdn_scan_kernel(
         o = tl.dot(operand, tl.trans(q), input_precision="tf32x3") * q_factor[None, :]
         s = tl.dot(r, tl.trans(z), s * decay, input_precision="tf32x3")
         o = tl.dot(r, tl.trans(x), o, input_precision="tf32x3")
-        tl.store(p_o + o_vo, to_operand(tl.trans(o), o_ptr.dtype.element_ty), m_vo)
+        o = to_operand(tl.trans(o), o_ptr.dtype.element_ty)
+        tl.store(p_o + o_vo, o, m_vo)
         p_o += C * HV * V
         p_factor += HV * (2 * C + 4)
         left -= C
