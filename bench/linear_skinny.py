@@ -94,7 +94,8 @@ def bench(form: str, N: int, K: int, rows: int) -> dict[str, Any]:
     ]
     launches = weights * max(1, -(-LEAST_LAUNCHES // len(weights)))
     found = [samples_us([partial(call, x, norm, w, y) for w in launches]) for call in FORMS[form]]
-    taken = is_streamed(x) and (form != "alone" or rows == 1)
+    end = "swiglu" if "SwiGLU" in form else "add" if form == "added to" else "store"
+    taken = is_streamed(end, x, y.shape[1], has_norm="norm" in form)
     facts = {"N": N, "K": K, "rows": rows, "bytes": 2 * N * K, "taken": "ours" if taken else "several"}
     return facts | {"samples_us": found[0], "several_samples_us": found[1]}
 

@@ -26,8 +26,7 @@ from hotstart.kernels.norm import rms_norm
 
 __all__ = ["MOST_ROWS", "add_linear", "is_streamed", "linear", "norm_linear", "norm_swiglu", "stream"]
 
-MOST_ROWS = 2  # of more, and of two where K is large, cuBLAS is no slower: here each row costs arithmetic
-LARGE_K = 4096
+MOST_ROWS = 4
 
 
 @triton.jit
@@ -124,37 +123,43 @@ def _linear_few_kernel(
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x: [T, K], weight: [N, K] -> [T, N].  Of a vocabulary, two rows are faster with cuBLAS already."""
-    if x.shape[0] > 1 or not is_streamed(x):
+    """x: [T, K], weight: [N, K] -> [T, N]."""
+    N = weight.shape[0]
+    if not is_streamed("store", x, N, has_norm=False):
         return F.linear(x, weight)
-    return stream("store", x, weight, x.new_empty(x.shape[0], weight.shape[0]))
+    return stream("store", x, weight, x.new_empty(x.shape[0], N))
 
 
 def norm_linear(x: Tensor, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
     """x: [T, K], norm: [K], weight: [N, K] -> [T, N]."""
-    if not is_streamed(x):
+    N = weight.shape[0]
+    if not is_streamed("store", x, N, has_norm=True):
         return F.linear(rms_norm(x, norm, eps), weight)
-    return stream("store", x, weight, x.new_empty(x.shape[0], weight.shape[0]), norm, eps)
+    return stream("store", x, weight, x.new_empty(x.shape[0], N), norm, eps)
 
 
 def norm_swiglu(x: Tensor, norm: Tensor, eps: float, weight: Tensor) -> Tensor:
     """x: [T, K], norm: [K], weight: gate | up [2 N, K] -> [T, N]."""
-    if not is_streamed(x):
+    N = weight.shape[0] // 2
+    if not is_streamed("swiglu", x, N, has_norm=True):
         return silu_mul(F.linear(rms_norm(x, norm, eps), weight))
-    return stream("swiglu", x, weight, x.new_empty(x.shape[0], weight.shape[0] // 2), norm, eps)
+    return stream("swiglu", x, weight, x.new_empty(x.shape[0], N), norm, eps)
 
 
 def add_linear(residual: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """residual: [T, N], in place, x: [T, K], weight: [N, K]."""
-    if not is_streamed(x):
+    if not is_streamed("add", x, weight.shape[0], has_norm=False):
         return residual.addmm_(x, weight.T)
     return stream("add", x, weight, residual)
 
 
-def is_streamed(x: Tensor) -> bool:
-    """Whether products of these rows take the kernel below: where it was measured to be faster."""
+def is_streamed(end: str, x: Tensor, N: int, *, has_norm: bool) -> bool:
+    """Whether products of these rows take the kernel below: where it is faster (the table in docs/DECODE.md)."""
     T, K = x.shape
-    most = 1 if K >= LARGE_K else MOST_ROWS
+    if end == "add":
+        most = MOST_ROWS if N * K <= 1 << 22 else 2 if K <= 4096 else 1
+    else:
+        most = 2 if K < 4096 or not has_norm else 1
     return most >= T and x.dtype == torch.bfloat16 and K % 8 == 0 and launches_overlap()
 
 
@@ -203,7 +208,7 @@ def _warmup(space: LaunchSpace) -> None:
         widths.add(space.attention.num_heads * space.attention.head_dim)
     for dtype, count in product(space.activation_dtypes, range(1, MOST_ROWS + 1)):
         x, norm, weight = (space.empty(*shape, dtype=dtype) for shape in ((count, D), (D,), (64, D)))
-        if is_streamed(x):
+        if is_streamed("store", x, 64, has_norm=True):
             norm_linear(x, norm, space.eps, weight)
             if space.mlp_widths:
                 norm_swiglu(x, norm, space.eps, weight)

@@ -22,7 +22,7 @@ from hotstart.kernels.moe_router import norm_router
 from hotstart.kernels.norm import rms_norm
 from hotstart.kernels.warm_up import warm_up
 
-COUNTS = (1, 2, 3, 16, 17, 64)
+COUNTS = (1, 2, 3, 4, 16, 17, 64)
 MORE_TOKENS = (4, 65, 96, 97, 257, 300)  # where experts' tiles and blocks change
 
 

@@ -10,8 +10,8 @@ from hotstart.kernels.linear_skinny import add_linear, norm_linear, norm_swiglu
 EPS = 1e-6
 LIMIT = 6e-3  # several roundings to bfloat16
 # Columns and K: in, out, gate or up, and down, of 0.8B, 4B and 27B; and next to tiles.
-SIZES = [(8256, 1024), (1024, 2048), (9216, 2560), (2560, 9216), (5120, 17408), (132, 520)]
-ROWS = [1, 2, 3]
+SIZES = [(8256, 1024), (1024, 2048), (2560, 4096), (9216, 2560), (2560, 9216), (5120, 17408), (132, 520)]
+ROWS = [1, 2, 3, 4, 5]
 
 
 def normal(*shape, scale=1.0):
