@@ -37,6 +37,14 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "logprobs 5": {"logprobs": 5},
     "json schema": {"structured_outputs": StructuredOutputsParams(json=_NUMBERS)},
 }
+# Of a request of random traffic, beside temperature, top_k, top_p and log-probabilities.
+WAYS: tuple[dict[str, Any], ...] = (
+    {"min_p": 0.1, "repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": 0.5},
+    {"logit_bias": {1: 2.0, 2: -1.0}, "bad_word_ids": ((2,), (3, 4))},
+    {"min_tokens": 1, "stop_token_ids": (3, 5), "ignore_eos": False},
+    {"allowed_token_ids": (1, 2, 5)},
+    {"structured_outputs": StructuredOutputsParams(json=_NUMBERS)},
+)
 NEIGHBOUR = """
 import sys, torch
 held = torch.empty(2 << 30, dtype=torch.uint8, device="cuda")
@@ -195,6 +203,7 @@ def lengths(client: Client) -> dict[str, Any]:
 def traffic(client: Client, num_requests: int = 10_000) -> dict[str, Any]:
     """Random requests of all lengths in waves, with every way to sample; some are aborted."""
     dice, errors = random.Random(2), []
+    ways = [way for way in WAYS if "structured_outputs" not in way or client.engine.can_guide]
     for first in range(0, num_requests, 100):
         for i in range(first, min(first + 100, num_requests)):
             client.add(
@@ -206,6 +215,7 @@ def traffic(client: Client, num_requests: int = 10_000) -> dict[str, Any]:
                 logprobs=dice.choice((None, None, None, 5)),
                 prompt_logprobs=dice.choice((None,) * 19 + (1,)),
                 seed=i,
+                **(dice.choice(ways) if dice.random() < 0.3 else {}),
             )
         for _ in range(20):
             if client.engine.has_work:
