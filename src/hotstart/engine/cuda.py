@@ -1,4 +1,4 @@
-"""CudaDevice: an NVIDIA GPU behind the engine's seam.  Everything that calls torch.cuda is here.
+"""CudaDevice: an NVIDIA GPU behind the engine's seam.  What steps and their memory ask of torch.cuda is here.
 
 One stream runs all steps, so what a step reads is never overwritten by the next one; the host runs ahead of it by one
 step.  Step data and answers pass through pinned buffers, one for each step under way.  After the seal no step asks the
