@@ -6,22 +6,34 @@ float32 the engine serves the same prompts, so that what is replayed is compared
 
 import logging
 import sys
-from itertools import zip_longest
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product, zip_longest
 
 import pytest
 import torch
+import triton
 from families import FAMILIES, REAL_HEADS, make_checkpoint
 from stepper import MAX_LENGTH, Stepper
 from tolerances import FLOAT32_LOGITS, HALF_MEDIAN_RATIO, HALF_RATIO
 
 from hotstart.config.engine import EngineConfig
+from hotstart.config.model import read_model_config
 from hotstart.engine import startup
+from hotstart.engine.cuda import CudaDevice
+from hotstart.engine.kernels import choose_kernels
+from hotstart.engine.sizing import read_wishes, step_limits
+from hotstart.kernels.launch import LAUNCHERS, recording
 from hotstart.request import Request, SamplingParams
 
 DEVICE = "cuda"
 LENGTHS = [1, 2, 3, 63, 64, 65, 200]
 DECODE_STEPS = 64
 SAMPLES = 5  # of all lengths: 1990 positions
+TORCH = [("dense-nested", "torch"), ("moe-stacked", "torch")]
+REAL = [(family.name, "triton") for family in REAL_HEADS]
+CASES = [*((family.name, "triton") for family in FAMILIES), *REAL, *TORCH]
+HALVES = [(*case, "bfloat16") for case in CASES]
+HALVES += [(*case, "float16") for case in REAL]
 EVERY = {family.name: family for family in (*FAMILIES, *REAL_HEADS)}
 
 
@@ -76,13 +88,32 @@ def theirs(folder, dtype, samples):
     return [model(torch.tensor([tokens], device=DEVICE)).logits[0].float() for tokens in samples]
 
 
+def engine_config(folder, dtype, backend, **wishes):
+    small = {"max_model_len": MAX_LENGTH, "max_num_seqs": len(LENGTHS), "max_num_batched_tokens": 512}
+    limits = {"kv_cache_memory_bytes": "256MiB", "jit_monitor_mode": "error", "tune": "off", "device": "cuda"}
+    return EngineConfig(model=str(folder), dtype=dtype, kernel_backend=backend, **small, **limits, **wishes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(checkpoint):
+    """The binaries of all engines, side by side: those of one leave most of the processor's cores idle."""
+    spaces = []
+    for name, backend, dtype in (*((*case, "float32") for case in CASES), *HALVES):
+        if backend == "triton":
+            config, device = engine_config(checkpoint(name), dtype, backend), CudaDevice(backend)
+            model = read_model_config(config.model)
+            limits = step_limits(config, model, read_wishes(config, model, device), device)
+            spaces.append(choose_kernels(config, model, limits, device).space)
+    warmups = dict.fromkeys(launcher.warmup for launcher in LAUNCHERS)
+    with ThreadPoolExecutor() as pool, recording(), triton.AsyncCompileMode(pool):
+        for space, warmup in product(spaces, warmups):
+            warmup(space.on(torch.device("meta")))
+
+
 @pytest.fixture
 def start(request):
     def make(folder, dtype, backend, **wishes):
-        small = {"max_model_len": MAX_LENGTH, "max_num_seqs": len(LENGTHS), "max_num_batched_tokens": 512}
-        limits = {"kv_cache_memory_bytes": "256MiB", "jit_monitor_mode": "error", "tune": "off", "device": DEVICE}
-        chosen = {"model": str(folder), "dtype": str(dtype).removeprefix("torch."), "kernel_backend": backend}
-        engine = startup.start(EngineConfig(**small, **limits, **chosen, **wishes))
+        engine = startup.start(engine_config(folder, dtype, backend, **wishes))
         request.addfinalizer(engine.close)
         return engine
 
@@ -124,15 +155,10 @@ def worst(found, expected):
     return max((a - b).abs().max().item() for a, b in zip(found, expected, strict=True))
 
 
-TORCH = [("dense-nested", "torch"), ("moe-stacked", "torch")]
-REAL = [(family.name, "triton") for family in REAL_HEADS]
-CASES = [*((family.name, "triton") for family in FAMILIES), *REAL, *TORCH]
-
-
 @pytest.mark.parametrize(("name", "backend"), CASES)
 def test_float32_logits_match_transformers(name, backend, checkpoint, start, record_property):
     prompts = draw(name, LENGTHS)
-    engine = start(checkpoint(name), torch.float32, backend)
+    engine = start(checkpoint(name), "float32", backend)
     answers, positions = serve(engine, prompts)
     assert engine.late_events == ()
     whole = [tokens + answer for tokens, answer in zip(prompts, answers, strict=True)]
@@ -167,21 +193,16 @@ def float32(checkpoint):
     return get
 
 
-HALVES = [(name, "triton", "bfloat16") for name in ("dense-nested", "moe-per-expert", "next")]
-HALVES += [(*case, "bfloat16") for case in (*REAL, *TORCH)]
-HALVES += [(*case, "float16") for case in REAL[:2]]
-
-
 @pytest.mark.parametrize(("name", "backend", "dtype"), HALVES)
 def test_halves_are_no_further_from_float32_than_transformers(
     name, backend, dtype, checkpoint, float32, start, record_property
 ):
     """One rounding can send a token to another expert: it takes a few thousand positions to tell two engines apart."""
-    dtype, count = getattr(torch, dtype), len(LENGTHS)
+    count = len(LENGTHS)
     prompts, answers = draw(name, LENGTHS * SAMPLES), draw(name, [DECODE_STEPS] * count, seed=8)
     samples = [tokens + answer for tokens, answer in zip_longest(prompts, answers, fillvalue=[])]
     exact = torch.cat(float32(name, samples))
-    their_error = (torch.cat(theirs(checkpoint(name), dtype, samples)) - exact).square().mean(-1)
+    their_error = (torch.cat(theirs(checkpoint(name), getattr(torch, dtype), samples)) - exact).square().mean(-1)
     engine = start(checkpoint(name), dtype, backend, enforce_eager=True)
     found = run(engine, prompts[:count], answers)
     for first in range(count, len(prompts), count):
