@@ -2,8 +2,8 @@
 
 python -m bench.weights_peak [--folder FOLDER] [--out FILE]
 
-Torch's view is the peak of what it allocated; the driver's what the card gave out, looked at every half millisecond.
-The driver's holds what torch's allocator rounds up and keeps, too.
+Torch's view is the peak of what it allocated; the driver's what the card gave out, to anybody, looked at every half
+millisecond.  The driver's holds what torch's allocator rounds up and keeps, too.
 """
 
 import argparse
@@ -116,7 +116,8 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    allocated, given_out, start = torch.cuda.memory_allocated(), _given_out(), time.perf_counter()
+    allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+    given_out, start = _given_out(), time.perf_counter()
     with _driver_peak() as peak:
         load_weights(model, folder, allocate, stream_to=device)
     seconds = time.perf_counter() - start
@@ -128,6 +129,7 @@ def measure(case: Case, folder: Path) -> dict[str, Any]:
         "num_shards": len(list(folder.glob("*.safetensors"))),
         "weights_bytes": weights_bytes,
         "beside_torch_bytes": torch.cuda.max_memory_allocated() - allocated - weights_bytes,
+        "beside_reserved_bytes": torch.cuda.max_memory_reserved() - reserved - weights_bytes,
         "beside_driver_bytes": peak[0] - given_out - weights_bytes,
         "load_s": round(seconds, 3),
     }

@@ -156,7 +156,7 @@ def worst(found, expected):
 
 
 @pytest.mark.parametrize(("name", "backend"), CASES)
-def test_float32_logits_match_transformers(name, backend, checkpoint, start, record_property):
+def test_float32_logits_match_transformers(name, backend, checkpoint, start, record_testsuite_property):
     prompts = draw(name, LENGTHS)
     engine = start(checkpoint(name), "float32", backend)
     answers, positions = serve(engine, prompts)
@@ -164,8 +164,7 @@ def test_float32_logits_match_transformers(name, backend, checkpoint, start, rec
     whole = [tokens + answer for tokens, answer in zip(prompts, answers, strict=True)]
     exact = theirs(checkpoint(name), torch.float32, whole)
     ours = run(engine, prompts, answers)
-    record_property("spread", torch.cat(exact).std().item())
-    record_property("difference", worst(ours, exact))
+    record_testsuite_property(f"{name} {backend} float32 difference", f"{worst(ours, exact):.2g}")
     assert 2.0 < torch.cat(exact).std() < 3.0
     assert worst(ours, exact) < FLOAT32_LOGITS
 
@@ -195,7 +194,7 @@ def float32(checkpoint):
 
 @pytest.mark.parametrize(("name", "backend", "dtype"), HALVES)
 def test_halves_are_no_further_from_float32_than_transformers(
-    name, backend, dtype, checkpoint, float32, start, record_property
+    name, backend, dtype, checkpoint, float32, start, record_testsuite_property
 ):
     """One rounding can send a token to another expert: it takes a few thousand positions to tell two engines apart."""
     count = len(LENGTHS)
@@ -210,7 +209,6 @@ def test_halves_are_no_further_from_float32_than_transformers(
     our_error = (torch.cat(found) - exact).square().mean(-1)
     ratio = (our_error.mean() / their_error.mean()).sqrt().item()
     median_ratio = (our_error.median() / their_error.median()).sqrt().item()
-    for key, value in {"rms error": their_error.mean().sqrt().item(), "ratio": ratio, "median": median_ratio}.items():
-        record_property(key, value)
+    record_testsuite_property(f"{name} {backend} {dtype} error over theirs", f"{ratio:.3f}, median {median_ratio:.3f}")
     assert ratio < HALF_RATIO
     assert median_ratio < HALF_MEDIAN_RATIO
