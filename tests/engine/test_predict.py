@@ -1,6 +1,7 @@
 """The foretold plan: its second description of the layers agrees with the layers, and its sum is start-up's own."""
 
 import json
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,9 +18,9 @@ from hotstart.config.published import PUBLISHED, published_config
 from hotstart.engine.allocator import Segments
 from hotstart.engine.limits import StepLimits
 from hotstart.engine.predict import predict, weight_tensors
-from hotstart.engine.predict_step import GpuTraits, StepShapes, step_bytes
+from hotstart.engine.predict_step import SMALL_BYTES, GpuTraits, StepShapes, _Step, step_bytes
 from hotstart.engine.rehearsal import worst_plans
-from hotstart.engine.sizes import GpuSizes
+from hotstart.engine.sizes import GpuSizes, padded_rows
 from hotstart.errors import ConfigError
 from hotstart.kernels.backends import ops_for
 from hotstart.kernels.gpus import parse_gpu
@@ -74,6 +75,63 @@ def test_a_step_takes_what_the_layers_take(
     real = max(reserved for _, reserved in trace(config, limits, plans, gpu, monkeypatch))
     segment = 20 * MIB
     assert abs(ours - real) <= max(segment, 0.03 * real)
+
+
+def random_lengths(dice: random.Random, limits: StepLimits) -> list[int]:
+    """Of a step that traffic can bring: answers, long prompts, short ones, all alike or mixed."""
+    left, lengths = dice.choice((limits.max_num_batched_tokens, dice.randint(1, limits.max_num_batched_tokens))), []
+    usual = dice.choice(((1,), (2, 64, 65), (1, 1, 1, 300), (limits.max_model_len,)))
+    for _ in range(dice.choice((limits.max_num_seqs, dice.randint(1, limits.max_num_seqs)))):
+        length = min(left, limits.max_model_len, dice.choice((*usual, dice.randint(1, max(left, 1)))))
+        lengths += [length] * (length > 0)
+        left -= length
+    return sorted(lengths)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "num_seqs", "num_tokens", "length"),
+    [
+        ("qwen3.5-4b", "bfloat16", 256, 8192, 9216),
+        ("qwen3.5-27b", "bfloat16", 64, 8192, 1000),
+        ("qwen3.5-35b-a3b", "bfloat16", 1, 1000, 100),
+        ("qwen3.5-27b", "float32", 1024, 1024, 33000),
+        ("qwen3-next-80b-a3b", "float16", 7, 512, 320),
+    ],
+)
+def test_no_step_takes_more_than_start_up_held_for_the_worst(
+    name: str, dtype: str, num_seqs: int, num_tokens: int, length: int
+) -> None:
+    """In the block that is held, whatever the traffic: else memory would grow after the seal."""
+    config, dice = shortened(published_config(name), 4), random.Random(num_seqs)
+    limits = StepLimits(num_seqs, num_tokens, length, 16, 64, 128, num_seqs, 1, config.vocab_size)
+    traits, sizes = GpuTraits(90, True), GpuSizes()
+    rungs, rows = sizes.token_rungs(num_tokens), sizes.row_rungs(limits.slab_rows)
+
+    def rung(tokens: int) -> int:
+        return next(one for one in rungs if one >= tokens)
+
+    plans = worst_plans(num_tokens, limits, thorough=True)
+    shapes = [StepShapes.of(plan, rung(plan.num_tokens), limits, rows) for plan in plans]
+    worst = max(step_bytes(config, dtype, limits, traits, one) for one in shapes)
+    for _ in range(12):
+        lengths, wants = random_lengths(dice, limits), dice.random() < 0.5
+        prompts = [n for n in lengths if n > 1]
+        shape = StepShapes(
+            tokens=rung(sum(lengths)),
+            decodes=len(lengths) - len(prompts),
+            prompts=tuple(prompts),
+            samples=padded_rows(len(lengths), limits.slab_rows, rows),
+            targets=padded_rows(sum(prompts) * wants, limits.slab_rows, rows),
+            edits=dice.random() < 0.5,
+            logprobs=dice.random() < 0.5,
+        )
+        held = Segments()
+        blocks = [held.take(MIB) for _ in range(SMALL_BYTES // MIB)] + [held.take(worst)]
+        for block in blocks:
+            held.free(block)
+        before = held.reserved
+        _Step(config, dtype, limits, traits, shape, held).run()
+        assert held.peak == before, shape
 
 
 def test_segments_follow_the_allocators_rules() -> None:

@@ -38,6 +38,7 @@ def worst_plans(rung: int, limits: StepLimits, *, thorough: bool = False) -> lis
         _answers_and_prompts(rung, limits),
         _prompts(rung, 1, limits),
         _prompts(rung, limits.max_num_seqs, limits),
+        *([(1,)] if limits.max_num_seqs == 1 else []),  # who is alone answers, too
     )
     way, far = _EVERYTHING if thorough else _SORTED, limits.max_model_len
     plans = [_plan(shape, way, limits, logprobs_up_to=far) for shape in dict.fromkeys(shapes)]
