@@ -13,9 +13,10 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from hotstart.kernels.gdn_workspace import warmup
 from hotstart.kernels.launch import Launcher, kernel
 
-__all__ = ["keep_inputs", "launch_conv", "silu"]
+__all__ = ["bounded", "keep_inputs", "launch_conv", "silu"]
 
 LOG2E = tl.constexpr(1.4426950408889634)
+LARGEST = tl.constexpr(2.0**60)
 
 
 @triton.jit
@@ -23,6 +24,12 @@ def silu(x):
     # exp2 and rsqrt are one instruction each on the GPU; a division is six.
     root = tl.rsqrt(1.0 + tl.exp2(x * -LOG2E))
     return x * (root * root)
+
+
+@triton.jit
+def bounded(x):
+    """Of q, k and v: what is larger has a square that float32 does not hold.  silu bounds it from below."""
+    return tl.minimum(x, LARGEST, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -138,7 +145,7 @@ def _gdn_conv_kernel(
         u = tl.zeros([C // RUN, BLOCK_D], tl.float32)
         for j in tl.static_range(W):
             u += xs[i + j].to(tl.float32) * ws[j]
-        tl.store(p_u + i * stride, silu(u).to(v_ptr.dtype.element_ty), (o_r + i < n)[:, None])
+        tl.store(p_u + i * stride, bounded(silu(u)).to(v_ptr.dtype.element_ty), (o_r + i < n)[:, None])
 
 
 launch_conv = Launcher(_gdn_conv_kernel, warmup=warmup)

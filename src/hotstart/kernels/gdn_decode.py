@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from hotstart.kernels.gdn_conv import bounded
 from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, launches_overlap
 from hotstart.kernels.ops import DecodeStep, GdnDims, GdnWeights
 
@@ -51,7 +52,7 @@ def _convolved(b_xs, b_ws, W: tl.constexpr):
     b_u = b_xs[0].to(tl.float32) * b_ws[0].to(tl.float32)
     for j in tl.static_range(1, W):
         b_u += b_xs[j].to(tl.float32) * b_ws[j].to(tl.float32)
-    return b_u * tl.sigmoid(b_u)
+    return bounded(b_u * tl.sigmoid(b_u))
 
 
 @triton.jit

@@ -9,16 +9,20 @@ from dataclasses import replace
 import pytest
 import torch
 from steps import Row, make_step, moved
-from test_gdn import expected, make_dims, make_inputs
+from test_gdn import HARD, expected, make_dims, make_inputs
 from tolerances import relative_error
 
-from hotstart.kernels import gdn_chunked, gdn_workspace
+from hotstart.kernels import gdn_chunked, gdn_tiles, gdn_workspace
 from hotstart.kernels.gdn_chunked import gated_delta_rule_chunked, gdn_prefill
 from hotstart.kernels.gdn_decode import gdn_decode
+from hotstart.kernels.launch import recording
+from hotstart.kernels.target import Target
 
 HEADS = [(16, 16), (16, 32), (16, 48), (16, 64), (8, 24), (4, 8), (2, 8), (1, 1), (1, 3)]
 SIZES = [(96, 192), (64, 48), (256, 256), (128, 64), (64, 128)]
-OUT, STATE, HARD = 5e-3, 5e-3, 1.5e-2
+OUT, STATE = 5e-3, 3e-3
+SLOW_OUT, SLOW_STATE = 1e-2, 1.2e-2  # of states that hardly decay, and of keys that are nearly parallel
+KIB = 1024
 RAGGED = [
     Row(1, read=1, write=1),
     Row(65, write=2),
@@ -34,6 +38,9 @@ def case(dims, prompts, dtype=torch.bfloat16, state_dtype=torch.float32, decodes
     step = make_step(decoding, prompts, padding=2)
     inputs = make_inputs(dims, step.num_tokens + 2, num_slots, dtype, seed=seed)
     inputs[0][step.num_tokens :] = float("nan")  # rows of padding
+    for prompt in prompts:
+        if prompt.read < 0 and prompt.length:  # what a fresh slot held
+            inputs[2][prompt.write] = inputs[3][prompt.write] = float("nan")
     packed, weights, conv, state = (moved(x, "cuda") for x in inputs)
     return packed, weights, conv, state.to(state_dtype), moved(step, "cuda"), dims
 
@@ -86,9 +93,27 @@ def test_other_head_sizes(K, V):
     check(inputs, prefill(*inputs))
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 15, 16, 17, 31, 32, 33, 64, 127, 128, 129, 1000, 4096])
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 1000, 4096])
 def test_lengths(length):
     inputs = case(make_dims(2, 4, K=128, V=128), [Row(length, read=2, write=3)])
+    check(inputs, prefill(*inputs))
+
+
+@pytest.mark.parametrize("length", [1, 64, 1000, 8192, 32_768])
+def test_a_call_takes_no_more_than_it_declares(length):
+    packed, weights, conv, state, step, dims = case(make_dims(16, 32, K=128, V=128), [Row(length, read=2, write=3)])
+    out = torch.empty(packed.shape[0], dims.num_value_heads * dims.value_dim, dtype=packed.dtype, device="cuda")
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    gdn_prefill(packed, weights, conv, state, step.prefill, dims, out)
+    declared = 64 << 20 if length > 8192 else gdn_workspace.WORKSPACE_BYTES + gdn_workspace.APART_BYTES
+    assert torch.cuda.max_memory_allocated() - before <= declared
+
+
+def test_sixty_four_sequences_of_any_length():
+    lengths = torch.randint(0, 200, (64,), generator=torch.Generator().manual_seed(5)).tolist()
+    prompts = [Row(n, start=5 * (i % 2), read=i if i % 2 else -1, write=i) for i, n in enumerate(lengths)]
+    inputs = case(make_dims(1, 2, K=128, V=128), prompts, num_slots=65)
     check(inputs, prefill(*inputs))
 
 
@@ -114,7 +139,44 @@ def test_extreme_gates(A_log, a, b):
     packed[:, dims.a_offset : dims.a_offset + dims.num_value_heads] = a
     weights = replace(weights, A_log=torch.full_like(weights.A_log, A_log))
     inputs = packed, weights, conv, state, step, dims
-    check(inputs, prefill(*inputs), out_limit=1e-2, state_limit=HARD)
+    check(inputs, prefill(*inputs), out_limit=SLOW_OUT, state_limit=SLOW_STATE)
+
+
+@pytest.mark.parametrize("kind", HARD)
+def test_hard_inputs(kind):
+    """Those of the torch forms: gates that alternate or wipe, no queries, keys of any length and likeness."""
+    dims = make_dims(2, 6, K=128, V=128)
+    step = make_step([Row(1, read=2, write=2)], [Row(90, read=4, write=4), Row(40, write=1)], padding=1)
+    packed, weights, conv, state = make_inputs(dims, step.num_tokens + 1, 6, torch.bfloat16)
+    weights.conv.zero_()
+    weights.conv[:, -1] = 1.0  # q, k and v are silu of the rows of packed
+    HARD[kind](packed, weights, dims)
+    inputs = (*(moved(x, "cuda") for x in (packed, weights, conv, state, step)), dims)
+    slow = kind in ("identical keys", "correlated keys", "no decay", "faint decay")
+    check(inputs, prefill(*inputs), SLOW_OUT if slow else OUT, SLOW_STATE if slow else STATE)
+
+
+def test_states_of_any_size():
+    packed, weights, conv, state, step, dims = case(make_dims(2, 6, K=128, V=128), [Row(200, read=4, write=4)])
+    inputs = packed, weights, conv, state * 1e3, step, dims
+    check(inputs, prefill(*inputs))
+
+
+def test_the_largest_inputs_stay_finite_and_right():
+    """Of bfloat16, in every column but z: q, k and v of one size, gates that open and shut at once."""
+    dims = make_dims(2, 4, K=128, V=128)
+    packed, weights, conv, state, step, dims = case(dims, [Row(100, read=1, write=1)])
+    weights.conv.zero_()
+    weights.conv[:, -1] = 1.0
+    for columns in (packed[:-2, : dims.conv_channels], packed[:-2, dims.b_offset :]):
+        columns.copy_(columns.sign() * torch.finfo(torch.bfloat16).max)
+    out, _, after = prefill(packed, weights, conv, state, step, dims)
+    decoded = torch.empty_like(out)
+    gdn_decode(packed, weights, conv.clone(), state_after := state.clone(), step.decode, dims, decoded)
+    wanted, _, _ = expected(packed, weights, conv, state, step, dims)
+    assert after[1].isfinite().all() and state_after[8].isfinite().all()
+    assert relative_error(out[1:101], wanted[1:101]) < OUT
+    assert relative_error(decoded[:1], wanted[:1]) < OUT
 
 
 @pytest.mark.parametrize("at", [5, 63, 64, 199])
@@ -124,7 +186,7 @@ def test_one_token_that_wipes_the_state(at):
     packed[:, a] = -8.0
     packed[1 + at, a] = 60.0
     inputs = packed, weights, conv, state, step, dims
-    check(inputs, prefill(*inputs), state_limit=HARD)
+    check(inputs, prefill(*inputs))
 
 
 def rule_inputs(T, H, HV, K, V, seed=0):
@@ -163,6 +225,7 @@ KEYS = {
     "tiny": lambda k: k * 1e-4,
     "large": lambda k: k * 1e4,
     "all the same": lambda k: k[:1].expand_as(k),
+    "orthogonal": lambda k: torch.eye(128, device=k.device)[torch.arange(len(k)) % 128, None].expand_as(k),
     "cosine 0.5": lambda k: parallel(k, 0.5),
     "cosine 0.9": lambda k: parallel(k, 0.9),
     "cosine 0.99": lambda k: parallel(k, 0.99),
@@ -177,8 +240,8 @@ def test_the_rule_alone_with_keys_of_every_kind(keys):
     step, out = moved(make_step([], [Row(512, read=1, write=1)]), "cuda"), torch.empty_like(v)
     wanted, after = rule_in_float64(q, k, v, g, beta, state[1])
     gated_delta_rule_chunked(q, k, v, g, beta, state, step.prefill, out)
-    assert relative_error(out, wanted) < 1e-2
-    assert relative_error(state[1], after) < HARD
+    assert relative_error(out, wanted) < SLOW_OUT
+    assert relative_error(state[1], after) < SLOW_STATE
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-6, 1e3, 1e15])
@@ -300,6 +363,12 @@ def test_nothing_but_its_own_inputs_changes_a_bit(heads, monkeypatch):
             assert same(prefill(*inputs), first, rows)
     forget()
 
+    arch, shared_bytes, count = gdn_chunked._gpu()
+    for multiprocessors in (1, 30, 2 * count):
+        with monkeypatch.context() as patch:
+            patch.setattr(gdn_chunked, "_gpu", lambda n=multiprocessors: gdn_chunked.Gpu(arch, shared_bytes, n))
+            assert same(prefill(*inputs), first, rows)
+
     packed, weights, conv, state, _, _ = inputs
     begin = 0
     for prompt in RAGGED:
@@ -311,6 +380,21 @@ def test_nothing_but_its_own_inputs_changes_a_bit(heads, monkeypatch):
             assert torch.equal(out, first[0][mine])
             assert torch.equal(conv_after[prompt.write], first[1][prompt.write])
             assert torch.equal(state_after[prompt.write], first[2][prompt.write])
+
+
+@pytest.mark.parametrize("arch", [89, 120])
+def test_the_tiles_of_cards_with_less_shared_memory(arch, monkeypatch):
+    """As sm_89 and sm_120 would have them, compiled for this GPU: right, and within their 99 KiB."""
+    monkeypatch.setattr(gdn_chunked, "_gpu", lambda: gdn_chunked.Gpu(arch, 99 * KIB, 128))
+    inputs = case(make_dims(4, 12, K=128, V=128), RAGGED)
+    shape = gdn_tiles.RuleShape.of(inputs[-1], inputs[-2].prefill.chunk_length, torch.bfloat16)
+    target = Target("a smaller card", arch, 99 * KIB, "none")
+    conv, prep, scan = (t.candidates(target, shape)[0] for t in (gdn_tiles._conv, gdn_tiles._prep, gdn_tiles._scan))
+    with gdn_tiles._conv.using(shape, conv), gdn_tiles._prep.using(shape, prep), gdn_tiles._scan.using(shape, scan):
+        with recording() as record:
+            results = prefill(*inputs)
+        assert max(binary.metadata.shared for binary in record.binaries.values()) <= 99 * KIB
+        check(inputs, results)
 
 
 @pytest.mark.parametrize("cut", [1, 2, 63, 64, 65, 128, 199])

@@ -79,13 +79,18 @@ def test_extreme_gates(A_log, a, b):
         assert_close(actual[:3], wanted[:3])
 
 
-EXTREMES = {"zero": 0.0, "tiny": 1e-5, "large": 1e4}
+# The last: of bfloat16.
+EXTREMES = {"zero": 0.0, "tiny": 1e-5, "large": 1e4, "largest": torch.finfo(torch.bfloat16).max}
 
 
 @pytest.mark.parametrize("size", EXTREMES.values(), ids=EXTREMES)
 def test_inputs_of_any_size_stay_finite_and_right(size):
     dims = DIMS["one head, V > K"]
     packed, weights, conv, state, step, dims = case(dims, ROWS["in place"])
+    if size > 1e30:  # sums of such would be infinite, here and in the reference
+        weights.conv[:, :-1] = 0.0
+        weights.conv[:, -1] = 1.0
+        conv, packed = conv.sign(), packed.sign()
     packed[:, : dims.conv_channels] *= size
     inputs = packed, weights, conv * size, state, step, dims
     out, _, _ = decode(*inputs)
@@ -105,12 +110,12 @@ def test_a_row_does_not_depend_on_its_neighbours():
 
 
 def test_many_steps_carry_both_states():
-    dims = DIMS["three value heads a key head, K > V"]
+    dims = DIMS["one head, V > K"]
     _, weights, conv, state, _, dims = case(dims, [(-1, 2)], padding=0)
-    tokens = torch.randn(9, dims.packed_width, generator=torch.Generator().manual_seed(1))
-    prompt = make_step([], [Row(9, write=2)])
+    tokens = torch.randn(12, dims.packed_width, generator=torch.Generator().manual_seed(1))
+    prompt = make_step([], [Row(12, write=2)])
     wanted = expected(tokens, weights, conv, state, prompt, dims)
-    for t in range(9):
+    for t in range(12):
         step = make_step([Row(1, start=t, read=2 if t else -1, write=2)], [])
         out, conv, state = decode(tokens[t : t + 1], weights, conv, state, step, dims)
         assert_close(out[0], wanted[0][t])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from steps import Row, make_step
-from test_gdn import expected, make_dims, make_inputs
+from test_gdn import HARD, expected, make_dims, make_inputs
 from tolerances import assert_close, relative_error
 
 from hotstart.kernels import gdn_chunked, gdn_workspace
@@ -20,13 +20,14 @@ DIMS = {
 PROMPTS = {
     "one token": [Row(1, start=6, read=2, write=2)],
     "ragged": [
+        Row(4, start=2, read=2, write=2),
         Row(2, write=4),
         Row(33, start=3, read=1, write=1),
         Row(0, read=0, write=0),
         Row(16, start=16, read=3, write=5),
     ],
-    "long": [Row(130, read=5, write=0)],
 }
+LONG = [Row(130, read=5, write=0)]
 
 
 @pytest.fixture
@@ -67,6 +68,11 @@ def check(inputs, results, factor=1.0):
 @pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS)
 def test_prompts_match_token_by_token(prompts, dims):
     inputs = case(dims, prompts, chunk_length=16)
+    check(inputs, prefill(*inputs))
+
+
+def test_a_long_prompt_matches_token_by_token():
+    inputs = case(DIMS["V > K, more than one tile of values"], LONG, chunk_length=16)
     check(inputs, prefill(*inputs))
 
 
@@ -156,7 +162,7 @@ def test_q_and_k_in_place_of_inputs_that_nobody_needs(HV, K, V, launches, monkey
 
 def test_two_buffers_in_turns(monkeypatch, fresh_constants):
     dims = DIMS["three value heads a key head, K > V"]
-    inputs = case(dims, PROMPTS["long"], 16)
+    inputs = case(dims, LONG, 16)
     monkeypatch.setattr(gdn_workspace, "_BESIDE", 2)
     monkeypatch.setattr(gdn_workspace, "WORKSPACE_BYTES", 2 * 4 * 3 * 24 * 16 + 8 * 4 * 3 * 16 * 43)
     gdn_workspace.slabs.cache_clear()
@@ -206,11 +212,52 @@ def test_extreme_gates(A_log, a, b):
     check(inputs, prefill(*inputs), factor=30 if a == 100.0 else 1)
 
 
+@pytest.mark.parametrize("part", range(3))
+def test_hard_inputs(part):
+    """Those of the torch forms, a sequence of one step for each: gates that alternate or wipe, keys of any likeness."""
+    dims, kinds = make_dims(H=1, HV=1, K=16, V=24), list(HARD)[part::3]
+    prompts = [Row(43, read=i, write=i) for i in range(len(kinds))]
+    packed, weights, conv, state, step, _ = case(dims, prompts, 16, decodes=0, num_slots=len(kinds))
+    weights.conv.zero_()
+    weights.conv[:, -1] = 1.0  # q, k and v are silu of the rows of packed
+    weights.A_log.zero_(), weights.dt_bias.zero_()
+    for i, kind in enumerate(kinds):
+        HARD[kind](packed[43 * i : 43 * i + 43], weights, dims)
+    inputs = packed, weights, conv, state, step, dims
+    check(inputs, prefill(*inputs))
+
+
+def test_values_and_states_of_any_size():
+    dims = make_dims(H=1, HV=1, K=16, V=24)
+    packed, weights, conv, state, step, _ = case(dims, [Row(20, read=1, write=1)], 16, decodes=0)
+    packed[:, 2 * dims.key_dim : dims.conv_channels] *= 1e3
+    inputs = packed, weights, conv, state * 1e3, step, dims
+    results, wanted = prefill(*inputs), expected(*inputs)
+    assert relative_error(results[0][:20], wanted[0]) < 1e-5
+    assert relative_error(results[2][1], wanted[2][1]) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, about what is infinite in the middle of a sigmoid
+def test_the_largest_inputs_stay_finite_and_right():
+    """Of bfloat16, in every column but z: q, k and v of one size, gates that open and shut at once."""
+    dims = make_dims(H=1, HV=1, K=16, V=24)
+    packed, weights, conv, state, step, _ = case(dims, [Row(20, read=1, write=1)], 16, decodes=0)
+    weights.conv.zero_()
+    weights.conv[:, -1] = 1.0
+    for columns in (packed[:, : dims.conv_channels], packed[:, dims.b_offset :]):
+        columns.copy_(columns.sign() * torch.finfo(torch.bfloat16).max)
+    inputs = packed, weights, conv, state, step, dims
+    out, _, after = prefill(*inputs)
+    assert_close(out[:20], expected(*inputs)[0][:20], factor=4)
+    assert after[1].isfinite().all()
+
+
 KEYS = {
     "zero": lambda k: k * 0,
     "tiny": lambda k: k * 1e-4,
     "large": lambda k: k * 1e4,
     "all the same": lambda k: k[:1].expand_as(k),
+    "orthogonal": lambda k: torch.eye(16)[torch.arange(len(k)) % 16, None],
     "nearly the same": lambda k: k[:1] + 0.1 * k,
 }
 

@@ -1,0 +1,119 @@
+"""Errors of the chunked rule on a GPU against the rule token by token in float64, beside flash-linear-attention's.
+
+    python -m bench.gdn_errors [--out FILE.json] [--peer fla|none]
+
+Both get the same inputs in bfloat16, gates and states in float32, and norm q and k themselves.  An error is the L2 norm
+of the difference over that of what is right.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.device import facts
+from bench.gdn_prefill import prompts
+from hotstart.kernels.gdn_chunked import chunk_length_for, gated_delta_rule_chunked
+from hotstart.kernels.ops import GdnDims
+
+__all__ = ["CASES", "errors"]
+
+DIMS = GdnDims(4, 8, 128, 128, conv_width=1, eps=0.0)
+TOKENS = 512
+
+
+def _decays(slowest: float, fastest: float) -> Tensor:
+    rates = torch.linspace(slowest, fastest, DIMS.num_value_heads, device="cuda")
+    return -rates * torch.rand(TOKENS, DIMS.num_value_heads, device="cuda")
+
+
+def _models_decays() -> Tensor:
+    """As the models have them: slow heads and fast ones."""
+    HV = DIMS.num_value_heads
+    bias = torch.linspace(-6, 0, HV, device="cuda")
+    x = torch.randn(TOKENS, HV, device="cuda") + bias
+    return -torch.linspace(0.01, 16, HV, device="cuda") * torch.nn.functional.softplus(x)
+
+
+def _alike(cosine: float) -> Tensor:
+    """Keys, any two of which have about this cosine."""
+    one, others = (torch.nn.functional.normalize(_normal(n, DIMS.num_key_heads, 128), dim=-1) for n in (1, TOKENS))
+    return cosine**0.5 * one + (1 - cosine) ** 0.5 * others
+
+
+def _normal(*shape: int) -> Tensor:
+    return torch.randn(*shape, device="cuda")
+
+
+CASES = {
+    "decays as models have them": lambda: (_normal(TOKENS, 4, 128), _models_decays()),
+    "no decay at all": lambda: (_normal(TOKENS, 4, 128), _decays(0.0, 0.0)),
+    "keys of cosine 0.9, slow decay": lambda: (_alike(0.9), _decays(0.02, 0.02)),
+    "keys of cosine 0.99, slow decay": lambda: (_alike(0.99), _decays(0.02, 0.02)),
+}
+
+
+def _in_float64(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    group = v.shape[1] // k.shape[1]
+    q, k, v, g, beta, state = (x.double() for x in (q, k, v, g, beta, state))
+    q, k = (x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt() for x in (q, k))
+    q, k = (q * k.shape[-1] ** -0.5).repeat_interleave(group, 1), k.repeat_interleave(group, 1)
+    outputs = torch.empty_like(v)
+    for t in range(v.shape[0]):
+        state = state * g[t].exp()[:, None, None]
+        delta = beta[t][:, None] * (v[t] - (state @ k[t][..., None])[..., 0])
+        state = state + delta[:, :, None] * k[t][:, None, :]
+        outputs[t] = (state @ q[t][..., None])[..., 0]
+    return outputs, state
+
+
+def _relative(actual: Tensor, wanted: Tensor) -> float:
+    return float((actual.double() - wanted).norm() / wanted.norm())
+
+
+def errors(case: str, peer: Any, seed: int = 0) -> dict[str, Any]:
+    """Of the outputs and of the state after the prompt; `peer` is flash-linear-attention's function, or None."""
+    torch.manual_seed(seed)
+    HV, bfloat16 = DIMS.num_value_heads, torch.bfloat16
+    k, g = CASES[case]()
+    q, k, v = _normal(TOKENS, 4, 128).to(bfloat16), k.to(bfloat16), _normal(TOKENS, HV, 128).to(bfloat16)
+    beta, state = torch.sigmoid(_normal(TOKENS, HV)), _normal(HV, 128, 128)
+    wanted = _in_float64(q, k, v, g, beta, state)
+    step = prompts(1, TOKENS, chunk_length_for(DIMS, bfloat16), 0)
+    out, pool = torch.empty_like(v), state[None].clone()
+    gated_delta_rule_chunked(q, k, v, g, beta, pool, step, out)
+    row: dict[str, Any] = {"case": case, "ours": [_relative(out, wanted[0]), _relative(pool[0], wanted[1])]}
+    if peer is not None:
+        theirs, after = peer(
+            q[None], k[None], v[None], g=g[None], beta=beta[None], initial_state=state.mT[None].contiguous(),
+            output_final_state=True, use_qk_l2norm_in_kernel=True,
+        )  # fmt: skip
+        row["peer"] = [_relative(theirs[0], wanted[0]), _relative(after[0].mT, wanted[1])]
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", choices=("fla", "none"), default="none")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    peer, versions = None, {}
+    if options.peer == "fla":
+        import fla
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule as peer
+
+        versions["fla"] = fla.__version__
+    record = facts(f"python -m bench.gdn_errors --peer {options.peer}") | versions
+    record |= {"heads": [4, 8], "tokens": TOKENS, "rows": [errors(case, peer) for case in CASES]}
+    for row in record["rows"]:
+        cells = [f"{name} {row[name][0]:.2e} {row[name][1]:.2e}" for name in ("ours", "peer") if name in row]
+        print(f"{row['case']:<36}" + "   ".join(cells))
+    if options.out:
+        options.out.write_text(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()
