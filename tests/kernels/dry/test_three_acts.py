@@ -23,9 +23,11 @@ def three_acts():
 def test_the_three_acts(three_acts):
     first, second, third = three_acts.acts("qwen3.5-4b", "rtx5090", steps=100)
     assert first.warmed == 0
-    assert len(first.events) > 0
-    never = [event for event in first.events if event.cause == "this kernel was never warmed"]
-    assert {event.key.partition("(")[0] for event in first.events} == {event.key.partition("(")[0] for event in never}
+    compiled, tuned = ([event for event in first.events if event.kind == kind] for kind in ("compile", "tuning"))
+    assert len(compiled) > 0 and len(tuned) > 0
+    never = [event for event in compiled if event.cause == "this kernel was never warmed"]
+    assert {event.key.partition("(")[0] for event in compiled} == {event.key.partition("(")[0] for event in never}
+    assert {event.key.partition("(")[0] for event in tuned} == {"_self_tuning_norm_kernel"}
     assert len(second.events) > 0
     assert all("state_ptr is *fp32, was *bf16" in event.cause for event in second.events)
     assert second.warmed == third.warmed
