@@ -9,7 +9,7 @@ import pytest
 from hotstart.engine.limits import StepLimits
 from hotstart.engine.rehearsal import worst_plans
 from hotstart.engine.sizes import GpuSizes
-from hotstart.kernels import gdn_workspace
+from hotstart.kernels import gdn_chunked, gdn_workspace
 from hotstart.kernels.gdn_workspace import columns, slab_limit, slabs
 from hotstart.kernels.ops import GdnDims
 
@@ -51,14 +51,15 @@ def test_slabs_hold_every_chunk_once_and_fit():
 
 @pytest.mark.parametrize(
     ("lengths", "num_slabs", "buffers", "at_most"),
-    [((64,), 1, 1, 6), ((8192,), 4, 2, 64), ((32768,), 14, 2, 64), ((1024,) * 8, 1, 1, 104), ((300,) * 60, 3, 1, 104)],
+    [((64,), 1, 1, 6), ((8192,), 4, 2, 64), ((32768,), 14, 2, 64), ((1024,) * 8, 1, 1, 107), ((300,) * 60, 3, 1, 107)],
     ids=["a chunk", "8192 tokens", "32768 tokens", "eight of 1024", "sixty of 300"],
 )
 def test_the_workspace_of_a_step(lengths, num_slabs, buffers, at_most):
     walk = slabs(lengths, sum(lengths), 64, slab_limit(DIMS, 64, 2), 32, 132)
     assert (len(walk.slabs), walk.buffers) == (num_slabs, buffers)
     tiles, floats, carry = gdn_workspace._sizes(DIMS, 64)
-    assert 2 * 4 * carry + walk.held * (2 * tiles + 4 * floats) <= at_most * MIB
+    descriptors = gdn_chunked._DESCRIPTOR_BYTES * walk.held * DIMS.num_value_heads
+    assert 2 * 4 * carry + walk.held * (2 * tiles + 4 * floats) + descriptors <= at_most * MIB
 
 
 @pytest.mark.parametrize(("max_num_seqs", "max_model_len"), [(1, 9216), (2, 9216), (64, 9216), (64, 1000), (9, 950)])

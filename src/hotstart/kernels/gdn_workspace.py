@@ -36,7 +36,7 @@ __all__ = [
 
 # The most that a call takes.  One prompt alone gains nothing from more than this part of it.
 WORKSPACE_BYTES = 104 << 20
-_ALONE = 0.6
+_ALONE = 0.57
 _BESIDE = 64  # chunks, from which on it pays to prepare some while others are scanned
 _SCAN_TILES = 2  # programs of the scan for a head, where it has few
 APART_BYTES = 16 << 20  # up to here q and k have memory of their own, and one launch convolves all
