@@ -38,7 +38,7 @@ def main() -> int:
 
 def sanitize(tool: str) -> dict[str, object]:
     """Only our kernels are instrumented; each tensor has memory of its own, so that what lies behind it is nobody's."""
-    command = ["compute-sanitizer", "--tool", tool, "--kernel-regex", "kns=_gdn_", "--error-exitcode", "9"]
+    command = ["compute-sanitizer", "--tool", tool, "--kernel-name", "kernel_substring=_gdn_", "--error-exitcode", "9"]
     command += [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *TESTS]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
