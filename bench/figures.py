@@ -10,7 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import figures_attention, figures_gdn, figures_gpu, figures_linear, figures_moe, figures_peers, figures_table
+from bench import (
+    figures_attention,
+    figures_gdn,
+    figures_gpu,
+    figures_linear,
+    figures_moe,
+    figures_peers,
+    figures_proofs,
+    figures_table,
+)
 
 ROOT = Path(__file__).parents[1]
 MODELS = {"tiny": "shipped checkpoint", "0.8b": "Qwen3.5-0.8B shape, random weights"}
@@ -138,6 +147,8 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
         "kernels": figures_gdn.kernels,
         "chunk_lengths": figures_gdn.chunk_lengths,
         "binaries": figures_gdn.binaries,
+        "errors": figures_proofs.errors,
+        "sanitizer": figures_proofs.sanitizer,
         "attention_of_prompts": figures_attention.prompts,
     },
     "docs/DECODE.md": {
@@ -148,7 +159,12 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
         "attention_of_answers": figures_attention.answers,
     },
     "docs/EXPERTS.md": {"experts": figures_moe.experts},
-    "docs/WARMUP.md": {"short_prompts": figures_gdn.short_prompts},
+    "docs/WARMUP.md": {
+        "warm_up_seconds": figures_proofs.warm_up_seconds,
+        "check_gpus": figures_proofs.check_gpus,
+        "tritons": figures_proofs.tritons,
+        "short_prompts": figures_gdn.short_prompts,
+    },
     "README.md": {"figures": partial(shown, 0)},
     "README.zh-CN.md": {"figures": partial(shown, 1)},
 }

@@ -1,13 +1,14 @@
-"""Prefill of Gated DeltaNet on a GPU: the rule alone beside flash-linear-attention, and the whole mixer.
+"""Prefill of Gated DeltaNet on a GPU: the rule alone beside libraries that are installed, and the whole mixer.
 
-    python -m bench.gdn_prefill [--heads 16 32] [--out FILE.json] [--peer fla|none]
+    python -m bench.gdn_prefill [--heads 16 32] [--out FILE.json] [--peers fla flashinfer]
     python -m bench.gdn_prefill --chunk-lengths 16 32 64 [--out FILE.json]    # the mixer on short prompts
 
 A time is that of a replayed graph of several calls, divided by their number.  Each call works on inputs, outputs and
 slots of its own, and at least 200 MB are touched before one comes back, so that nothing is found in the L2 cache.  The
-rule's states are float32, and read and written by slot; the peer's come from and go to tensors of its own, and it
-norms q and k itself, as we do.  Host time is that of an eager call with the device idle behind it.  The
-mixer's floor is the bytes that it must read and write once, at the rate of a device copy measured in the same call.
+rule's states are float32, and read and written by slot; a library's come from and go to tensors of its own.
+flash-linear-attention norms q and k itself, as we do; FlashInfer is given unit vectors, and decays in place of their
+logarithms.  Host time is that of an eager call with the device idle behind it.  The mixer's floor is the bytes that it
+must read and write once, at the rate of a device copy measured in the same call.
 """
 
 import argparse
@@ -79,16 +80,57 @@ def rounds(bytes_of_a_call: int) -> int:
     return max(2, min(40, int(MIN_TOUCHED / bytes_of_a_call) + 1))
 
 
-def bench_rule(dims: GdnDims, count: int, length: int, peer: Any) -> dict[str, Any]:
+Call = Callable[[], object]
+# Of q, k, v, g, beta, a state [N, HV, 128, 128] and where sequences end: a call of a library.
+Peer = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Call]
+
+
+def fla() -> tuple[Peer, str]:
+    import fla
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule as rule
+
+    def call(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, ends: Tensor) -> Call:
+        return lambda: rule(
+            q[None], k[None], v[None], g=g[None], beta=beta[None], initial_state=state, output_final_state=True,
+            cu_seqlens=ends, use_qk_l2norm_in_kernel=True,
+        )  # fmt: skip
+
+    return call, str(fla.__version__)
+
+
+def flashinfer() -> tuple[Peer, str]:
+    import flashinfer
+    from flashinfer.gdn_prefill import chunk_gated_delta_rule as rule
+
+    def call(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor, ends: Tensor) -> Call:
+        q, k = (torch.nn.functional.normalize(x.float(), dim=-1).to(x.dtype) for x in (q, k))
+        decay, out, after = g.exp(), torch.empty_like(v), torch.empty_like(state)
+        return lambda: rule(
+            q, k, v, g=decay, beta=beta, initial_state=state, output_final_state=True, cu_seqlens=ends, output=out,
+            output_state=after,
+        )  # fmt: skip
+
+    return call, str(flashinfer.__version__)
+
+
+PEERS: dict[str, Callable[[], tuple[Peer, str]]] = {"fla": fla, "flashinfer": flashinfer}
+
+
+def measured(calls: list[Call]) -> dict[str, Any]:
+    calls[0]()  # compiles and tunes
+    return {"samples_us": samples_us(calls), "host_us": host_us(calls[0]), "peak_bytes": peak_bytes(calls[0])}
+
+
+def bench_rule(dims: GdnDims, count: int, length: int, peers: dict[str, Peer]) -> dict[str, Any]:
     H, HV, K, V, T = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim, count * length
     n = rounds((2 * H * K + 2 * HV * V) * 2 * T + 2 * count * HV * K * V * 4)
     chunk_length = chunk_length_for(dims, BFLOAT16)
     pool = torch.zeros(n * count, HV, V, K, device="cuda")
     A = torch.linspace(0.01, 16, HV, device="cuda")
-    # One tensor for all calls: the peer reads each new one on the host, which a graph cannot hold.
+    # One tensor for all calls: a library reads each new one on the host, which a graph cannot hold.
     ends = torch.arange(0, T + 1, length, device="cuda")
-    ours: list[Callable[[], object]] = []
-    theirs: list[Callable[[], object]] = []
+    ours: list[Call] = []
+    theirs: dict[str, list[Call]] = {name: [] for name in peers}
     for i in range(n):
         q, k, v = normal(T, H, K), normal(T, H, K), normal(T, HV, V)
         # Decays as the models have them: slow heads and fast ones.
@@ -96,25 +138,11 @@ def bench_rule(dims: GdnDims, count: int, length: int, peer: Any) -> dict[str, A
         beta, out = torch.sigmoid(normal(T, HV, dtype=torch.float32)), torch.empty_like(v)
         step = prompts(count, length, chunk_length, i * count)
         ours.append(lambda a=(q, k, v, g, beta, pool, step, out): gated_delta_rule_chunked(*a))
-        if peer is not None:
+        for name, peer in peers.items():
             state = torch.zeros(count, HV, K, V, device="cuda")
-
-            def call(
-                a: Any = (q[None], k[None], v[None]), g: Any = g, b: Any = beta, s: Any = state, e: Any = ends
-            ) -> Any:
-                return peer(
-                    *a, g=g[None], beta=b[None], initial_state=s, output_final_state=True, cu_seqlens=e,
-                    use_qk_l2norm_in_kernel=True,
-                )  # fmt: skip
-
-            theirs.append(call)
-    row = {"scope": "rule", "sequences": count, "tokens": length, "calls": n}
-    row |= {"samples_us": samples_us(ours), "host_us": host_us(ours[0]), "peak_bytes": peak_bytes(ours[0])}
-    if theirs:
-        theirs[0]()  # compiles and tunes
-        row |= {"peer_samples_us": samples_us(theirs), "peer_host_us": host_us(theirs[0])}
-        row |= {"peer_peak_bytes": peak_bytes(theirs[0])}
-    return row
+            theirs[name].append(peer(q, k, v, g, beta, state, ends))
+    row = {"scope": "rule", "sequences": count, "tokens": length, "calls": n, **measured(ours)}
+    return row | {"peers": {name: measured(calls) for name, calls in theirs.items()}}
 
 
 def bench_mixer(dims: GdnDims, count: int, length: int, chunk_length: int) -> dict[str, Any]:
@@ -142,30 +170,24 @@ def bench_mixer(dims: GdnDims, count: int, length: int, chunk_length: int) -> di
 def line(row: dict[str, Any], chunk_length: int, rate: float) -> str:
     ours = statistics.median(row["samples_us"])
     cells = [row["scope"], f"{row['sequences']} x {row['tokens']}", str(chunk_length), f"{ours:.1f}"]
-    if "peer_samples_us" in row:
-        theirs = statistics.median(row["peer_samples_us"])
-        cells += [f"{theirs:.1f}", f"{theirs / ours:.2f} x"]
-    else:
-        cells += ["", f"floor {row['bytes'] / rate * 1e6:.0f}" if "bytes" in row else ""]
     cells += [f"{row['host_us']:.0f}", f"{row['peak_bytes'] / 2**20:.0f}"]
-    if "peer_host_us" in row:
-        cells += [f"{row['peer_host_us']:.0f}", f"{row['peer_peak_bytes'] / 2**20:.0f}"]
+    for name, peer in row.get("peers", {}).items():
+        theirs = statistics.median(peer["samples_us"])
+        cells.append(f"{name} {theirs:.1f}, {theirs / ours:.2f} x, {peer['host_us']:.0f}, {peer['peak_bytes'] >> 20}")
+    if "bytes" in row:
+        cells.append(f"floor {row['bytes'] / rate * 1e6:.0f}")
     return "| " + " | ".join(cells) + " |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--heads", type=int, nargs=2, default=(16, 32))
-    parser.add_argument("--peer", choices=("fla", "none"), default="none")
+    parser.add_argument("--peers", nargs="*", choices=tuple(PEERS), default=())
     parser.add_argument("--out", type=Path)
     parser.add_argument("--chunk-lengths", type=int, nargs="+")
     options = parser.parse_args()
-    peer, versions = None, {}
-    if options.peer == "fla":
-        import fla
-        from fla.ops.gated_delta_rule import chunk_gated_delta_rule as peer
-
-        versions["fla"] = fla.__version__
+    found = {name: PEERS[name]() for name in options.peers}
+    peers, versions = ({name: pair[i] for name, pair in found.items()} for i in range(2))
     dims = GdnDims(*options.heads, 128, 128, conv_width=4, eps=1e-6)
     rate = copy_rate()
     chunk_length = chunk_length_for(dims, BFLOAT16)
@@ -174,16 +196,15 @@ def main() -> None:
         words.append("--chunk-lengths " + " ".join(map(str, options.chunk_lengths)))
         runs = [("mixer", *shape, length) for shape in SHORT for length in options.chunk_lengths]
     else:
-        words.append(f"--peer {options.peer}")
+        words.append(" ".join(["--peers", *peers]) if peers else "")
         runs = [(scope, *shape, chunk_length) for scope in ("rule", "mixer") for shape in SHAPES]
-    record = facts("python -m bench.gdn_prefill " + " ".join(words))
+    record = facts(" ".join(["python -m bench.gdn_prefill", *filter(None, words)]))
     record |= versions | {"copy_bytes_per_s": rate, "heads": list(options.heads), "rows": []}
     print(f"{record['gpu']}, torch {record['torch']}, triton {record['triton']}, copy {rate / 1e12:.2f} TB/s")
-    print("| scope | sequences x tokens | chunk | us | peer us | | host us | peak MiB | peer host us | peer peak MiB |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| scope | sequences x tokens | chunk | us | host us | peak MiB | peers: us, times ours, host us, peak MiB |")
     for scope, count, length, chunk in runs:
         rule = scope == "rule"
-        row = bench_rule(dims, count, length, peer) if rule else bench_mixer(dims, count, length, chunk)
+        row = bench_rule(dims, count, length, peers) if rule else bench_mixer(dims, count, length, chunk)
         record["rows"].append(row)
         print(line(row, chunk, rate), flush=True)
         torch.cuda.empty_cache()

@@ -12,11 +12,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hotstart import __version__
+from hotstart.bench.record import commit
+
 __all__ = ["RESULTS", "compare", "seconds", "write_result"]
 
 RESULTS = Path(__file__).parent / "results"
 REST_S = 0.1  # OpenMP's threads spin for a while after work; the next to be timed must not share a core with them
-PACKAGES = ("hotstart", "torch", "transformers", "tokenizers")
+PACKAGES = ("torch", "transformers", "tokenizers")
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -48,7 +51,8 @@ def write_result(name: str, rows: list[dict[str, Any]], **facts: object) -> None
         "cores": os.cpu_count(),
         "scheduling": _scheduling(),
         "python": platform.python_version(),
-        "versions": {package: _version(package) for package in PACKAGES},
+        "versions": {"hotstart": __version__} | {package: _version(package) for package in PACKAGES},
+        "commit": commit(),
         **facts,
         "rows": rows,
     }

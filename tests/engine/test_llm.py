@@ -153,6 +153,12 @@ def test_a_bad_prompt_is_named_before_anything_runs(
     assert texts(llm.generate(ADD, GREEDY, use_tqdm=False)) == ["42"]
 
 
+def test_what_is_no_prompt_at_all_is_named(llm: LLM) -> None:
+    for prompts in (None, 3):
+        with pytest.raises(InvalidPrompt, match=f"prompts is {prompts}; give text"):
+            llm.generate(prompts, GREEDY, use_tqdm=False)  # type: ignore[arg-type]  # on purpose
+
+
 def test_progress_is_shown_unless_told_not_to(llm: LLM, capsys: pytest.CaptureFixture[str]) -> None:
     llm.generate([ADD, SORT], GREEDY, use_tqdm=False)
     assert capsys.readouterr().err == ""

@@ -4,6 +4,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 
 import torch
 
+from hotstart import __version__
 from hotstart.engine.device import Device
 from hotstart.engine.kernels import command_line
 
 __all__ = ["commit", "facts", "process_seconds"]
 
-PACKAGES = ("hotstart", "torch", "triton", "flash-linear-attention", "flashinfer-python")
+PACKAGES = ("torch", "triton", "flash-linear-attention", "flashinfer-python")
 
 
 def facts(device: Device) -> dict[str, Any]:
@@ -24,10 +26,11 @@ def facts(device: Device) -> dict[str, Any]:
         "command": command_line(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": _device(device),
+        **_state_of_the_gpu(device),
         "cuda": torch.version.cuda,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "versions": {name: version for name in PACKAGES if (version := _version(name))},
+        "versions": {"hotstart": __version__} | {name: found for name in PACKAGES if (found := _version(name))},
         "commit": commit(),
     }
 
@@ -52,6 +55,21 @@ def _device(device: Device) -> str:
     if device.kind == "cuda":
         return torch.cuda.get_device_name(device.torch_device)
     return f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _state_of_the_gpu(device: Device) -> dict[str, str]:
+    """Its driver, and its clocks at this moment, where there is a GPU and NVIDIA's tool."""
+    if device.kind != "cuda" or shutil.which("nvidia-smi") is None:
+        return {}
+    gpu = str(torch.cuda.get_device_properties(device.torch_device).uuid)
+    query = [
+        "nvidia-smi",
+        f"--id=GPU-{gpu}",
+        "--query-gpu=driver_version,clocks.sm,clocks.mem",
+        "--format=csv,noheader",
+    ]
+    told = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip().split(", ")
+    return {"driver": told[0], "clocks_mhz_sm_mem": ", ".join(told[1:])} if len(told) == 3 else {}
 
 
 def _version(package: str) -> str | None:

@@ -160,10 +160,11 @@ def _refuse_quantisation(quantization: Any, config: ModelConfig) -> None:
         return
     method = quantization.get("quant_method", "unnamed") if isinstance(quantization, dict) else quantization
     dtype = config.dtype or "bfloat16"
-    gigabytes = config.num_parameters * DTYPE_BYTES[dtype] / 1e9
+    num_bytes = config.num_parameters * DTYPE_BYTES[dtype]
+    size = f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
     raise UnsupportedModel(
         f"the checkpoint is quantised (quant_method {method!r}), hotstart loads unquantised weights only; "
-        f"take the unquantised checkpoint: {gigabytes:.1f} GB of weights in {dtype}"
+        f"take the unquantised checkpoint: {size} of weights in {dtype}"
     )
 
 

@@ -264,6 +264,8 @@ def _check_names(options: Mapping[str, Any]) -> None:
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     one: Any = prompts
+    if not isinstance(prompts, Iterable):
+        raise InvalidPrompt(f"prompts is {_short(one)}; give text, token ids, or a list of prompts")
     if isinstance(one, str | Mapping) or (one and all(isinstance(item, int) for item in one)):
         return [one]
     return list(one)

@@ -1,0 +1,74 @@
+"""Figures of what was proved where: errors of kernels, memory checkers, versions of Triton, GPUs that are not here."""
+
+from typing import Any
+
+from bench.figures_gpu import read
+
+__all__ = ["check_gpus", "errors", "sanitizer", "tritons", "warm_up_seconds"]
+
+WORST = 1.2  # times the library's error, which ours must not exceed
+
+
+def errors() -> list[str]:
+    record = read("gdn_errors_h200")
+    lines = ["| | ours: outputs, state | flash-linear-attention |", "|---|---|---|"]
+    worst = 0.0
+    for row in record["rows"]:
+        ours, theirs = (", ".join(f"{value * 1e3:.1f}e-3" for value in row[who]) for who in ("ours", "peer"))
+        lines.append(f"| {row['case']} | {ours} | {theirs} |")
+        worst = max(worst, *(a / b for a, b in zip(row["ours"], row["peer"], strict=True)))
+    assert worst <= WORST, f"our error is {worst:.2f} times the library's"
+    return [
+        *lines,
+        "",
+        f"{record['gpu']}, torch {record['torch']}, Triton {record['triton']}, flash-linear-attention {record['fla']};"
+        f" kernels of {record['commit']}; `{record['command']}`",
+    ]
+
+
+def sanitizer() -> list[str]:
+    record = read("sanitizer_h200")
+    lines = []
+    for row in record["rows"]:
+        assert row["exit_code"] == 0, f"{row['tool']} found something"
+        lines.append(f"- {row['tool']}: {row['summary'][0].strip('= ')}; {row['tests'][0]}")
+    return [*lines, "", f"{record['gpu']}, compute-sanitizer {record['sanitizer']}; `{record['command']}`"]
+
+
+def tritons() -> list[str]:
+    record = read("tritons")
+    lines = ["| Triton | NumPy | the kernels' tests that need no GPU |", "|---|---|---|"]
+    for row in record["rows"]:
+        assert row["exit_code"] == 0, f"a test fails on Triton {row['triton']}"
+        lines.append(f"| {row['triton']} | {row['numpy']} | {row['result']} |")
+    return [*lines, "", f"torch {record['torch']}, {record['date']}, commit {record['commit']}; `{record['command']}`"]
+
+
+def check_gpus() -> list[str]:
+    """A line for each architecture: all published sizes."""
+    record = read("check_gpus")
+    lines = [
+        "| compiled for | sizes | binaries | most shared memory, KiB | late keys | cold, s | warm, s |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for gpu, cold in _by_gpu(record["cold"]).items():
+        warm = _by_gpu(record["warm"])[gpu]
+        late = sum(row["late"] for row in [*cold, *warm])
+        most = max(row["shared_kib"] for row in cold)
+        seconds = (f"{sum(row['seconds'] for row in rows):.0f}" for rows in (cold, warm))
+        binaries = sum(row["binaries"] for row in cold)
+        lines.append(f"| {gpu} | {len(cold)} | {binaries} | {most:.0f} | {late} | {' | '.join(seconds)} |")
+    return [*lines, "", f"{record['cores']} cores for each line, Triton {record['triton']}; `{record['command']}`"]
+
+
+def _by_gpu(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    return {gpu: [row for row in rows if row["gpu"] == gpu] for gpu in dict.fromkeys(row["gpu"] for row in rows)}
+
+
+def warm_up_seconds() -> list[str]:
+    """Of all kernels, of which those of Gated DeltaNet are a part."""
+    cold, warm = (read(f"table/{name}")["startup"]["phases_s"]["warm up kernels"] for name in ("4b", "4b-warm"))
+    return [
+        f"On an H200 all kernels of Qwen3.5-4B's shape are compiled, loaded and launched in {cold:.1f} s at a first"
+        f" start, and in {warm:.1f} s at later ones.",
+    ]
