@@ -98,7 +98,8 @@ class CheckReport:
         lines += [
             f"{'all':<28}{len(self.warmup.binaries):>9}{'':>12}{self.warmup.compile_s:>11.2f} (wall time)",
             "",
-            f"all sizes, captures, {self.num_steps} random steps: {self.num_launches} launches, {len(self.late)} late",
+            f"all sizes, captures, {self.num_steps} random steps: {self.num_launches} launches, {len(self.late)} late, "
+            f"{len(self.unreached)} warmed and never reached",
             *(f"  {event}" for event in self.late),
             *(f"  warmed, never reached: {key}" for key in self.unreached),
             "",

@@ -10,6 +10,7 @@ from steps import Row, make_step, moved
 from test_gdn import expected, make_dims, make_inputs
 from tolerances import relative_error
 
+from bench.gdn_errors import CASES, errors
 from hotstart.config.published import published_config
 from hotstart.engine.check import Checker
 from hotstart.kernels import gdn_external, tune
@@ -84,6 +85,15 @@ def test_after_the_warm_up_no_length_or_number_is_late(library):
             watch.check()
         torch.cuda.synchronize()
     assert watch.events == []
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", CASES)
+def test_our_errors_are_within_a_fifth_of_flash_linear_attentions(case):
+    fla = pytest.importorskip("fla.ops.gated_delta_rule", reason="fla is not installed: pip install 'hotstart[fla]'")
+    row = errors(case, fla.chunk_gated_delta_rule)
+    for ours, theirs in zip(row["ours"], row["peer"], strict=True):
+        assert ours <= 1.2 * theirs
 
 
 @dataclass(frozen=True)
