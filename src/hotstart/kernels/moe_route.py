@@ -17,15 +17,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.runtime import driver
 
 from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, launches_overlap
 from hotstart.kernels.moe_tiles import all_tiles
 from hotstart.kernels.ops import MoeDims
+from hotstart.kernels.target import current_target
 
 __all__ = ["Chosen", "Routed", "choose", "num_tiles", "route"]
 
 _FEW_TOKENS = 256  # spread over programs; more of them are counted in larger blocks
-_BLOCK = 16384  # logits of such a block
 
 
 class Chosen(NamedTuple):
@@ -202,7 +203,15 @@ def route(logits: Tensor, kv_index: Tensor, dims: MoeDims, rows: int) -> Routed:
 
 
 def _block(num_tokens: int, dims: MoeDims) -> int:
-    return 4 if num_tokens <= _FEW_TOKENS else min(128, max(8, _BLOCK // triton.next_power_of_2(dims.num_experts)))
+    if num_tokens <= _FEW_TOKENS:
+        return 4
+    return min(128, max(8, _logits_of_a_block(driver._active) // triton.next_power_of_2(dims.num_experts)))
+
+
+@functools.cache
+def _logits_of_a_block(active: object) -> int:
+    """Of the active GPU.  Triton 3.6 wants 8 bytes of shared memory for each, 3.7 half as many."""
+    return 16384 if current_target().shared_bytes > 16384 * 8 else 8192
 
 
 @functools.cache
