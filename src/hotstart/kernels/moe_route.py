@@ -205,7 +205,8 @@ def route(logits: Tensor, kv_index: Tensor, dims: MoeDims, rows: int) -> Routed:
 def _block(num_tokens: int, dims: MoeDims) -> int:
     if num_tokens <= _FEW_TOKENS:
         return 4
-    return min(128, max(8, _logits_of_a_block(driver._active) // triton.next_power_of_2(dims.num_experts)))
+    width: int = triton.next_power_of_2(dims.num_experts)
+    return min(128, max(8, _logits_of_a_block(driver._active) // width))
 
 
 @functools.cache
