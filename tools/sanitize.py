@@ -31,7 +31,10 @@ def main() -> int:
     version = subprocess.run(["compute-sanitizer", "--version"], capture_output=True, text=True, check=True).stdout
     rows = [sanitize(tool) for tool in arguments.tools]
     if arguments.out:
-        record = {"command": "python tools/sanitize.py", "sanitizer": version.strip().splitlines()[-1], "rows": rows}
+        name = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        gpu = subprocess.run(name, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+        sanitizer = version.strip().splitlines()[-1].partition(" (")[0]
+        record = {"command": "python tools/sanitize.py", "gpu": gpu, "sanitizer": sanitizer, "rows": rows}
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
     return 1 if any(row["exit_code"] for row in rows) else 0
 
