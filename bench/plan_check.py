@@ -25,11 +25,12 @@ SMALL += ("--max-num-batched-tokens", "8192", "--jit-monitor-mode", "error")
 GIB_32 = ("--device-memory-bytes", "32GiB")
 STARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("check", "qwen3.5-9b", SMALL + GIB_32),
-    ("check", "next-small", SMALL + GIB_32),
+    ("fit", "next-small", SMALL + GIB_32),
     ("fit", "qwen3.5-4b", (*SMALL, "--max-num-seqs", "1024")),
     ("check", "qwen3.5-9b", FLAGS),
-    ("check", "next-small", FLAGS),
+    ("fit", "next-small", FLAGS),
     ("check", "qwen3.5-27b", FLAGS),
+    ("check", "qwen3.5-35b-a3b", FLAGS),
     ("fit", "qwen3.5-0.8b", FLAGS),
     ("check", "qwen3.5-4b", FLAGS),
 )
