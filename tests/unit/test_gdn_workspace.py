@@ -5,6 +5,7 @@ from bisect import bisect_left
 from itertools import pairwise
 
 import pytest
+import torch
 
 from hotstart.engine.limits import StepLimits
 from hotstart.engine.rehearsal import worst_plans
@@ -50,16 +51,25 @@ def test_slabs_hold_every_chunk_once_and_fit():
 
 
 @pytest.mark.parametrize(
-    ("lengths", "num_slabs", "buffers", "at_most"),
-    [((64,), 1, 1, 6), ((8192,), 4, 2, 64), ((32768,), 14, 2, 64), ((1024,) * 8, 1, 1, 107), ((300,) * 60, 3, 1, 107)],
-    ids=["a chunk", "8192 tokens", "32768 tokens", "eight of 1024", "sixty of 300"],
+    ("lengths", "z_apart", "num_slabs", "buffers", "at_most"),
+    [
+        ((64,), True, 1, 1, 6),
+        ((8192,), True, 2, 2, 104),
+        ((8192,), False, 2, 2, 40),
+        ((32768,), True, 14, 2, 64),
+        ((32768,), False, 5, 2, 64),
+        ((1024,) * 8, True, 1, 1, 107),
+        ((300,) * 60, True, 3, 1, 107),
+    ],
+    ids=str,
 )
-def test_the_workspace_of_a_step(lengths, num_slabs, buffers, at_most):
-    walk = slabs(lengths, sum(lengths), 64, slab_limit(DIMS, 64, 2), 32, 132)
+def test_the_workspace_of_a_step(lengths, z_apart, num_slabs, buffers, at_most):
+    walk = slabs(lengths, sum(lengths), 64, slab_limit(DIMS, 64, 2, z_apart), 32, 132)
     assert (len(walk.slabs), walk.buffers) == (num_slabs, buffers)
-    tiles, floats, carry = gdn_workspace._sizes(DIMS, 64)
-    descriptors = gdn_chunked._DESCRIPTOR_BYTES * walk.held * DIMS.num_value_heads
-    assert 2 * 4 * carry + walk.held * (2 * tiles + 4 * floats) + descriptors <= at_most * MIB
+    own = gdn_workspace.workspace(DIMS, 64, torch.bfloat16, walk.held, z_apart)
+    programs = DIMS.num_value_heads * (1 if len(lengths) == 1 else walk.held)
+    descriptors = gdn_chunked._DESCRIPTOR_BYTES * max(132, programs)
+    assert sum(one.elements * one.dtype.itemsize for one in own.values()) + descriptors <= at_most * MIB
 
 
 @pytest.mark.parametrize(("max_num_seqs", "max_model_len"), [(1, 9216), (2, 9216), (64, 9216), (64, 1000), (9, 950)])
@@ -89,8 +99,12 @@ def test_no_step_takes_more_than_the_worst_of_start_up(max_num_seqs, max_model_l
 
 @pytest.mark.parametrize(
     ("heads", "launches"),
-    [((16, 32), ((4096, 4096), (0, 4096))), ((16, 16), ((4096, 2048), (0, 2048), (2048, 2048)))],
-    ids=["v, then q and k", "v, then q, then k"],
+    [
+        ((16, 32), ((4096, 4096), (0, 4096))),
+        ((16, 48), ((4096, 6144), (0, 4096))),
+        ((16, 16), ((4096, 2048), (0, 2048), (2048, 2048))),
+    ],
+    ids=["v, then q and k", "more of v", "v, then q, then k"],
 )
 def test_what_a_launch_writes_no_later_one_reads(heads, launches):
     dims = GdnDims(*heads, 128, 128, conv_width=4, eps=1e-6)
@@ -105,4 +119,7 @@ def test_what_a_launch_writes_no_later_one_reads(heads, launches):
                 assert set(range(at, at + 128)) <= free
                 free -= set(range(at, at + 128))
         free |= set(range(first, first + count))
+    assert place.z_at is not None
+    z_at = place.z_at * unit
+    assert set(range(z_at, z_at + dims.num_value_heads * dims.key_dim)) <= free
     assert columns(dims, 64, 2).apart

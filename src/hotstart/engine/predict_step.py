@@ -31,7 +31,7 @@ SMALL_BYTES = 32 << 20  # of a step's block, for small tensors (cuda.py)
 WORKSPACE_BYTES = 32 << 20  # that cuBLAS takes of torch's allocator at its first product
 
 # Workspaces that kernels bound by themselves (kernels/gdn_workspace.py, attention_decode.py, moe_gemm.py, draw.py).
-_GDN_BYTES, _GDN_ALONE, _GDN_APART = 104 << 20, 0.57, 16 << 20
+_GDN_BYTES, _GDN_ALONE, _GDN_LONG, _GDN_APART = 104 << 20, 0.57, 130, 16 << 20
 _ATTENTION_BYTES, _ATTENTION_PARTS = 64 << 20, 32
 _EXPERT_BYTES, _FEW_TOKENS = 128 << 20, 2
 _DRAW_BLOCK = 8192
@@ -211,25 +211,29 @@ class _Step:
         width = config.linear_num_value_heads * config.linear_value_head_dim
         packed, out = self._product(packed_width(config)), self.take(T * width)
         if self.at.prompts:
-            with self.held(*self._gdn_workspace()):
+            with self.held((self._gdn_workspace(), 1)):
                 pass
         self.free(packed)
         return out
 
-    def _gdn_workspace(self) -> list[tuple[int, int]]:
-        """Elements and bytes of its tensors: q and k, where they are apart, and for as many chunks as fit."""
-        config, C = self.config, self.limits.chunk_length
+    def _gdn_workspace(self) -> int:
+        """Bytes: for q and k, where they are apart, for as many chunks as fit, and for descriptors of tiles."""
+        config, C, T = self.config, self.limits.chunk_length, self.at.tokens
         heads, K, V = config.linear_num_value_heads, config.linear_key_head_dim, config.linear_value_head_dim
-        tiles = heads * K * C + heads * C * C
+        alone = len(self.at.prompts) == 1
+        qk = 2 * config.linear_num_key_heads * K
+        apart = T * qk * self.item <= _GDN_APART or qk > 2 * heads * V
+        tiles = heads * C * C if alone and not apart else heads * C * (C + K)
         floats, carry = heads * (2 * C + 4), 2 * heads * V * K
         most = max(1, (_GDN_BYTES - 4 * carry) // (self.item * tiles + 4 * floats))
-        chunks = min(most, self.at.tokens)
-        if len(self.at.prompts) == 1:
-            chunks = min(int(most * _GDN_ALONE), -(-self.at.tokens // C) + 1)
-        qk = 2 * config.linear_num_key_heads * K
-        apart = self.at.tokens * qk * self.item <= _GDN_APART or qk > 2 * heads * V
-        taken = [(chunks * tiles, self.item), (chunks * floats + carry, 4)]
-        return [(self.at.tokens * qk, self.item), *taken] if apart else taken
+        chunks = min(most, T)
+        if alone:
+            rows = -(-T // C)
+            chunks = min(most if rows <= min(most, _GDN_LONG) else int(most * _GDN_ALONE), rows + 1)
+        taken = chunks * tiles * self.item + (chunks * floats + carry) * 4
+        if self.traits.arch == 90 and self.item == 2:
+            taken += 640 * max(132, heads * (1 if alone else chunks))
+        return taken + T * qk * self.item if apart else taken
 
     def _attention(self) -> Place:
         config, T = self.config, self.at.tokens

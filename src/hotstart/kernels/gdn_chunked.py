@@ -13,6 +13,7 @@ it walks at once, and how far.  All compute every element in the same way, so th
 import functools
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -27,9 +28,10 @@ from hotstart.kernels.gdn_norm import launch_norm
 from hotstart.kernels.gdn_prep import launch_prep
 from hotstart.kernels.gdn_scan import launch_scan
 from hotstart.kernels.gdn_tiles import mixer_tiles, scan_bytes, scan_stages
-from hotstart.kernels.gdn_workspace import Columns, Slab, Workspace, columns, slab_limit, slabs, unit_of
-from hotstart.kernels.launch import BoundLaunch, LaunchSpace, ReadyLaunch, launches_overlap
+from hotstart.kernels.gdn_workspace import Columns, Slab, columns, slab_limit, slabs, unit_of, workspace
+from hotstart.kernels.launch import BoundLaunch, LaunchSpace, launches_overlap
 from hotstart.kernels.ops import GdnDims, GdnWeights, PrefillStep
+from hotstart.kernels.series import Call, Own, Series
 from hotstart.kernels.tiles import choices_made
 
 __all__ = ["CHOICES", "chunk_length_for", "gated_delta_rule_chunked", "gdn_prefill", "warmup"]
@@ -89,9 +91,9 @@ class Constants(NamedTuple):
     """Launches of each kernel, and what their grids follow from."""
 
     dims: GdnDims
+    dtype: torch.dtype
     gpu: Gpu
-    widths: list[int]  # of all dimensions after the first of packed, out, conv and state
-    slab_chunks: int
+    widths: tuple[int, ...]  # of all dimensions after the first of packed, out, conv and state
     block_d: int
     conv: BoundLaunch
     prep: BoundLaunch
@@ -135,9 +137,9 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, choices: int
     few, many = (tiles.scan.narrow, tiles.scan.narrow_warps), (tiles.scan.wide, tiles.scan.wide_warps)
     return Constants(
         dims,
+        dtype,
         gpu,
-        [dims.packed_width, HV * V, W, dims.conv_channels, HV, V, K],
-        slab_limit(dims, C, dtype.itemsize),
+        (dims.packed_width, HV * V, W, dims.conv_channels, HV, V, K),
         block_d,
         conv=launch_conv.bind(
             **rows,
@@ -188,27 +190,18 @@ def gdn_prefill(
     out: [T, HV * V], which also holds the convolved v, and then the rule's output, on the way.  No two sequences write
     one slot, and none reads a slot that another one writes.
     """
-    HV, C, num_chunks = dims.num_value_heads, prefill.chunk_length, prefill.num_chunks
-    if not num_chunks:
+    if not prefill.num_chunks:
         return
-    dtype, (num_rows, *widths) = packed.dtype, packed.shape
-    at = _constants(dims, C, dtype, _gpu(), choices_made())
-    widths += [*out.shape[1:], *conv.shape[1:], *state.shape[1:]]
-    assert widths == at.widths, f"columns of packed, out, conv and state: {widths}, not {at.widths}"
+    dtype, (num_rows, width) = packed.dtype, packed.shape
+    C, lengths = prefill.chunk_length, prefill.lengths
+    series, widths = _mixer(dims, C, dtype, _gpu(), choices_made(), lengths, num_rows, choose)
+    shapes = width, *out.shape[1:], *conv.shape[1:], *state.shape[1:]
+    assert shapes == widths, f"columns of packed, out, conv and state: {shapes}, not {widths}"
     assert conv.dtype == dtype == out.dtype, (conv.dtype, dtype, out.dtype)
-    place = columns(dims, num_rows, dtype.itemsize)
-    qk = packed
-    if place.apart:
-        qk = torch.empty(num_rows, 2 * dims.num_key_heads * dims.key_dim, dtype=dtype, device=packed.device)
-    convolve = at.conv.on(
-        packed, conv, weights.conv, qk, out, prefill.chunks, prefill.read_slots, prefill.write_slots,
-        prefill.context_lens, prefill.cu_seqlens,
+    series(
+        packed, out, conv, state, weights.conv, weights.A_log, weights.dt_bias, weights.norm, prefill.chunks,
+        prefill.read_slots, prefill.write_slots, prefill.context_lens, prefill.cu_seqlens, prefill.cu_chunks,
     )  # fmt: skip
-    for i, (channel, count) in enumerate(place.launches):
-        blocks = count // at.block_d
-        convolve((num_chunks * blocks,), channel // at.block_d, blocks, int(i > 0), place.row, place.q_at, place.k_at)
-    _rule(qk, qk, out, out, (packed, packed, weights.A_log, weights.dt_bias), state, prefill, place, at, choose)
-    at.norm((num_chunks * (C // _NORM_ROWS) * HV,), packed, weights.norm, out, prefill.chunks, dims.eps)
 
 
 def gated_delta_rule_chunked(
@@ -227,64 +220,106 @@ def gated_delta_rule_chunked(
     if not prefill.num_chunks:
         return
     dims = GdnDims(k.shape[1], v.shape[1], k.shape[2], v.shape[2], conv_width=1, eps=0.0)
-    at = _constants(dims, prefill.chunk_length, v.dtype, _gpu(), choices_made())
-    place = Columns(True, k.shape[1] * k.shape[2] // unit_of(dims), 0, 0, ())
-    _rule(q, k, v, out, (g, beta, g, g), state, prefill, place, at, choose)
+    series = _rule_alone(
+        dims, prefill.chunk_length, v.dtype, _gpu(), choices_made(), prefill.lengths, v.shape[0], choose
+    )
+    series(
+        q, k, v, g, beta, state, out, prefill.chunks, prefill.read_slots, prefill.write_slots, prefill.cu_seqlens,
+        prefill.cu_chunks,
+    )  # fmt: skip
+
+
+# What the layers of a step share.
+@lru_cache(maxsize=8)
+def _mixer(
+    dims: GdnDims,
+    C: int,
+    dtype: torch.dtype,
+    gpu: Gpu,
+    choices: int,
+    lengths: tuple[int, ...],
+    num_rows: int,
+    choose: Choose,
+) -> tuple[Series, tuple[int, ...]]:
+    """The launches of a step, and all dimensions after the first of packed, out, conv and state."""
+    at, place = _constants(dims, C, dtype, gpu, choices), columns(dims, num_rows, dtype.itemsize)
+    num_chunks = sum(-(-length // C) for length in lengths)
+    qk, own = "packed", {}
+    if place.apart:
+        qk, own = "qk", {"qk": Own(dtype, num_rows * 2 * dims.num_key_heads * dims.key_dim)}
+    calls = []
+    for i, (channel, count) in enumerate(place.launches):
+        blocks = count // at.block_d
+        scalars = channel // at.block_d, blocks, int(i > 0), place.row, place.q_at, place.k_at
+        pointers = f"packed conv conv_weight {qk} out chunks reads writes contexts ends"
+        calls.append(Call(at.conv, pointers, (num_chunks * blocks,), scalars))
+    on = f"{qk} {qk} out out", "packed packed A_log dt_bias"
+    rule, work, scratch_bytes = _rule(at, C, lengths, num_rows, place, choose, *on)
+    grid = (num_chunks * (C // _NORM_ROWS) * dims.num_value_heads,)
+    norm = Call(at.norm, "packed norm_weight out chunks", grid, (dims.eps,))
+    tensors = "packed out conv state conv_weight A_log dt_bias norm_weight chunks reads writes contexts ends cu_chunks"
+    return Series(tensors, [*calls, *rule, norm], own | work, scratch_bytes), at.widths
+
+
+@lru_cache(maxsize=8)
+def _rule_alone(
+    dims: GdnDims,
+    C: int,
+    dtype: torch.dtype,
+    gpu: Gpu,
+    choices: int,
+    lengths: tuple[int, ...],
+    num_rows: int,
+    choose: Choose,
+) -> Series:
+    place = Columns(True, dims.num_key_heads * dims.key_dim // unit_of(dims), 0, 0, ())
+    at = _constants(dims, C, dtype, gpu, choices)
+    rule = _rule(at, C, lengths, num_rows, place, choose, "q k v out", "g beta g g")
+    return Series("q k v g beta state out chunks reads writes ends cu_chunks", *rule)
 
 
 def _rule(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
-    gates: tuple[Tensor, Tensor, Tensor, Tensor],
-    state: Tensor,
-    prefill: PrefillStep,
-    place: Columns,
     at: Constants,
+    C: int,
+    lengths: tuple[int, ...],
+    num_rows: int,
+    place: Columns,
     choose: Choose,
-) -> None:
-    """What both ops share: from q, k and v to the rule's outputs and states."""
-    C, HV, chunks = prefill.chunk_length, at.dims.num_value_heads, prefill.chunks
-    todo, room, buffers, held = slabs(prefill.lengths, v.shape[0], C, at.slab_chunks, HV, at.gpu.multiprocessors)
-    work = Workspace.take(at.dims, C, v.dtype, v.device, held)
-    prep = at.prep.on(q, k, *gates, *work, chunks)
-    scan_on = (q, k, v, o, *work, state, prefill.read_slots, prefill.write_slots, prefill.cu_seqlens, prefill.cu_chunks)
-    scans: dict[Cut, ReadyLaunch] = {}
-    position = place.row, place.q_at, place.k_at, room
-    programs = max(at.gpu.multiprocessors, held * HV * at.cuts.many_long.tiles)
-    triton.set_allocator(Descriptors(programs))
+    qkvo: str,
+    gates: str,
+) -> tuple[list[Call], dict[str, Own], int]:
+    """What both ops share, from q, k and v to the rule's outputs and states: launches, memory, scratch bytes."""
+    HV = at.dims.num_value_heads
+    alone = sum(length > 0 for length in lengths) == 1
+    z_apart = place.z_at is None or not alone
+    most = slab_limit(at.dims, C, at.dtype.itemsize, z_apart)
+    todo, room, buffers, held = slabs(lengths, num_rows, C, most, HV, at.gpu.multiprocessors)
+    own = workspace(at.dims, C, at.dtype, held, z_apart)
+    work = f"{'z' if z_apart else 'packed'} x floats"
+    prep_on = f"{' '.join(qkvo.split()[:2])} {gates} {work} chunks"
+    scan_on = f"{qkvo} {work} state reads writes ends cu_chunks"
+    z_place = (place.row, place.z_at, num_rows, 0)
+    if z_apart:
+        z_place = (at.dims.key_dim // unit_of(at.dims), 0, held * HV * C, 1)
+    position = place.row, place.q_at, place.k_at, *z_place
+    calls = []
     for i, slab in enumerate(todo):
         # With one buffer prep waits for the scan before, with two for nothing.
         is_beside = int(i > 0 and buffers > 1)
-        prep(((slab.end - slab.begin) * HV,), slab.begin, is_beside, *position, i % buffers)
+        grid = ((slab.end - slab.begin) * HV,)
+        calls.append(Call(at.prep, prep_on, grid, (slab.begin, is_beside, *position, i % buffers * room)))
         cut = choose(at, slab)
-        if cut not in scans:
-            scans[cut] = cut.launch.on(*scan_on)
         grid = (slab.num_sequences * HV * cut.tiles,)
-        scans[cut](grid, slab.first_sequence, slab.begin, slab.end, v.shape[0], *position, i % buffers, i % 2)
-    triton.set_allocator(_descriptor_memory)
-
-
-def _descriptor_memory(num_bytes: int, alignment: int, stream: int | None) -> Tensor:
-    """Triton asks for it at each launch of a kernel that uses the copy engine."""
-    return torch.empty(num_bytes, dtype=torch.uint8, device="cuda")
-
-
-class Descriptors:
-    """The same, once for the scans of a call: each of them waits for the one before it and then writes its own."""
-
-    __slots__ = ("_least_bytes", "_memory")
-
-    def __init__(self, most_programs: int) -> None:
-        """Memory for so many is taken, whatever the step: none takes more than start-up's."""
-        self._least_bytes = _DESCRIPTOR_BYTES * most_programs
-        self._memory: Tensor | None = None
-
-    def __call__(self, num_bytes: int, alignment: int, stream: int | None) -> Tensor:
-        if self._memory is None or self._memory.shape[0] < num_bytes:
-            self._memory = _descriptor_memory(max(num_bytes, self._least_bytes), alignment, stream)
-        return self._memory
+        extent = slab.first_sequence, slab.begin, slab.end, num_rows
+        calls.append(Call(cut.launch, scan_on, grid, (*extent, *position, i % buffers * room, i % 2)))
+    # Descriptors of tiles: each scan waits for the one before it and then writes its own.  For as many programs as a
+    # step of so many rows can have, whatever its lengths: none takes more than start-up's.
+    at_once = 1 if alone else held
+    programs = max(
+        at.gpu.multiprocessors, at_once * HV * at.cuts.many_long.tiles, *(call.grid[0] for call in calls[1::2])
+    )
+    scratch_bytes = _DESCRIPTOR_BYTES * programs if at.cuts.many_long.engine else 0
+    return calls, own, scratch_bytes
 
 
 def warmup(space: LaunchSpace) -> None:

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.gdn_workspace import buffer_at, warmup
+from hotstart.kernels.gdn_workspace import warmup, x_and_factors, z_of_head
 from hotstart.kernels.launch import Launcher, kernel
 
 __all__ = ["launch_prep"]
@@ -68,7 +68,8 @@ def _gdn_prep_kernel(
     beta_ptr,  # [T, GATE_ROW]: beta, or with GATES the raw b
     A_log_ptr,  # [HV]
     dt_bias_ptr,  # [HV]
-    tiles_ptr,  # Z and X of each buffer, see gdn_workspace.py
+    z_ptr,  # [z_rows, z_row UNIT]: Z, see gdn_workspace.py; may be that of q and k
+    x_ptr,  # X of each buffer
     floats_ptr,  # factors of K S, of Q S, and of S
     chunks_ptr,  # [*, 4]
     first_chunk: tl.int32,
@@ -76,8 +77,11 @@ def _gdn_prep_kernel(
     qk_row: tl.int32,
     q_at: tl.int32,
     k_at: tl.int32,
-    room: tl.int32,
-    buffer: tl.int32,
+    z_row: tl.int32,
+    z_at: tl.int32,
+    z_rows: tl.int32,
+    z_apart: tl.int32,
+    first_place: tl.int32,
     H: tl.constexpr,
     HV: tl.constexpr,
     K: tl.constexpr,
@@ -108,7 +112,7 @@ def _gdn_prep_kernel(
     o_c, o_k = tl.arange(0, C), tl.arange(0, BLOCK_K)
     m_c = o_c < n
     i, j = o_c[:, None], o_c[None, :]
-    dot = tiles_ptr.dtype.element_ty
+    dot = x_ptr.dtype.element_ty
 
     # Both gates of a token in one tile, since a smaller one would be loaded and computed once more in each layout.
     p_gate = token * GATE_ROW + i_hv + o_c[:, None] * GATE_ROW
@@ -152,11 +156,14 @@ def _gdn_prep_kernel(
     # Masked before exp2: above the diagonal the exponents are positive and overflow.
     gates = tl.exp2(tl.where(i >= j, rows[:, None] - total[None, :], float("-inf")))
     x = tl.dot(qk, t, input_precision="tf32x3") * gates
-    block = i_c * HV + i_hv
-    p_z, p_x, p_factor = buffer_at(tiles_ptr, floats_ptr, room, buffer, block, HV, K, V, C)
+    p_x, p_factor = x_and_factors(x_ptr, floats_ptr, (first_place + i_c) * HV + i_hv, HV, K, V, C)
     tl.store(p_x + (i * C + j), x.to(dot))
     z = tl.dot(tl.trans(k), t, input_precision="tf32x3") * tl.exp2(last - total)[None, :]
-    tl.store(p_z + (o_k[:, None] * C + o_c[None, :]), z.to(dot), (o_k < K)[:, None])
+    # All rows of a chunk, though the sequence may end within: the scan multiplies what is there by zero.
+    z_first, z_column = z_of_head(z_apart, z_at * UNIT, (first_place + i_c) * HV + i_hv, token, i_hv, K, C)
+    m_z = (o_k < K)[:, None] & (o_c < (z_rows - z_first).to(tl.int32))[None, :]
+    p_z = z_ptr + z_first * (z_row * UNIT) + z_column
+    tl.store(p_z + (o_c[None, :] * (z_row * UNIT) + o_k[:, None]), z.to(dot), m_z)
     tl.store(p_factor + o_c, tl.exp2(total) * k_norm)
     tl.store(p_factor + C + o_c, tl.exp2(grown))
     tl.store(p_factor + 2 * C, tl.exp2(last))

@@ -12,7 +12,7 @@ transposed into a product, which Triton compiles wrongly for Hopper before 3.7.1
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.gdn_workspace import buffer_at, to_operand, warmup
+from hotstart.kernels.gdn_workspace import to_operand, warmup, x_and_factors, z_of_head
 from hotstart.kernels.launch import Launcher, kernel
 
 __all__ = ["launch_scan"]
@@ -24,7 +24,8 @@ def _gdn_scan_kernel(
     k_ptr,  # likewise, k from k_at UNIT on
     v_ptr,  # [T, HV * V]
     o_ptr,  # [T, HV * V], may be v
-    tiles_ptr,  # Z and X of each buffer, see gdn_workspace.py
+    z_ptr,  # [z_rows, z_row UNIT]: Z, see gdn_workspace.py; may be that of q and k
+    x_ptr,  # X of each buffer
     floats_ptr,  # two carried states [HV, V, K], and factors of each buffer
     state_ptr,  # [slots, HV, V, K]
     read_slots_ptr,  # [N]
@@ -38,8 +39,11 @@ def _gdn_scan_kernel(
     qk_row: tl.int32,
     q_at: tl.int32,
     k_at: tl.int32,
-    room: tl.int32,
-    buffer: tl.int32,
+    z_row: tl.int32,
+    z_at: tl.int32,
+    z_rows: tl.int32,
+    z_apart: tl.int32,
+    first_place: tl.int32,
     turn: tl.int32,
     H: tl.constexpr,
     HV: tl.constexpr,
@@ -66,7 +70,7 @@ def _gdn_scan_kernel(
         if OVERLAP:
             gdc_wait()
         return
-    dot = tiles_ptr.dtype.element_ty
+    dot = x_ptr.dtype.element_ty
     o_c = tl.arange(0, C)
     o_k = tl.arange(0, BLOCK_K)
     o_v = i_v * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -86,7 +90,7 @@ def _gdn_scan_kernel(
     row = qk_row * UNIT
     o_qk = o_c[:, None] * row + o_k[None, :]
     o_vo = o_c[:, None] * (HV * V) + o_v[None, :]
-    o_z = o_k[:, None] * C + o_c[None, :]
+    o_z = o_c[:, None] * (z_row * UNIT) + o_k[None, :]
     o_x = o_c[:, None] * C + o_c[None, :]
     token = tl.load(cu_seqlens_ptr + i_n).to(tl.int64) + (begin - sequence_begin) * C
     left = (tl.load(cu_seqlens_ptr + i_n + 1) - token).to(tl.int32)
@@ -97,17 +101,19 @@ def _gdn_scan_kernel(
     p_k = k_ptr + token * row + k_column
     p_v = v_ptr + (token * HV + i_hv) * V
     p_o = o_ptr + (token * HV + i_hv) * V
-    block = first * HV + i_hv
-    p_z, p_x, p_factor = buffer_at(tiles_ptr, floats_ptr, room, buffer, block, HV, K, V, C)
+    block = (first_place + first) * HV + i_hv
+    p_x, p_factor = x_and_factors(x_ptr, floats_ptr, block, HV, K, V, C)
+    z_first, z_column = z_of_head(z_apart, z_at * UNIT, block, token, i_hv, K, C)
+    z_step = tl.where(z_apart != 0, HV * C, C)
+    p_z = z_ptr + z_first * (z_row * UNIT) + z_column
     if TMA:
-        num_chunks = slab_end - slab_begin
         q_tiles = tl.make_tensor_descriptor(q_ptr, [num_tokens, row], [row, 1], [C, BLOCK_K])
         k_tiles = tl.make_tensor_descriptor(k_ptr, [num_tokens, row], [row, 1], [C, BLOCK_K])
         v_tiles = tl.make_tensor_descriptor(v_ptr, [num_tokens, HV * V], [HV * V, 1], [C, BLOCK_V])
-        z_ptr, x_ptr, _ = buffer_at(tiles_ptr, floats_ptr, room, buffer, 0, HV, K, V, C)
-        z_tiles = tl.make_tensor_descriptor(z_ptr, [num_chunks * HV * K, C], [C, 1], [BLOCK_K, C])
-        x_tiles = tl.make_tensor_descriptor(x_ptr, [num_chunks * HV * C, C], [C, 1], [C, C])
-        i_token, i_block = token.to(tl.int32), block.to(tl.int32)
+        z_tiles = tl.make_tensor_descriptor(z_ptr, [z_rows, z_row * UNIT], [z_row * UNIT, 1], [C, BLOCK_K])
+        x_rows = (first_place + slab_end - slab_begin) * (HV * C)
+        x_tiles = tl.make_tensor_descriptor(x_ptr, [x_rows, C], [C, 1], [C, C])
+        i_token, i_z, i_block = token.to(tl.int32), z_first.to(tl.int32), block.to(tl.int32)
     # Said here, since a launch's own num_stages leaves out what feeds no product.
     for _ in tl.range(begin, end, num_stages=STAGES):
         m_c = o_c < left
@@ -116,21 +122,22 @@ def _gdn_scan_kernel(
             k = k_tiles.load([i_token, k_column])
             q = q_tiles.load([i_token, q_column])
             v = v_tiles.load([i_token, i_hv * V + i_v * BLOCK_V])
-            z = z_tiles.load([i_block * K, 0])
+            z = z_tiles.load([i_z, z_column])
             x = x_tiles.load([i_block * C, 0])
             i_token += C
+            i_z += z_step
             i_block += HV
         else:
             m_qk = m_c[:, None] & m_k[None, :]
             k = tl.load(p_k + o_qk, m_qk, 0.0).to(dot)
             q = tl.load(p_q + o_qk, m_qk, 0.0).to(dot)
             v = tl.load(p_v + o_vo, m_vo, 0.0)
-            z = tl.load(p_z + o_z, m_k[:, None], 0.0)
+            z = tl.load(p_z + o_z, m_qk, 0.0)
             x = tl.load(p_x + o_x)
             p_q += C * row
             p_k += C * row
             p_v += C * HV * V
-            p_z += HV * K * C
+            p_z += z_step * (z_row * UNIT)
             p_x += HV * C * C
         k_factor = tl.load(p_factor + o_c)
         q_factor = tl.load(p_factor + C + o_c)
@@ -142,7 +149,7 @@ def _gdn_scan_kernel(
                 r = tl.where(m_c[None, :], r, 0.0)
         r = to_operand(r, dot)
         o = tl.dot(operand, tl.trans(q), input_precision="tf32x3") * q_factor[None, :]
-        s = tl.dot(r, tl.trans(z), s * decay, input_precision="tf32x3")
+        s = tl.dot(r, z, s * decay, input_precision="tf32x3")
         o = tl.dot(r, tl.trans(x), o, input_precision="tf32x3")
         o = to_operand(tl.trans(o), o_ptr.dtype.element_ty)
         tl.store(p_o + o_vo, o, m_vo)

@@ -7,16 +7,15 @@ it cuts hands its state on in float32, and sequences know nothing of each other.
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from hotstart.kernels.ops import GdnDims
+from hotstart.kernels.series import Own
 from hotstart.kernels.space import LaunchSpace
 
 __all__ = [
@@ -24,19 +23,21 @@ __all__ = [
     "Columns",
     "Slab",
     "Walk",
-    "Workspace",
-    "buffer_at",
     "columns",
     "slab_limit",
     "slabs",
     "to_operand",
     "unit_of",
     "warmup",
+    "workspace",
+    "x_and_factors",
+    "z_of_head",
 ]
 
-# The most that a call takes.  One prompt alone gains nothing from more than this part of it.
+# The most that a call takes.  One prompt alone that is longer gains nothing from more than this part of it.
 WORKSPACE_BYTES = 104 << 20
 _ALONE = 0.57
+_LONG = 130  # chunks
 _BESIDE = 64  # chunks, from which on it pays to prepare some while others are scanned
 _SCAN_TILES = 2  # programs of the scan for a head, where it has few
 APART_BYTES = 16 << 20  # up to here q and k have memory of their own, and one launch convolves all
@@ -57,8 +58,6 @@ class Walk(NamedTuple):
     held: int  # chunks that memory is taken for: no other step of as many rows, or fewer, takes more
 
 
-# The same for all layers of a step.
-@lru_cache(maxsize=8)
 def slabs(
     lengths: tuple[int, ...], num_rows: int, chunk_length: int, most: int, num_heads: int, multiprocessors: int
 ) -> Walk:
@@ -70,8 +69,9 @@ def slabs(
     total, sequences = sum(counts), sum(count > 0 for count in counts)
     held = max(2, min(most, num_rows))
     if sequences == 1:
-        most = max(1, int(most * _ALONE))
-        held = max(2, min(most, -(-num_rows // chunk_length) + 1))
+        rows = -(-num_rows // chunk_length)
+        most = most if rows <= min(most, _LONG) else max(1, int(most * _ALONE))
+        held = max(2, min(most, rows + 1))
     if total >= _BESIDE and 4 * _SCAN_TILES * num_heads * sequences <= 3 * multiprocessors:
         size = -(-total // max(2, -(-total // max(1, most // 2))))
         found = tuple(_slab(counts, begin, min(total, begin + size)) for begin in range(0, total, size))
@@ -114,48 +114,41 @@ def _waves(counts: Sequence[int], most: int, num_heads: int, multiprocessors: in
     return tuple(found)
 
 
-def slab_limit(dims: GdnDims, chunk_length: int, itemsize: int) -> int:
+def slab_limit(dims: GdnDims, chunk_length: int, itemsize: int, z_apart: bool = True) -> int:
     """Chunks that fit the workspace."""
-    tiles, floats, carry = _sizes(dims, chunk_length)
-    return max(1, (WORKSPACE_BYTES - 2 * 4 * carry) // (itemsize * tiles + 4 * floats))
+    z, x, floats, carry = _sizes(dims, chunk_length)
+    return max(1, (WORKSPACE_BYTES - 2 * 4 * carry) // (itemsize * (z_apart * z + x) + 4 * floats))
 
 
-def _sizes(dims: GdnDims, C: int) -> tuple[int, int, int]:
-    """Elements: of a chunk's Z and X; of its factors; of a carried state."""
+def _sizes(dims: GdnDims, C: int) -> tuple[int, int, int, int]:
+    """Elements: of a chunk's Z; of its X; of its factors; of a carried state."""
     HV, K, V = dims.num_value_heads, dims.key_dim, dims.value_dim
-    return HV * (K * C + C * C), HV * (2 * C + 4), HV * V * K
+    return HV * C * K, HV * C * C, HV * (2 * C + 4), HV * V * K
 
 
-class Workspace(NamedTuple):
-    """What prep tells the scan, and one scan the next: two allocations, of undefined content.
+def workspace(dims: GdnDims, chunk_length: int, dtype: torch.dtype, chunks: int, z_apart: bool) -> dict[str, Own]:
+    """What prep tells the scan, and one scan the next, in buffers of chunks.
 
-    The scan's carried state is float32, in turns: one from the slab before, one for the slab after.
+    Z [HV, C, K] and X [HV, C, C] of each; then, in float32, two states that a slab hands to the next, in turns, and
+    factors [HV, 2 C + 4] of each chunk: of K S, of Q S, of S, and padding.
     """
-
-    tiles: Tensor  # buffers x (Z [room, HV, K, C], X [room, HV, C, C])
-    floats: Tensor  # float32: 2 x [HV, V, K], then buffers x [room, HV, 2 C + 4]: of K S, of Q S, of S, and padding
-
-    @classmethod
-    def take(
-        cls, dims: GdnDims, chunk_length: int, dtype: torch.dtype, device: torch.device, chunks: int
-    ) -> "Workspace":
-        tiles, floats, carry = _sizes(dims, chunk_length)
-        return cls(
-            torch.empty(chunks * tiles, dtype=dtype, device=device),
-            torch.empty(2 * carry + chunks * floats, dtype=torch.float32, device=device),
-        )
+    z, x, floats, carry = _sizes(dims, chunk_length)
+    found = {"x": Own(dtype, chunks * x), "floats": Own(torch.float32, 2 * carry + chunks * floats)}
+    return {"z": Own(dtype, chunks * z)} | found if z_apart else found
 
 
 @triton.jit
-def buffer_at(
-    tiles_ptr, floats_ptr, room, buffer, block, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr
-):
-    """Where Z, X and the factors of a chunk's head lie."""
-    p_tiles = tiles_ptr + buffer * room * (HV * (K * C + C * C))
-    p_z = p_tiles + block * (K * C)
-    p_x = p_tiles + room * (HV * K * C) + block * (C * C)
-    p_factor = floats_ptr + 2 * HV * V * K + buffer * room * (HV * (2 * C + 4)) + block * (2 * C + 4)
-    return p_z, p_x, p_factor
+def x_and_factors(x_ptr, floats_ptr, block, HV: tl.constexpr, K: tl.constexpr, V: tl.constexpr, C: tl.constexpr):
+    """Where X and the factors of a chunk's head lie; blocks count chunks of all buffers, and heads."""
+    return x_ptr + block * (C * C), floats_ptr + 2 * HV * V * K + block * (2 * C + 4)
+
+
+@triton.jit
+def z_of_head(z_apart, z_at, block, token, i_hv, K: tl.constexpr, C: tl.constexpr):
+    """The first row and column of a chunk's Z, [C, K]: each head's own rows, or columns in the rows of its tokens."""
+    row = tl.where(z_apart != 0, block * C, token)
+    column = tl.where(z_apart != 0, 0, z_at + i_hv * K)
+    return row, column
 
 
 @triton.jit
@@ -171,7 +164,8 @@ class Columns(NamedTuple):
 
     Long prompts have them in the packed rows, in place of inputs that nobody needs any more: the convolution is
     launched for v, then for q and k, which go where the inputs of v were; or for v, for q, then for k, which goes to
-    those of q.
+    those of q.  So many columns are left then that a chunk of a prompt alone can have its Z in them, K of each head in
+    the row of each token.
     """
 
     apart: bool  # in memory of their own
@@ -179,18 +173,20 @@ class Columns(NamedTuple):
     q_at: int
     k_at: int
     launches: tuple[tuple[int, int], ...]  # first channel, how many
+    z_at: int | None = None
 
 
-@lru_cache(maxsize=8)
 def columns(dims: GdnDims, num_rows: int, itemsize: int) -> Columns:
     qk, v = dims.num_key_heads * dims.key_dim, dims.num_value_heads * dims.value_dim
     unit = unit_of(dims)
     if num_rows * 2 * qk * itemsize <= APART_BYTES or qk > v:
         return Columns(True, 2 * qk // unit, 0, qk // unit, ((0, 2 * qk + v),))
-    first = (2 * qk, v)
+    row, first, z = dims.packed_width // unit, (2 * qk, v), dims.num_value_heads * dims.key_dim
     if 2 * qk <= v:
-        return Columns(False, dims.packed_width // unit, 2 * qk // unit, 3 * qk // unit, (first, (0, 2 * qk)))
-    return Columns(False, dims.packed_width // unit, 2 * qk // unit, 0, (first, (0, qk), (qk, qk)))
+        z_at = 0 if z <= v else None
+        return Columns(False, row, v // unit, (v + qk) // unit, (first, (0, 2 * qk)), z_at)
+    z_at = qk // unit if z <= qk else None
+    return Columns(False, row, 2 * qk // unit, 0, (first, (0, qk), (qk, qk)), z_at)
 
 
 def unit_of(dims: GdnDims) -> int:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import attrgetter, or_
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import triton
@@ -26,6 +26,7 @@ from triton import knobs
 from triton.runtime import driver
 
 from hotstart.errors import StartupError
+from hotstart.kernels.direct import Fire, fire_of, take_scratch
 from hotstart.kernels.key import LaunchKey, options_in_words, pointer_type, type_name
 from hotstart.kernels.space import LaunchSpace
 from hotstart.kernels.watch import LateEvent, MemoryWatch, Watch
@@ -38,11 +39,15 @@ __all__ = [
     "LaunchKey",
     "LaunchSpace",
     "Launcher",
+    "Loaded",
     "MemoryWatch",
     "ReadyLaunch",
     "Recording",
     "Watch",
     "active_driver",
+    "addresses_of",
+    "is_profiled",
+    "is_recorded",
     "kernel",
     "launches_overlap",
     "recording",
@@ -102,13 +107,12 @@ def kernel(function: Callable[..., None]) -> Kernel:
 
 
 @dataclass(slots=True)
-class _Loaded:
+class Loaded:
     """What a launch needs once its binary is on the device."""
 
     binary: object  # held, since Triton 3.9 unloads a binary that nobody holds
-    run: Callable[..., None]
-    function: object
-    metadata: object
+    fire: Fire
+    scratch_bytes: int  # that a launch brings for each program
     constexprs: tuple[object, ...]
 
 
@@ -210,6 +214,26 @@ _address, _is_dense = torch.Tensor.data_ptr, torch.Tensor.is_contiguous
 _device, _dtype, _is_cuda = attrgetter("device"), attrgetter("dtype"), attrgetter("is_cuda")
 
 
+def addresses_of(tensors: tuple[torch.Tensor, ...]) -> tuple[int, ...] | None:
+    """None unless all are dense, aligned and on one device."""
+    addresses = tuple(map(_address, tensors))
+    # Nobody here has two GPUs in a process; what must not meet is meta and real.
+    alike = all(map(_is_cuda, tensors)) or len(set(map(_device, tensors))) == 1
+    if not alike or reduce(or_, addresses) % ALIGNMENT or not all(map(_is_dense, tensors)):
+        return None
+    return addresses
+
+
+def is_recorded() -> bool:
+    return bool(_recordings)
+
+
+def is_profiled() -> bool:
+    """Whether a profiler waits for launches: it gets them by Triton's own path."""
+    hook = knobs.runtime.launch_enter_hook
+    return bool(getattr(hook, "calls", hook))
+
+
 class BoundLaunch:
     """A launch that lacks its grid, pointers and scalars: `launch(grid, *pointers_and_scalars)`."""
 
@@ -219,36 +243,40 @@ class BoundLaunch:
         self._launcher = launcher
         self._constexprs = constexprs
         self._num_pointers = launcher.kernel.num_pointers
-        self._loaded: dict[tuple[object, ...], _Loaded] = {}
+        self._loaded: dict[tuple[object, ...], Loaded] = {}
+
+    @property
+    def is_loaded(self) -> bool:
+        """For any types."""
+        return bool(self._loaded)
+
+    def loaded(self, device: int, signature: tuple[object, ...]) -> Loaded | None:
+        """For the torch device and the dtypes of `signature`, if such a launch was made before."""
+        return self._loaded.get((device, *signature))
 
     def __call__(self, grid: tuple[int, ...], *args: Any) -> None:
         self.on(*args[: self._num_pointers])(grid, *args[self._num_pointers :])
 
     def on(self, *tensors: torch.Tensor) -> "ReadyLaunch":
         """This launch on these tensors, which are looked at here: `ready(grid, *scalars)`, any number of times."""
-        addresses = tuple(map(_address, tensors))
-        # Nobody here has two GPUs in a process; what must not meet is meta and real.
-        alike = all(map(_is_cuda, tensors)) or len(set(map(_device, tensors))) == 1
-        if not alike or reduce(or_, addresses) % ALIGNMENT or not all(map(_is_dense, tensors)):
-            self._refuse(tensors)
+        addresses = addresses_of(tensors) or self._refuse(tensors)
         signature = tensors[0].device, *map(_dtype, tensors)
         loaded, stream = None, 0
-        if self._loaded:
-            # The path of serving: Triton's own binding and key are skipped, since ours is complete.
-            hook = knobs.runtime.launch_enter_hook
-            if not getattr(hook, "calls", hook):  # profilers get theirs by Triton's own path
-                active = active_driver()
-                index = active.get_current_device()
-                loaded, stream = self._loaded.get((index, *signature)), active.get_current_stream(index)
+        # The path of serving: Triton's own binding and key are skipped, since ours is complete.
+        if self._loaded and not is_profiled():
+            active = active_driver()
+            index = active.get_current_device()
+            loaded, stream = self._loaded.get((index, *signature)), active.get_current_stream(index)
         return ReadyLaunch(self, tensors, addresses, signature, loaded, stream)
 
-    def _refuse(self, tensors: tuple[torch.Tensor, ...]) -> None:
+    def _refuse(self, tensors: tuple[torch.Tensor, ...]) -> NoReturn:
         kernel, device = self._launcher.kernel, tensors[0].device
         for parameter, tensor in zip(kernel.parameters, tensors, strict=False):
             name, address = f"{kernel.name}: {parameter}", tensor.data_ptr()
             assert tensor.device == device, f"{name} is on {tensor.device}, the first tensor on {device}"
             assert not address % ALIGNMENT, f"{name} at {address:#x} is not {ALIGNMENT}-byte aligned"
             assert tensor.is_contiguous(), f"{name} is not dense: {tuple(tensor.shape)}, {tensor.stride()}"
+        raise AssertionError(f"{kernel.name} refuses {tensors}")
 
     def note(self, args: tuple[Any, ...]) -> None:
         key = self._launcher.key(args, self._constexprs)
@@ -269,11 +297,11 @@ class BoundLaunch:
         active = active_driver()
         expected = active.get_active_torch_device()
         assert device == expected, f"{kernel.name}: tensors are on {device}, the active device is {expected}"
+        triton.set_allocator(take_scratch)
         compiled = kernel.jit.run(*args, grid=grid, warmup=False, enable_fp_fusion=_FP_FUSION, **self._constexprs)
         assert compiled is not None, f"{kernel.name}: a hook of another library prevented the compile"
         tail = tuple(self._constexprs[name] for name in kernel.constexprs)
-        loaded = _Loaded(compiled, compiled.run, compiled.function, compiled.packed_metadata, tail)
-        self._loaded[active.get_current_device(), *signature] = loaded
+        self._loaded[active.get_current_device(), *signature] = Loaded(compiled, *fire_of(compiled), tail)
         self._launcher.known.add(self._launcher.key(args, self._constexprs))
 
     def _compile(self, args: tuple[Any, ...]) -> None:
@@ -301,7 +329,7 @@ class ReadyLaunch:
         tensors: tuple[torch.Tensor, ...],
         addresses: tuple[int, ...],
         signature: tuple[object, ...],
-        loaded: _Loaded | None,
+        loaded: Loaded | None,
         stream: int,
     ) -> None:
         self._bound = bound
@@ -319,10 +347,11 @@ class ReadyLaunch:
             self._bound.first(grid, (*self._tensors, *scalars), self._signature)
         elif 0 not in grid:
             x, y, z = (*grid, 1, 1)[:3]
-            loaded.run(
-                x, y, z, self._stream, loaded.function, loaded.metadata, None, None, None,
-                *self._addresses, *scalars, *loaded.constexprs,
-            )  # fmt: skip
+            scratch = None
+            if loaded.scratch_bytes:
+                memory = take_scratch(x * y * z * loaded.scratch_bytes, 128, self._stream)
+                scratch = memory.data_ptr()
+            loaded.fire(x, y, z, self._stream, scratch, (*self._addresses, *scalars, *loaded.constexprs))
 
 
 def seal(mode: str = "warn", memory: tuple[MemoryWatch, ...] = ()) -> Watch:

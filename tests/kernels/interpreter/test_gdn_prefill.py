@@ -30,11 +30,16 @@ PROMPTS = {
 LONG = [Row(130, read=5, write=0)]
 
 
+def forget():
+    gdn_chunked._constants.cache_clear()
+    gdn_chunked._mixer.cache_clear()
+
+
 @pytest.fixture
 def fresh_constants():
-    gdn_chunked._constants.cache_clear()
+    forget()
     yield
-    gdn_chunked._constants.cache_clear()
+    forget()
 
 
 def case(dims, prompts, chunk_length, decodes=1, num_slots=6):
@@ -133,7 +138,7 @@ def test_slabs_change_no_bit(monkeypatch, fresh_constants):
     whole = prefill(*inputs)
     check(inputs, prefill(*inputs, choose=gdn_chunked.CHOICES[2]))  # numpy's products depend on their width
     monkeypatch.setattr(gdn_workspace, "WORKSPACE_BYTES", 0)  # a slab for each chunk
-    gdn_chunked._constants.cache_clear()
+    forget()
     cut = prefill(*inputs)
     alone = prefill(inputs[0][70:90], *inputs[1:4], make_step([], [Row(20, write=2)], chunk_length=16), dims)
     rows = slice(0, 90)
@@ -147,29 +152,39 @@ def test_slabs_change_no_bit(monkeypatch, fresh_constants):
 @pytest.mark.parametrize(
     ("HV", "K", "V", "launches"), [(3, 24, 16, 2), (1, 16, 24, 3), (1, 24, 16, 1)], ids=["v", "v then q", "nowhere"]
 )
-def test_q_and_k_in_place_of_inputs_that_nobody_needs(HV, K, V, launches, monkeypatch):
+def test_q_and_k_in_place_of_inputs_that_nobody_needs(HV, K, V, launches, monkeypatch, fresh_constants):
     dims = make_dims(H=1, HV=HV, K=K, V=V)
     inputs = case(dims, PROMPTS["ragged"], chunk_length=16)
     apart = prefill(*inputs)
     monkeypatch.setattr(gdn_workspace, "APART_BYTES", 0)
-    gdn_workspace.columns.cache_clear()
+    forget()
     assert len(gdn_workspace.columns(dims, inputs[0].shape[0], 4).launches) == launches
     check(inputs, prefill(*inputs))
     rows = slice(1, inputs[4].num_tokens)
     assert torch.equal(prefill(*inputs)[0][rows], apart[0][rows])
-    gdn_workspace.columns.cache_clear()
 
 
-def test_two_buffers_in_turns(monkeypatch, fresh_constants):
-    dims = DIMS["three value heads a key head, K > V"]
+@pytest.mark.parametrize("apart", [True, False], ids=["apart", "in the rows"])
+@pytest.mark.parametrize("HV", [3, 1])
+def test_two_buffers_in_turns(HV, apart, monkeypatch, fresh_constants):
+    """With memory of their own for q, k and Z, or with all three in the prompt's rows."""
+    dims = make_dims(H=1, HV=HV, K=16, V=16)
     inputs = case(dims, LONG, 16)
+    whole = prefill(*inputs)
+    check(inputs, whole)
+    forget()
     monkeypatch.setattr(gdn_workspace, "_BESIDE", 2)
-    monkeypatch.setattr(gdn_workspace, "WORKSPACE_BYTES", 2 * 4 * 3 * 24 * 16 + 8 * 4 * 3 * 16 * 43)
-    gdn_workspace.slabs.cache_clear()
-    walk = gdn_workspace.slabs((130,), 130, 16, gdn_workspace.slab_limit(dims, 16, 4), 3, 100)
-    assert len(walk.slabs) > 2 and walk.buffers == 2
-    check(inputs, prefill(*inputs))
-    gdn_workspace.slabs.cache_clear()
+    monkeypatch.setattr(gdn_workspace, "WORKSPACE_BYTES", 4 * HV * (2 * 16 * 16 + 8 * (2 * 16 * 16 + 36)))
+    if not apart:
+        monkeypatch.setattr(gdn_workspace, "APART_BYTES", 0)
+    place = gdn_workspace.columns(dims, 133, 4)
+    assert place.apart == apart and (place.z_at is None) == apart
+    limit = gdn_workspace.slab_limit(dims, 16, 4, apart)
+    walk = gdn_workspace.slabs((130,), 133, 16, limit, HV, 100)
+    assert len(walk.slabs) >= 2 and walk.buffers == 2
+    again = prefill(*inputs)
+    assert all(torch.equal(one[1:131], other[1:131]) for one, other in zip(again[:1], whole[:1], strict=True))
+    assert torch.equal(again[1], whole[1]) and torch.equal(again[2], whole[2])
 
 
 @pytest.mark.parametrize("cut", [1, 16, 32, 35])
