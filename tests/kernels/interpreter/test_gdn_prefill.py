@@ -103,15 +103,17 @@ def test_float16_keeps_its_digits_and_its_range(size):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numpy, about rows whose products are thrown away
-def test_tiles_that_the_copy_engine_brings(monkeypatch, fresh_constants):
+@pytest.mark.parametrize("prompts", [[Row(65, read=1, write=1), Row(3, write=2)], [Row(65, read=1, write=1)]], ids=len)
+def test_tiles_that_the_copy_engine_brings(prompts, monkeypatch, fresh_constants):
     """Sequences that end within a chunk: the rows behind them are others', or were never written."""
     monkeypatch.setattr(gdn_chunked, "_gpu", lambda: gdn_chunked.Gpu(90, 227 << 10, 132))
     monkeypatch.setattr(
         gdn_chunked, "_ENGINE_TYPES", (torch.float32,)
     )  # bfloat16 products are wrong in the interpreter
     dims = make_dims(H=1, HV=2, K=64, V=64)
-    inputs = case(dims, [Row(65, read=1, write=1), Row(3, write=2)], chunk_length=64)
+    inputs = case(dims, prompts, chunk_length=64)
     inputs[0][inputs[4].num_tokens :] = float("nan")
+    monkeypatch.setattr(gdn_workspace, "APART_BYTES", 0)  # one prompt alone has its Z in its rows
     monkeypatch.setattr(gdn_chunked, "_LONG", 0)
     check(inputs, prefill(*inputs))
 
