@@ -35,7 +35,7 @@ from hotstart.engine.runner import Runner
 from hotstart.engine.sampler import Sampler
 from hotstart.engine.scheduler import Scheduler
 from hotstart.engine.sizing import Known, Peaks, read_wishes, scheduler_limits, step_limits
-from hotstart.errors import ConfigError
+from hotstart.errors import ConfigError, StartupError
 from hotstart.kernels.backends import replays, replays_prompts
 from hotstart.kernels.watch import Watch
 from hotstart.models import build_model, resolve_dtype, resolve_state_dtype
@@ -67,7 +67,7 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
         runner = parts.runner(CacheTensors(loaded.layout, plan.num_pages, plan.num_slots, take), parts.graphs)
     if parts.graphs is not None:
         with phases.phase("capture graphs") as running:
-            capture(parts.graphs, runner, parts.inputs, plan.max_num_seqs, plan.max_num_batched_tokens, running)
+            _capture(parts, parts.graphs, runner, device, running)
     engine = Engine(
         scheduler=Scheduler(scheduler_limits(config, loaded.model_config, plan, device)),
         runner=runner,
@@ -85,6 +85,20 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
         engine.warm_kernels = loaded.warm.by_kernel()
     engine.seal(phases.report())
     return engine
+
+
+def _capture(parts: "_Parts", graphs: StepGraphs, runner: Runner, device: Device, running: RunningPhase) -> None:
+    """For good.  Raises StartupError if that takes what the plan has given to others."""
+    plan, before = parts.plan, device.resident_bytes() or 0
+    capture(graphs, runner, parts.inputs, plan.max_num_seqs, plan.max_num_batched_tokens, running)
+    taken, bound = (device.resident_bytes() or 0) - before, plan.measured.graphs_bytes
+    running.detail += f", {as_size(max(taken, 0))} of {as_size(bound)}"
+    if taken > bound + plan.measured.reserve_bytes:
+        raise StartupError(
+            f"captured steps took {as_size(taken)}, after a trial {as_size(bound)} were kept for them and "
+            f"{as_size(plan.measured.reserve_bytes)} in reserve; raise --reserve-bytes, or name fewer sizes with "
+            "--cudagraph-capture-sizes"
+        )
 
 
 @dataclass(frozen=True, slots=True)

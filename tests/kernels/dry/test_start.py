@@ -11,7 +11,7 @@ from hotstart.engine.check import StubDevice
 from hotstart.engine.space import launch_space
 from hotstart.engine.stub import ReplayDevice
 from hotstart.engine.traffic import random_traffic
-from hotstart.errors import ConfigError, LateEventError
+from hotstart.errors import ConfigError, LateEventError, StartupError
 from hotstart.kernels import dry
 
 GPU_PHASES = [
@@ -59,6 +59,19 @@ def test_start_to_sealed_and_traffic_after_it(start):
 def test_a_wish_that_the_named_gpu_cannot_meet_is_refused(start):
     with dry.gpu("rtx4090"), pytest.raises(ConfigError, match=r"--device-memory-bytes is 40\.00 GiB, .* RTX 4090 has"):
         start("rtx4090", device_memory_bytes="40GiB")
+
+
+def test_captures_that_take_more_than_their_trial_stop_the_start(start, monkeypatch):
+    taken, capture = [0], startup.capture
+    monkeypatch.setattr(ReplayDevice, "resident_bytes", lambda device: taken[0])
+
+    def greedy(*args):
+        capture(*args)
+        taken[0] += 3 << 30
+
+    monkeypatch.setattr(startup, "capture", greedy)
+    with dry.gpu("rtx5090"), pytest.raises(StartupError, match=r"captured steps took 3 GiB, .* 1 GiB in reserve"):
+        start("rtx5090")
 
 
 def test_without_the_warm_up_everything_is_late(start):
