@@ -133,6 +133,7 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
         "gpu_promise": figures_gpu.promise,
         **{name: getattr(figures_table, name) for name in figures_table.__all__},
         "peers": figures_peers.peers,
+        "load": figures_gpu.load,
         "first_request": figures_gpu.first_requests,
     },
     "docs/MEMORY.md": {
