@@ -136,6 +136,7 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
         "load": figures_gpu.load,
         "first_request": figures_gpu.first_requests,
     },
+    "docs/ARCHITECTURE.md": {"logits": figures_proofs.logits},
     "docs/MEMORY.md": {
         "foretold": figures_gpu.foretold,
         "plan_check": figures_gpu.plan_check,

@@ -4,7 +4,7 @@ from typing import Any
 
 from bench.figures_gpu import read
 
-__all__ = ["check_gpus", "errors", "sanitizer", "tritons", "warm_up_seconds"]
+__all__ = ["check_gpus", "errors", "logits", "sanitizer", "tritons", "warm_up_seconds"]
 
 WORST = 1.2  # times the library's error, which ours must not exceed
 
@@ -73,4 +73,28 @@ def warm_up_seconds() -> list[str]:
     return [
         f"On an H200 all kernels of Qwen3.5-4B's shape are compiled, loaded and launched in {cold:.1f} s at a first"
         f" start, and in {warm:.1f} s at later ones.",
+    ]
+
+
+def logits() -> list[str]:
+    """How far logits are from transformers', of each checkpoint and kernels, as tests/gpu/test_logits_gpu.py tells."""
+    record = read("logits_h200")
+    (row,) = record["rows"]
+    found: dict[str, dict[str, str]] = {}
+    for name, value in row["figures"].items():
+        checkpoint, kernels, dtype, *_ = name.split()
+        found.setdefault(f"{checkpoint} | {kernels}", {})[dtype] = value
+    dtypes = "float32", "bfloat16", "float16"
+    lines = [
+        "| checkpoint | kernels | float32: largest difference | bfloat16: rms error over theirs | float16: the same |",
+        "|---|---|---:|---:|---:|",
+        *(f"| {what} | {' | '.join(values.get(dtype, '-') for dtype in dtypes)} |" for what, values in found.items()),
+    ]
+    where = (
+        f"{record['gpu']}, torch {record['torch']}, triton {record['triton']}; {row['date']}, commit {row['commit']}"
+    )
+    return [
+        *lines,
+        "",
+        f"Logits spread by 2.5; errors are against float32. {where}; `python -m bench.gpu_tests --match test_logits`",
     ]

@@ -54,7 +54,9 @@ def run(name: str, until: float) -> dict[str, Any]:
             )
         except subprocess.TimeoutExpired:
             return {"what": name, "cut_off": True}
-        cases = list(ET.parse(report.name).iter("testcase"))
+        told = ET.parse(report.name)
+    cases = list(told.iter("testcase"))
+    figures = {one.attrib["name"]: one.attrib["value"] for one in told.iter("property")}
     kinds = {"failed": ("failure", "error"), "skipped": ("skipped",)}
     names = {
         kind: [c.attrib["name"] for c in cases if any(c.find(t) is not None for t in tags)]
@@ -63,7 +65,8 @@ def run(name: str, until: float) -> dict[str, Any]:
     if names["failed"]:
         print(done.stdout[-6000:], flush=True)
     seconds = round(sum(float(case.attrib["time"]) for case in cases), 1)
-    return {"what": name, "tests": len(cases), **names, "seconds": seconds}
+    found = {"what": name, "tests": len(cases), **names, "seconds": seconds}
+    return found | {"figures": figures} if figures else found
 
 
 def main() -> None:
