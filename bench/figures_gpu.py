@@ -41,7 +41,7 @@ def promise() -> list[str]:
     served = not burst["failed"] and not burst["num_late"]
     median, p95 = lengths["median"], lengths["p95"]
     ready = read("table/4b")["process_to_ready_s"]
-    warm = statistics.median(read(f"table/{name}")["process_to_ready_s"] for name in ("4b-warm", "4b-warm-2"))
+    warm = read("table/4b-warm")["process_to_ready_s"]
     slow = [read(name)["process_to_ready_s"] for name in ("gpu_cold", "gpu_warm")]
     rows = [
         (

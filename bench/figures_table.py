@@ -105,9 +105,8 @@ def _first(length: int, vllm: float, must: float, aim: float) -> Row:
     )
 
 
-def _ready(names: tuple[str, ...]) -> float | None:
-    found = [seconds for name in names if (seconds := _get(name, "process_to_ready_s")) is not None]
-    return statistics.median(found) if found else None
+def _ready(name: str) -> float | None:
+    return _get(name, "process_to_ready_s")
 
 
 NEXT = "Qwen3-Next, 12 layers, 64 experts"
@@ -125,8 +124,8 @@ ROWS = (
     _decode("next-small", 1.91, 1.4, 1.0, f"{NEXT}, float32 states"),
     _crowd("next-small-bf16-state", 64, 13400, 14500, 18000, f"{NEXT}, bfloat16 states", "bfloat16"),
     _crowd("next-small", 64, 13400, 14500, 18000, f"{NEXT}, float32 states"),
-    Row("4B, start of the process to ready, cold", 80.8, 30, 20, lambda: _ready(("4b",)), None, "s"),
-    Row("the same, caches warm", 31.5, 10, 6, lambda: _ready(("4b-warm", "4b-warm-2")), None, "s"),
+    Row("4B, start of the process to ready, cold", 80.8, 30, 20, lambda: _ready("4b"), None, "s"),
+    Row("the same, caches warm", 31.5, 10, 6, lambda: _ready("4b-warm"), None, "s"),
 )
 
 
@@ -203,15 +202,10 @@ def options() -> list[str]:
     run = job("4b-options")
     if run is None:
         return []
-    found, later = run["options"], read("grammar_h200")
+    found = run["options"]
     lines = ["| option | output tok/s, 64 x 512/128 | times as long |", "|---|---:|---:|"]
     for name, ratio in found["times_as_long"].items():
-        note = ", before its steps were launched ahead" if name == "json schema" else ""
-        lines.append(f"| {name}{note} | {statistics.median(found['samples_per_s'][name]):.0f} | {ratio:.3f} |")
-    plain, guided = (statistics.median(later["samples_per_s"][name]) for name in ("greedy", "json schema"))
-    lines.append(
-        f"| json schema, at {later['commit']} (greedy there: {plain:.0f}) | {guided:.0f} | {plain / guided:.3f} |"
-    )
+        lines.append(f"| {name} | {statistics.median(found['samples_per_s'][name]):.0f} | {ratio:.3f} |")
     return [*lines, "", circumstances(run)]
 
 

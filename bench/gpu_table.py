@@ -53,7 +53,6 @@ class Job:
 JOBS = (
     Job("4b", 0, "qwen3.5-4b", "first-request,latency,throughput,steps"),
     Job("4b-warm", 0, "qwen3.5-4b", "startup"),
-    Job("4b-warm-2", 0, "qwen3.5-4b", "startup"),
     Job("9b", 0, "qwen3.5-9b", "first-request,latency,throughput"),
     Job("peers-4b", 0, "qwen3.5-4b", "peers"),
     Job("0.8b", 1, "qwen3.5-0.8b", "first-request,latency,throughput,steps"),
