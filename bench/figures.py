@@ -152,6 +152,7 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
         "errors": figures_proofs.errors,
         "sanitizer": figures_proofs.sanitizer,
         "attention_of_prompts": figures_attention.prompts,
+        "attention_forms": figures_attention.forms,
     },
     "docs/DECODE.md": {
         "decode": figures_gdn.decode,

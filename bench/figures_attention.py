@@ -5,7 +5,7 @@ from typing import Any
 from bench.figures_gpu import read
 from bench.floors import FLOPS_PER_S
 
-__all__ = ["answers", "prompts"]
+__all__ = ["answers", "forms", "prompts"]
 
 
 def answers() -> list[str]:
@@ -28,6 +28,28 @@ def prompts() -> list[str]:
         products = 2 * count * length * length * at["num_heads"] * at["head_dim"]  # twice, of half of the square
         lines.append(_line(row, max(1e6 * products / FLOPS_PER_S, row["floor_us"])))
     return [*lines, "", _where(record)]
+
+
+_FORMS: list[tuple[str, dict[str, Any]]] = [
+    ("the kernel that serves", {"form": "serves"}),
+    ("roles, key heads one after the other", {"heads": "one after the other", "copies": "waited for, then told"}),
+    ("key heads side by side", {"heads": "side by side"}),
+    ("copies tell those who wait by themselves", {"copies": "tell themselves"}),
+    ("and nobody fences", {"copies": "tell themselves, no fence"}),
+    ("40 registers for a thread that copies, not 72", {"copy_registers": 40}),
+    ("tiles of 32 keys", {"keys": 32}),
+    ("a program a multiprocessor, which takes block after block", {"programs": "one a multiprocessor"}),
+]
+
+
+def forms() -> list[str]:
+    """One line for each form that was tried; the first row that fits is meant."""
+    record = read("attention_forms_h200")
+    lines = [f"| | {' | '.join(record['shapes'])} |", "|---|" + "---:|" * len(record["shapes"])]
+    for label, wanted in _FORMS:
+        row = next(row for row in record["rows"] if wanted.items() <= row.items())
+        lines.append(f"| {label} | {' | '.join(f'{us:.1f}' for us in row['us'])} |")
+    return [*lines, "", f"{record['gpu']}, torch {record['torch']}, Triton {record['triton']}; microseconds"]
 
 
 def _line(row: dict[str, Any], floor: float) -> str:
