@@ -143,6 +143,7 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
         "weights_peak": figures_gpu.weights_peak,
         "usable_tokens": figures_gpu.usable_tokens,
     },
+    "docs/ARCHITECTURE.md": {"gpu_tests": figures_gpu.gpu_tests},
     "docs/PREFILL.md": {
         "prefill": figures_gdn.prefill,
         "host": figures_gdn.host,

@@ -30,12 +30,12 @@ def _target(met: bool) -> str:
 
 
 def promise() -> list[str]:
-    tight, peers = read("gpu_tight"), read("peers_h200")
+    tight, options, peers = read("gpu_tight"), read("gpu_options"), read("peers_h200")
     vllm = peers["vllm"]
     record = read("gpu_starts")
     starts = [row["ratio"] for row in record["rows"]]
     traffic, burst, beside, lengths = (tight[name] for name in ("traffic", "burst", "neighbour", "lengths"))
-    driver = tight["driver_growth_bytes"] / MIB
+    late, driver = tight["num_late"] + options["num_late"], tight["driver_growth_bytes"] / MIB
     sealed = not tight["reserved_growth_bytes"] and driver <= 32
     grown = f"torch {tight['reserved_growth_bytes']} bytes, driver {driver:.1f} MiB"
     served = not burst["failed"] and not burst["num_late"]
@@ -63,10 +63,11 @@ def promise() -> list[str]:
             f"{_target(not beside['failed'])} {beside['failed']} failed",
         ),
         (
-            "late compiles, tunings, loads in all of this",
+            "late compiles, tunings, loads in all of this, and in another process in "
+            f"{options['traffic']['requests']} random requests with every option of sampling",
             vllm["late"],
             "0",
-            f"{_target(not tight['num_late'])} {tight['num_late']}",
+            f"{_target(not late)} {late}",
         ),
         (
             f"first request over the median of the next 20 of its length, {len(starts)} fresh starts: median (worst)",
@@ -87,7 +88,8 @@ def promise() -> list[str]:
     lines = ["| what | vLLM 0.25.1 | must | hotstart |", "|---|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     fresh = f"fresh starts: `{record['command']}`, commit {record['rows'][0]['commit']}"
-    return [*lines, "", f"{circumstances(tight)}; {fresh}; vLLM: {peers['where']}"]
+    others = f"options: `{options['command']}`, commit {options['commit']}"
+    return [*lines, "", f"{circumstances(tight)}; {others}; {fresh}; vLLM: {peers['where']}"]
 
 
 def _started(how: str, cold: float, warm: float, theirs: str) -> tuple[str, str, str, str]:
@@ -219,19 +221,23 @@ def foretold() -> list[str]:
 
 
 def gpu_tests() -> list[str]:
-    """Of `bench.gpu_tests`: what passed, by folder."""
+    """Of `bench.gpu_tests`: what passed, at which commit."""
     record = read("gpu_tests")
-    ran = [row for row in record["rows"] if "tests" in row]
-    missed = [name for row in record["rows"] for name in row.get("failed", [row["what"]])]
-    skipped = sum(len(row["skipped"]) for row in ran)
-    count = sum(row["tests"] for row in ran) - skipped - sum(len(row["failed"]) for row in ran)
-    commits = ", ".join(dict.fromkeys(row["commit"] for row in record["rows"]))
-    found = f"{count} passed" + (f", {skipped} were skipped (a library that is not installed there)" if skipped else "")
-    found += f", **not passed: {', '.join(missed)}**" if missed else ""
+    told = []
+    for commit in dict.fromkeys(row["commit"] for row in record["rows"]):
+        rows = [row for row in record["rows"] if row["commit"] == commit]
+        ran = [row for row in rows if "tests" in row]
+        missed = [name for row in rows for name in row.get("failed", [row["what"]])]
+        skipped = sum(len(row["skipped"]) for row in ran)
+        passed = f"{sum(row['tests'] - len(row['failed']) for row in ran) - skipped} passed at {commit}"
+        passed += f" ({skipped} skipped, of a library that is not installed there)" if skipped else ""
+        passed += f", **not passed: {', '.join(missed)}**" if missed else ""
+        names = dict.fromkeys(row["what"].partition("::")[0].rpartition("/")[2] for row in rows)
+        told.append(passed if not told else f"{passed}, those of {' and '.join(f'`{name}`' for name in names)}")
     where = f"driver {record['driver']}, torch {record['torch']}, Triton {record['triton']}"
     return [
-        f"On an {record['gpu']} ({where}): {found}; commit {commits}, {record['rows'][0]['date']}; "
-        f"`{record['command']}`, [each file](../bench/results/gpu_tests.json)."
+        f"On an {record['gpu']} ({where}), {record['rows'][0]['date']}: {'; '.join(told)}. `{record['command']}`, "
+        "[each file](../bench/results/gpu_tests.json)."
     ]
 
 
