@@ -136,14 +136,13 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
         "load": figures_gpu.load,
         "first_request": figures_gpu.first_requests,
     },
-    "docs/ARCHITECTURE.md": {"logits": figures_proofs.logits},
+    "docs/ARCHITECTURE.md": {"logits": figures_proofs.logits, "gpu_tests": figures_gpu.gpu_tests},
     "docs/MEMORY.md": {
         "foretold": figures_gpu.foretold,
         "plan_check": figures_gpu.plan_check,
         "weights_peak": figures_gpu.weights_peak,
         "usable_tokens": figures_gpu.usable_tokens,
     },
-    "docs/ARCHITECTURE.md": {"gpu_tests": figures_gpu.gpu_tests},
     "docs/PREFILL.md": {
         "prefill": figures_gdn.prefill,
         "host": figures_gdn.host,
