@@ -9,9 +9,8 @@ from hotstart.kernels.moe_route import route
 from hotstart.kernels.ops import MoeDims
 
 
-@pytest.mark.parametrize("target", ["sm_89", "sm_120"])
-@pytest.mark.parametrize(("experts", "top_k"), [(256, 8), (512, 10)])
-def test_blocks_of_tokens_fit_the_card(experts, top_k, target):
+@pytest.mark.parametrize(("target", "experts", "top_k"), [("sm_89", 256, 8), ("sm_120", 512, 10)])
+def test_blocks_of_tokens_fit_the_card(target, experts, top_k):
     dims = MoeDims(num_experts=experts, top_k=top_k, width=512, renormalise=True, shares=True)
     with dry.gpu(target) as gpu, recording() as record:
         for num_tokens in (2, 257):
