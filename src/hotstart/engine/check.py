@@ -43,7 +43,7 @@ from hotstart.models.weights import fill_random
 
 __all__ = ["CheckReport", "Checker", "check"]
 
-_NUM_PAGES = 512  # so few that sequences have to give way
+_MORE_PAGES = 64  # than the longest sequence takes: so few that others have to give way beside it
 
 
 class StubDevice(GpuSizes, CpuDevice):
@@ -152,6 +152,7 @@ class Checker:
     def _engine(self, watch: Watch, seed: int, rehearsed: bool) -> Engine:
         """Of the same parts as a real one; only memory is no question here."""
         at, device = self.limits, ReplayDevice(driver.active.stand_in, seed)
+        num_pages = at.max_pages + _MORE_PAGES
         model = build_model(self.config, self.ops, *self.dtypes, num_positions=at.max_model_len)
         fill_random(model, 0, partial(device.arena.allocate, "weights"))
         layout = model.layout(at.page_size)
@@ -171,7 +172,7 @@ class Checker:
             small = runner(1, 1, graphs)
             run_rungs(runner(1, 1), runner(1, 1), inputs, (inputs.rungs[-1],), lambda *_: True, device, running)
             try_capture(graphs, small, inputs)
-        served = runner(_NUM_PAGES, at.num_slots, graphs)
+        served = runner(num_pages, at.num_slots, graphs)
         if graphs is not None:
             capture(graphs, served, inputs, at.max_num_seqs, at.max_num_batched_tokens, running)
         config = EngineConfig(
@@ -179,7 +180,7 @@ class Checker:
             max_num_seqs=at.max_num_seqs,
             max_num_batched_tokens=at.max_num_batched_tokens,
             max_model_len=at.max_model_len,
-            kv_cache_memory_bytes=_NUM_PAGES * layout.page_bytes + at.num_slots * layout.slot_bytes,
+            kv_cache_memory_bytes=num_pages * layout.page_bytes + at.num_slots * layout.slot_bytes,
         )
         wishes = read_wishes(config, self.config, device)
         plan = solve(

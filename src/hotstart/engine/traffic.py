@@ -9,13 +9,17 @@ __all__ = ["random_traffic"]
 
 
 def random_traffic(engine: Engine, num_steps: int, seed: int = 0) -> None:
-    """Requests come in bursts and one by one; some are aborted, some sequences have to give way.
+    """Requests come in bursts and one by one; some are aborted.  Where pages are few, the first ones have to give way.
 
     Raises the error of the first request that fails.
     """
     dice = random.Random(seed)
     ids: list[str] = []
     before = engine.num_steps
+    for length in (engine.limits.max_sequence_length, *(2,) * engine.limits.max_num_seqs):
+        ids.append(f"first-{len(ids)}")
+        params = SamplingParams(temperature=0.0, max_tokens=40, ignore_eos=True)
+        engine.add(Request(ids[-1], (0,) * max(1, length - 42), params, arrival_time=0.0))
     while engine.num_steps - before < num_steps:
         if not engine.has_work or dice.random() < 0.3:
             for _ in range(dice.choice((1, 1, 1, 2, engine.limits.max_num_seqs))):

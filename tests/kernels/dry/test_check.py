@@ -8,6 +8,7 @@ from hotstart.config.model import parse_model_config
 from hotstart.config.published import PUBLISHED, published_config
 from hotstart.engine.check import Checker, check
 from hotstart.engine.stub import ReplayDevice
+from hotstart.engine.traffic import random_traffic
 from hotstart.errors import ConfigError
 from hotstart.kernels import dry, norm
 from hotstart.kernels.launch import LAUNCHERS
@@ -62,6 +63,16 @@ def test_a_warm_up_of_another_state_dtype_is_named_by_its_argument(tiny):
         checker.run(20, watch)
     assert watch.events
     assert all("state_ptr is *fp32, was *bf16" in event.cause for event in watch.events)
+
+
+def test_sequences_that_give_way_compile_nothing(tiny):
+    checker = Checker(tiny)
+    with dry.gpu("rtx5090"), Watch() as watch:
+        checker.warm_up()
+        watch.seal()
+        engine = checker._engine(watch, seed=0, rehearsed=False)
+        random_traffic(engine, 60)
+    assert engine.use.num_preemptions > 0 and not watch.events
 
 
 def test_kernels_that_no_traffic_reaches_are_named(tiny):
