@@ -9,10 +9,19 @@ __all__ = ["binaries", "chunk_lengths", "decode", "decode_forms", "host", "kerne
 
 Row = dict[str, Any]
 LENGTHS = (16, 32, 64)
+HOST = {
+    "launches": "launches",
+    "before_us": "before",
+    "by_triton_us": "now, by Triton's launcher",
+    "us": "now",
+    "without_launches_us": "without the launches",
+    "first_us": "first layer of a step",
+}
+PEERS = {"fla": "flash-linear-attention", "flashinfer": "FlashInfer"}
 
 
 def circumstances(record: Row) -> str:
-    peers = f", flash-linear-attention {record['fla']}" if "fla" in record else ""
+    peers = "".join(f", {words} {record[name]}" for name, words in PEERS.items() if name in record)
     return (
         f"{record['gpu']}, driver {record['driver']}, torch {record['torch']}, Triton {record['triton']}{peers}; "
         f"kernels of {record['commit']}; `{record['command']}`"
@@ -29,38 +38,48 @@ def _us(value: float) -> str:
 
 def prefill() -> list[str]:
     """The rule and the mixer of each shape in one line."""
-    record, earlier = read("gdn_prefill_h200"), read("gdn_prefill_flashinfer")["microseconds"]
+    record = read("gdn_prefill_h200")
     rows: dict[str, dict[str, Row]] = {}
     for row in record["rows"]:
         rows.setdefault(_name(row), {})[row["scope"]] = row
     lines = [
-        "| sequences x tokens | rule alone | flash-linear-attention | ratio | FlashInfer, earlier |"
+        "| sequences x tokens | rule alone | flash-linear-attention | ratio | FlashInfer | ratio |"
         " whole mixer, conv to gated norm | floor by bytes | host, mixer |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, scopes in rows.items():
         rule, mixer = scopes["rule"], scopes["mixer"]
-        ours, theirs = median(rule["samples_us"]), median(rule["peer_samples_us"])
+        ours = median(rule["samples_us"])
+        theirs = [median(rule["peers"][peer]["samples_us"]) for peer in PEERS]
+        beside = " | ".join(f"{_us(us)} | {us / ours:.2f}" for us in theirs)
         floor = mixer["bytes"] / record["copy_bytes_per_s"] * 1e6
         lines.append(
-            f"| {name} | {_us(ours)} | {_us(theirs)} | {theirs / ours:.2f} | {earlier[name.replace(' ', '')]:g} |"
+            f"| {name} | {_us(ours)} | {beside} |"
             f" {_us(median(mixer['samples_us']))} | {_us(floor)} | {_us(mixer['host_us'])} |"
         )
-    long = rows["1 x 32768"]["rule"]
+    long = rows["1 x 32768"]
     return [
         *lines,
         "",
-        f"Peak memory of a call of the rule at 1 x 32768: {long['peak_bytes'] / 2**20:.0f} MiB"
-        f" (flash-linear-attention {long['peer_peak_bytes'] / 2**20:.0f},"
-        f" FlashInfer {read('gdn_prefill_flashinfer')['peak_mib_1x32768']}).",
+        f"Peak memory of a call at 1 x 32768: the mixer {_mib(long['mixer'])} MiB, the rule alone {_mib(long['rule'])}"
+        f" (flash-linear-attention {_mib(long['rule']['peers']['fla'])}, FlashInfer"
+        f" {read('gdn_prefill_flashinfer')['peak_mib_1x32768']}, which it keeps).",
         "",
         circumstances(record),
     ]
 
 
+def _mib(row: Row) -> str:
+    return f"{row['peak_bytes'] / 2**20:.0f}"
+
+
 def host() -> list[str]:
-    times = read("gdn_prefill_host_h200")["us"]
-    return [f"| {' | '.join(times)} |", f"|{'---:|' * len(times)}", f"| {' | '.join(map(_us, times.values()))} |"]
+    rows = read("gdn_prefill_host_h200")["rows"]
+    lines = [f"| | {' | '.join(rows)} |", f"|---|{'---:|' * len(rows)}"]
+    for key, words in HOST.items():
+        cells = ("" if row[key] is None else row[key] if key == "launches" else _us(row[key]) for row in rows.values())
+        lines.append(f"| {words} | {' | '.join(map(str, cells))} |")
+    return lines
 
 
 def kernels() -> list[str]:
