@@ -60,7 +60,8 @@ def check_gpus() -> list[str]:
         seconds = (f"{sum(row['seconds'] for row in rows):.0f}" for rows in (cold, warm))
         binaries = sum(row["binaries"] for row in cold)
         lines.append(f"| {gpu} | {len(cold)} | {binaries} | {most:.0f} | {late} | {' | '.join(seconds)} |")
-    return [*lines, "", f"{record['cores']} cores for each line, Triton {record['triton']}; `{record['command']}`"]
+    where = f"{record['cores']} cores for each line, Triton {record['triton']}, commits ({record['commit']})"
+    return [*lines, "", f"{where}; `{record['command']}`"]
 
 
 def _by_gpu(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
