@@ -65,6 +65,11 @@ def test_a_mistake_is_one_line(capsys: Capture, arguments: list[str], words: str
     assert out == "" and err.count("\n") == 1 and err.startswith("hotstart: ") and words in err
 
 
+def test_what_no_answer_can_follow_is_refused_before_a_model_is_looked_for(capsys: Capture) -> None:
+    assert main(["generate", "/nowhere", "--prompt", "a", "--temperature", "nan", "--quiet"]) == 2
+    assert "temperature is nan" in capsys.readouterr().err
+
+
 def test_no_checkpoint_is_a_mistake_too(capsys: Capture, tmp_path: Path) -> None:
     for command in (["plan", str(tmp_path)], ["generate", str(tmp_path / "absent"), "--prompt", "a"]):
         assert main([*command, "--quiet"]) == 2

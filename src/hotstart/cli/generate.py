@@ -3,16 +3,16 @@
 import argparse
 import dataclasses
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hotstart.cli.flags import Commands, add_engine_flags, engine_options
 from hotstart.cli.settings import prepare
 from hotstart.engine.head_start import begin_context
 from hotstart.errors import InvalidPrompt
+from hotstart.request import SamplingParams
 
 if TYPE_CHECKING:
     from hotstart.engine.llm import LLM, Prompt
-    from hotstart.request import SamplingParams
 
 __all__ = ["add_command"]
 
@@ -43,12 +43,14 @@ def add_command(commands: Commands) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    wishes = _wishes(arguments)
+    SamplingParams(**wishes)  # what no answer can follow is refused before a model is loaded
     begin_context(engine_options(arguments).get("device", "auto"))
     from hotstart.engine.llm import LLM  # here, so that `--help` needs no torch
 
     texts = [_read(text) for text in arguments.prompt or ["-"]]
     with LLM(**engine_options(arguments), use_tqdm=not arguments.quiet) as llm:
-        params = _sampling_params(arguments, llm)
+        params = dataclasses.replace(llm.get_default_sampling_params(), **wishes)
         prompts: list[Prompt] = [_as_chat(llm, text) if arguments.chat else text for text in texts]
         if len(prompts) == 1:
             for text in llm.stream(prompts[0], params):
@@ -78,7 +80,7 @@ def _as_chat(llm: "LLM", text: str) -> "Prompt":
     return llm.chat_prompt([{"role": "user", "content": text}])
 
 
-def _sampling_params(arguments: argparse.Namespace, llm: "LLM") -> "SamplingParams":
+def _wishes(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Of sampling, as the flags say them."""
     names = ("max_tokens", "min_tokens", "temperature", "top_k", "top_p", "stop", "ignore_eos")
-    wishes = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
-    return dataclasses.replace(llm.get_default_sampling_params(), **({"max_tokens": 256} | wishes))
+    return {"max_tokens": 256} | {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}

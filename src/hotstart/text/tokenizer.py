@@ -33,7 +33,9 @@ class Tokenizer:
     def __init__(self, folder: Path) -> None:
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise CheckpointError(f"{path} does not exist; fetch it, or give token ids and skip_tokenizer_init=True")
+            raise CheckpointError(
+                f"{path} does not exist; fetch it, or give token ids (in Python, with skip_tokenizer_init=True)"
+            )
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(read_text(path))
         except CheckpointError:
