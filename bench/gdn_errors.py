@@ -16,10 +16,11 @@ from torch import Tensor
 
 from bench.device import facts
 from bench.gdn_prefill import prompts
+from hotstart.kernels.gdn import gated_delta_rule_reference
 from hotstart.kernels.gdn_chunked import chunk_length_for, gated_delta_rule_chunked
 from hotstart.kernels.ops import GdnDims
 
-__all__ = ["CASES", "errors"]
+__all__ = ["CASES", "errors", "rule_in_float64"]
 
 DIMS = GdnDims(4, 8, 128, 128, conv_width=1, eps=0.0)
 TOKENS = 512
@@ -56,18 +57,11 @@ CASES = {
 }
 
 
-def _in_float64(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    group = v.shape[1] // k.shape[1]
+def rule_in_float64(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """One sequence, token by token; q and k are normed here."""
     q, k, v, g, beta, state = (x.double() for x in (q, k, v, g, beta, state))
     q, k = (x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt() for x in (q, k))
-    q, k = (q * k.shape[-1] ** -0.5).repeat_interleave(group, 1), k.repeat_interleave(group, 1)
-    outputs = torch.empty_like(v)
-    for t in range(v.shape[0]):
-        state = state * g[t].exp()[:, None, None]
-        delta = beta[t][:, None] * (v[t] - (state @ k[t][..., None])[..., 0])
-        state = state + delta[:, :, None] * k[t][:, None, :]
-        outputs[t] = (state @ q[t][..., None])[..., 0]
-    return outputs, state
+    return gated_delta_rule_reference(q * k.shape[-1] ** -0.5, k, v, g, beta, state)
 
 
 def _relative(actual: Tensor, wanted: Tensor) -> float:
@@ -81,7 +75,7 @@ def errors(case: str, peer: Any, seed: int = 0) -> dict[str, Any]:
     k, g = CASES[case]()
     q, k, v = _normal(TOKENS, 4, 128).to(bfloat16), k.to(bfloat16), _normal(TOKENS, HV, 128).to(bfloat16)
     beta, state = torch.sigmoid(_normal(TOKENS, HV)), _normal(HV, 128, 128)
-    wanted = _in_float64(q, k, v, g, beta, state)
+    wanted = rule_in_float64(q, k, v, g, beta, state)
     step = prompts(1, TOKENS, chunk_length_for(DIMS, bfloat16), 0)
     out, pool = torch.empty_like(v), state[None].clone()
     gated_delta_rule_chunked(q, k, v, g, beta, pool, step, out)

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from hotstart.bench.record import commit
+
 ROOT = Path(__file__).parents[1]
 OLDEST, NEWEST = "3.6.0", "newest"
 # The interpreter of 3.6 gives numpy numbers in a way that numpy 2.4 no longer takes.
@@ -40,7 +42,7 @@ def main() -> int:
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "commit": _first_line("git", "rev-parse", "--short", "HEAD"),
+            "commit": commit(),
             "tests": " ".join(TESTS),
             "rows": rows,
         }
@@ -80,11 +82,6 @@ def install(version: str, folder: Path) -> None:
     what = ["triton" if version == NEWEST else f"triton=={version}", *BESIDE.get(version[:3], [])]
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *what]
     subprocess.run(pip, check=True)
-
-
-def _first_line(*command: str) -> str:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip().partition("\n")[0]
 
 
 if __name__ == "__main__":

@@ -65,9 +65,9 @@ _FORMS = {"3.6": _compiled_for_each, "3.7": _one_for_all, "3.8": _one_for_all, "
 
 
 def fire_of(compiled: Any) -> tuple[Fire, int]:
-    """How to launch this binary, and the bytes of scratch memory for each program that the caller brings.
+    """How to launch this binary, and the bytes of scratch memory that the caller brings for each program.
 
-    None where Triton's own launcher brings them.
+    That is 0 where Triton's own launcher takes what is needed.
     """
     run = compiled.run
     form = _FORMS.get(".".join(triton.__version__.split(".")[:2]))

@@ -13,7 +13,6 @@ it walks at once, and how far.  All compute every element in the same way, so th
 import functools
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -230,7 +229,7 @@ def gated_delta_rule_chunked(
 
 
 # What the layers of a step share.
-@lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=8)
 def _mixer(
     dims: GdnDims,
     C: int,
@@ -261,7 +260,7 @@ def _mixer(
     return Series(tensors, [*calls, *rule, norm], own | work, scratch_bytes), at.widths
 
 
-@lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=8)
 def _rule_alone(
     dims: GdnDims,
     C: int,

@@ -12,6 +12,7 @@ from steps import Row, make_step, moved
 from test_gdn import HARD, expected, make_dims, make_inputs
 from tolerances import relative_error
 
+from bench.gdn_errors import rule_in_float64
 from hotstart.kernels import gdn_chunked, gdn_tiles, gdn_workspace
 from hotstart.kernels.gdn_chunked import gated_delta_rule_chunked, gdn_prefill
 from hotstart.kernels.gdn_decode import gdn_decode
@@ -198,21 +199,6 @@ def rule_inputs(T, H, HV, K, V, seed=0):
     q, k, v = normal(T, H, K).bfloat16(), normal(T, H, K), normal(T, HV, V).bfloat16()
     g, beta = -0.02 * torch.rand(T, HV, generator=r, device="cuda"), torch.sigmoid(normal(T, HV))
     return q, k, v, g, beta, normal(2, HV, V, K)
-
-
-def rule_in_float64(q, k, v, g, beta, state):
-    """One sequence, token by token: all heads at once."""
-    q, k, v, g, beta, state = (x.double() for x in (q, k, v, g, beta, state))
-    group = v.shape[1] // k.shape[1]
-    q, k = (x * (x.square().sum(-1, keepdim=True) + 1e-6).rsqrt() for x in (q, k))
-    q, k = (q * k.shape[-1] ** -0.5).repeat_interleave(group, 1), k.repeat_interleave(group, 1)
-    outputs = torch.empty_like(v)
-    for t in range(v.shape[0]):
-        state = state * g[t].exp()[:, None, None]
-        delta = beta[t][:, None] * (v[t] - (state @ k[t][..., None])[..., 0])
-        state = state + delta[:, :, None] * k[t][:, None, :]
-        outputs[t] = (state @ q[t][..., None])[..., 0]
-    return outputs, state
 
 
 def parallel(k, cosine):
