@@ -1,7 +1,6 @@
 """How a figure is taken on a GPU: replayed graphs, events, and a record of where it was taken."""
 
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 import triton
 
-from hotstart.bench.record import commit
+from hotstart.bench.record import commit, gpu_state
 
 __all__ = ["MIN_TOUCHED", "copy_rate", "facts", "host_us", "samples_us"]
 
@@ -65,15 +64,10 @@ def host_us(call: Callable[[], object]) -> float:
 
 
 def facts(command: str) -> dict[str, Any]:
-    def ask(*words: str) -> str:
-        answer = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
-        return answer.partition("\n")[0]  # of the first GPU, where there are several
-
     return {
         "command": command,
         "gpu": torch.cuda.get_device_name(),
-        "clocks_mhz_sm_mem": ask("nvidia-smi", "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader"),
-        "driver": ask("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        **gpu_state(torch.device("cuda", torch.cuda.current_device())),
         "commit": commit(),
         "torch": torch.__version__,
         "triton": triton.__version__,

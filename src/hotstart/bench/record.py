@@ -16,7 +16,7 @@ from hotstart import __version__
 from hotstart.engine.device import Device
 from hotstart.engine.kernels import command_line
 
-__all__ = ["commit", "facts", "process_seconds"]
+__all__ = ["commit", "facts", "gpu_state", "process_seconds"]
 
 PACKAGES = ("torch", "triton", "flash-linear-attention", "flashinfer-python")
 
@@ -26,7 +26,7 @@ def facts(device: Device) -> dict[str, Any]:
         "command": command_line(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": _device(device),
-        **_state_of_the_gpu(device),
+        **(gpu_state(device.torch_device) if device.kind == "cuda" else {}),
         "cuda": torch.version.cuda,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
@@ -57,11 +57,11 @@ def _device(device: Device) -> str:
     return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def _state_of_the_gpu(device: Device) -> dict[str, str]:
-    """Its driver, and its clocks at this moment, where there is a GPU and NVIDIA's tool."""
-    if device.kind != "cuda" or shutil.which("nvidia-smi") is None:
+def gpu_state(device: torch.device) -> dict[str, str]:
+    """Its driver, and its clocks at this moment, where there is NVIDIA's tool."""
+    if shutil.which("nvidia-smi") is None:
         return {}
-    gpu = str(torch.cuda.get_device_properties(device.torch_device).uuid)
+    gpu = str(torch.cuda.get_device_properties(device).uuid)
     query = [
         "nvidia-smi",
         f"--id=GPU-{gpu}",
