@@ -1,6 +1,7 @@
 """Prefill of Gated DeltaNet on a GPU: the rule alone beside libraries that are installed, and the whole mixer.
 
     python -m bench.gdn_prefill [--heads 16 32] [--out FILE.json] [--peers fla flashinfer]
+    python -m bench.gdn_prefill --mixers fla flashinfer [--out FILE.json]     # the mixer alone, through each, too
     python -m bench.gdn_prefill --chunk-lengths 16 32 64 [--out FILE.json]    # the mixer on short prompts
 
 A time is that of a replayed graph of several calls, divided by their number.  Each call works on inputs, outputs and
@@ -14,7 +15,8 @@ must read and write once, at the rate of a device copy measured in the same call
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,9 @@ from torch import Tensor
 
 from bench.device import MIN_TOUCHED, copy_rate, facts, host_us, samples_us
 from hotstart.cache.step import PrefillInputs
+from hotstart.kernels.backends import ops_for
 from hotstart.kernels.gdn_chunked import chunk_length_for, gated_delta_rule_chunked, gdn_prefill
-from hotstart.kernels.ops import GdnDims, GdnWeights
+from hotstart.kernels.ops import GdnDims, GdnWeights, Prefill
 
 SHAPES = [(1, 64), (1, 512), (1, 2048), (1, 8192), (1, 32768), (32, 256), (8, 1024), (64, 16)]
 SHORT = [(1, 1), (1, 16), (1, 32), (1, 64), (1, 128), (8, 16), (64, 16), (64, 64)]
@@ -147,7 +150,9 @@ def bench_rule(dims: GdnDims, count: int, length: int, peers: dict[str, Peer]) -
     return row | {"peers": {name: measured(calls) for name, calls in theirs.items()}}
 
 
-def bench_mixer(dims: GdnDims, count: int, length: int, chunk_length: int) -> dict[str, Any]:
+def bench_mixer(
+    dims: GdnDims, count: int, length: int, chunk_length: int, mixers: Sequence[Prefill] = ()
+) -> dict[str, Any]:
     HV, K, V, T = dims.num_value_heads, dims.key_dim, dims.value_dim, count * length
     bytes_of_a_call = (dims.packed_width + HV * V) * 2 * T + 2 * count * HV * K * V * 4
     n = rounds(bytes_of_a_call)
@@ -157,16 +162,24 @@ def bench_mixer(dims: GdnDims, count: int, length: int, chunk_length: int) -> di
     )  # fmt: skip
     state = torch.zeros(n * count, HV, V, K, device="cuda")
     conv = torch.zeros(n * count, dims.conv_width, dims.conv_channels, device="cuda", dtype=BFLOAT16)
-    calls: list[Callable[[], object]] = []
+    each = []
     for i in range(n):
         packed, out = normal(T, dims.packed_width), normal(T, HV * V)
         step = prompts(count, length, chunk_length, i * count)
-        calls.append(lambda a=(packed, weights, conv, state, step, dims, out): gdn_prefill(*a))
-    return {
+        each.append((packed, weights, conv, state, step, dims, out))
+
+    def calls(op: Callable[..., None]) -> list[Call]:
+        return [partial(op, *arguments) for arguments in each]
+
+    ours = calls(gdn_prefill)
+    row = {
         "scope": "mixer", "sequences": count, "tokens": length, "chunk_length": chunk_length, "calls": n,
         "bytes": bytes_of_a_call,
-        "samples_us": samples_us(calls), "host_us": host_us(calls[0]), "peak_bytes": peak_bytes(calls[0]),
+        "samples_us": samples_us(ours), "host_us": host_us(ours[0]), "peak_bytes": peak_bytes(ours[0]),
     }  # fmt: skip
+    with torch.inference_mode():
+        theirs = {name: measured(calls(ops_for("triton", name).gdn_prefill)) for name in mixers}
+    return row | ({"peers": theirs} if theirs else {})
 
 
 def line(row: dict[str, Any], chunk_length: int, rate: float) -> str:
@@ -186,10 +199,11 @@ def main() -> None:
     parser.add_argument("--heads", type=int, nargs=2, default=(16, 32))
     parser.add_argument("--peers", nargs="*", choices=tuple(PEERS), default=())
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--mixers", nargs="*", choices=tuple(PEERS), default=())
     parser.add_argument("--chunk-lengths", type=int, nargs="+")
     options = parser.parse_args()
-    found = {name: PEERS[name]() for name in options.peers}
-    peers, versions = ({name: pair[i] for name, pair in found.items()} for i in range(2))
+    found = {name: PEERS[name]() for name in (*options.peers, *options.mixers)}
+    peers, versions = {name: found[name][0] for name in options.peers}, {name: pair[1] for name, pair in found.items()}
     dims = GdnDims(*options.heads, 128, 128, conv_width=4, eps=1e-6)
     rate = copy_rate()
     chunk_length = chunk_length_for(dims, BFLOAT16)
@@ -197,6 +211,9 @@ def main() -> None:
     if options.chunk_lengths:
         words.append("--chunk-lengths " + " ".join(map(str, options.chunk_lengths)))
         runs = [("mixer", *shape, length) for shape in SHORT for length in options.chunk_lengths]
+    elif options.mixers:
+        words.append(" ".join(["--mixers", *options.mixers]))
+        runs = [("mixer", *shape, chunk_length) for shape in SHAPES]
     else:
         words.append(" ".join(["--peers", *peers]) if peers else "")
         runs = [(scope, *shape, chunk_length) for scope in ("rule", "mixer") for shape in SHAPES]
@@ -206,7 +223,9 @@ def main() -> None:
     print("| scope | sequences x tokens | chunk | us | host us | peak MiB | peers: us, times ours, host us, peak MiB |")
     for scope, count, length, chunk in runs:
         rule = scope == "rule"
-        row = bench_rule(dims, count, length, peers) if rule else bench_mixer(dims, count, length, chunk)
+        row = (
+            bench_rule(dims, count, length, peers) if rule else bench_mixer(dims, count, length, chunk, options.mixers)
+        )
         record["rows"].append(row)
         print(line(row, chunk, rate), flush=True)
         torch.cuda.empty_cache()

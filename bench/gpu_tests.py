@@ -1,10 +1,10 @@
-"""All tests that need a GPU, a process for each of their files, side by side: what passed, and where.
+"""All tests that need a GPU, in processes side by side: what passed of each file, and where.
 
-Libraries of others compile for minutes: of their file, each test has a process of its own.
+python -m bench.gpu_tests [--jobs 8] [--limit SECONDS] [--match WORD ...] [--shard I/N] [--out FILE]
+python -m bench.gpu_tests --join FILE FILE ... [--out FILE]
 
-python -m bench.gpu_tests [--jobs 5] [--limit SECONDS] [--match WORD ...] [--out FILE]
-
-`make test-gpu` runs the same, one after the other.  With --match, what FILE tells of the other files stays.
+`make test-gpu` runs the same, one after the other.  With several GPUs, each takes a shard, and the shards' files are
+joined.  With --match, what FILE tells of the other files stays.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,37 +24,53 @@ from bench.device import facts
 from bench.measure import RESULTS
 
 ROOT = Path(__file__).parents[1]
-SPLIT = "test_backends"
-SLOW = ("test_backends", "test_logits", "test_gdn_prefill", "test_attention", "test_moe", "test_gdn_decode")  # first
+# What compiles or calculates long is cut; the slowest files stand first.
+PARTS = {"test_backends": 99, "test_logits": 4, "test_gdn_prefill": 7, "test_attention": 5, "test_gdn_decode": 3}
+PARTS |= {"test_engine": 3, "test_draw": 2, "test_moe": 4, "test_linear": 2}
+TOGETHER = ("test_our_errors",)  # of a file in parts: cases for which a library compiles the same
+
+Part = tuple[str, ...]  # tests of one file, named as pytest names them
 
 
-def files(words: list[str]) -> list[Path]:
-    found = [*ROOT.glob("tests/gpu/test_*.py"), *ROOT.glob("tests/kernels/gpu/test_*.py")]
-    found = [path for path in found if not words or any(word in path.as_posix() for word in words)]
-    order = {name: i for i, name in enumerate(SLOW)}
-    return sorted(found, key=lambda path: (min([i for n, i in order.items() if n in path.name], default=9), path.name))
+def cut(tests: Sequence[str]) -> list[Part]:
+    """The tests of one file, in runs: neighbours share what they compile."""
+    name = tests[0].partition("::")[0]
+    count = next((n for key, n in PARTS.items() if key in name), 1)
+    size = -(-len(tests) // count)
+    runs = [tuple(test for test in tests if word in test) for word in TOGETHER]
+    rest = [test for test in tests if not any(word in test for word in TOGETHER)]
+    runs += [tuple(rest[i : i + size]) for i in range(0, len(rest), size)]
+    return [part for part in runs if part]
 
 
-def parts(path: Path) -> list[str]:
-    """What pytest is asked for: a file, or each of its tests."""
-    name = path.relative_to(ROOT).as_posix()
-    if SPLIT not in name:
-        return [name]
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--collect-only", name]
+def parts(words: Sequence[str]) -> list[Part]:
+    """Of all files whose name has one of the words, the slowest first."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--collect-only", "tests/gpu", "tests/kernels/gpu"]
     told = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return [line for line in told.splitlines() if line.startswith(name)]
+    found: dict[str, list[str]] = {}
+    for test in [line for line in told.splitlines() if "::" in line]:
+        name = test.partition("::")[0]
+        if not words or any(word in name for word in words):
+            found.setdefault(name, []).append(test)
+    order = {key: i for i, key in enumerate(PARTS)}
+    names = sorted(found, key=lambda name: min([i for key, i in order.items() if key in name], default=len(order)))
+    return [part for name in names for part in cut(found[name])]
 
 
-def run(name: str, until: float) -> dict[str, Any]:
+def run(part: Part, until: float) -> dict[str, Any]:
+    name = part[0].partition("::")[0]
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
-        command += [f"--junitxml={report.name}", name]
+        command += [f"--junitxml={report.name}", *part]
         try:
             done = subprocess.run(
                 command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=max(until - time.monotonic(), 1)
             )
         except subprocess.TimeoutExpired:
-            return {"what": name, "cut_off": True}
+            return {"what": name, "cut_off": list(part)}
+        if not Path(report.name).stat().st_size:  # the process ended before pytest did
+            print(done.stdout[-6000:], flush=True)
+            return {"what": name, "cut_off": list(part)}
         told = ET.parse(report.name)
     cases = list(told.iter("testcase"))
     figures = {one.attrib["name"]: one.attrib["value"] for one in told.iter("property")}
@@ -69,26 +86,57 @@ def run(name: str, until: float) -> dict[str, Any]:
     return found | {"figures": figures} if figures else found
 
 
+def join(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each file and commit: counts, seconds and lists of its parts together."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        whole = found.setdefault((row["what"], row["commit"]), {})
+        for key, value in row.items():
+            if isinstance(value, dict):
+                whole[key] = whole.get(key, {}) | value
+            elif isinstance(value, list) or key == "tests":
+                whole[key] = whole.get(key, type(value)()) + value
+            elif key == "seconds":
+                whole[key] = round(whole.get(key, 0.0) + value, 1)
+            else:
+                whole[key] = value
+    return list(found.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--limit", type=float, default=1200.0)
     parser.add_argument("--match", nargs="+", default=[], metavar="WORD", help="of files' names; default: all")
+    parser.add_argument("--shard", default="1/1", metavar="I/N", help="run the I-th of N shares, for one of N GPUs")
+    parser.add_argument("--join", nargs="+", type=Path, metavar="FILE", help="run nothing: make one record of these")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu_tests.json")
     arguments = parser.parse_args()
+    if arguments.join:
+        records = [json.loads(path.read_text()) for path in arguments.join]
+        record = records[0] | {"rows": join([row for one in records for row in one["rows"]])}
+    else:
+        record = measure(arguments)
+    arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    sys.exit(any(row.get("failed") or row.get("cut_off") for row in record["rows"]))
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     until = time.monotonic() + arguments.limit
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     record = facts("python -m bench.gpu_tests")
+    here = {"date": today, "commit": record.pop("commit")}
+    share, shares = (int(number) for number in arguments.shard.split("/"))
+    wanted = parts(arguments.match)[share - 1 :: shares]
+    names = {part[0].partition("::")[0] for part in wanted}
     before = json.loads(arguments.out.read_text())["rows"] if arguments.match and arguments.out.exists() else []
-    wanted, here = files(arguments.match), {"date": today, "commit": record.pop("commit")}
-    names = [name for path in wanted for name in parts(path)]
     record["rows"] = [row for row in before if row["what"] not in names]
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        for row in pool.map(lambda name: run(name, until) | here, names):
-            record["rows"].append(row)
+        for row in pool.map(lambda part: run(part, until), wanted):
             print({key: len(value) if isinstance(value, list) else value for key, value in row.items()}, flush=True)
+            record["rows"] = join([*record["rows"], row | here])
             arguments.out.write_text(json.dumps(record, indent=1) + "\n")
-    sys.exit(any(row.get("failed") or row.get("cut_off") for row in record["rows"]))
+    return record
 
 
 if __name__ == "__main__":

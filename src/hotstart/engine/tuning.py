@@ -30,8 +30,8 @@ __all__ = ["Comparison", "compare_backends", "export", "tune_models"]
 
 # What a library may take to compile and tune itself for one family of heads: flash-linear-attention 48 s on 16 cores.
 _LIBRARY_S = 60.0
-# Prompts whose mixers are timed: sequences that fill the GPU, and one that does not.
-_SHAPES = ((8192,), (1024,) * 8, (256,) * 32, (512,), (64,))
+# Prompts whose mixers are timed: those of docs/PREFILL.md, which fill the GPU, or do not.
+_SHAPES = ((64,), (512,), (2048,), (8192,), (32768,), (256,) * 32, (1024,) * 8, (16,) * 64)
 
 
 def tune_models(configs: Sequence[ModelConfig], time_limit_s: float, on_tuning: tune.OnTuning) -> tune.TileReport:
