@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, launches_overlap
+from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 from hotstart.kernels.ops import AttentionDims, Step
 
 __all__ = ["attention_decode"]
@@ -182,7 +182,7 @@ def attention_decode(
     parts = torch.empty(min(slab, num_rows), Hkv, MAX_PARTS, group, D, dtype=torch.float32, device=out.device)
     sums = torch.empty(min(slab, num_rows), Hkv, MAX_PARTS, group, dtype=torch.float32, device=out.device)
     shape = packed.shape[1], keys.shape[1], keys.element_size(), MAX_PARTS, PART_TOKENS, _TILE_BYTES
-    attend, join = _bound(dims, *shape, launches_overlap())
+    attend, join = _bound(dims, *shape)
     table = decode.page_table
     for first in range(0, num_rows, slab):
         count = min(slab, num_rows - first)
@@ -195,14 +195,12 @@ def attention_decode(
 
 @cache
 def _bound(
-    dims: AttentionDims, row: int, page: int, itemsize: int, max_parts: int, part_tokens: int, tile_bytes: int,
-    overlap: bool,
+    dims: AttentionDims, row: int, page: int, itemsize: int, max_parts: int, part_tokens: int, tile_bytes: int
 ) -> tuple[BoundLaunch, BoundLaunch]:  # fmt: skip
     H, Hkv, D = dims.num_heads, dims.num_kv_heads, dims.head_dim
     block_d = max(16, int(triton.next_power_of_2(D)))
     both = {
         "H": H, "HKV": Hkv, "D": D, "ROW": row, "MAX_PARTS": max_parts, "PART_TOKENS": part_tokens, "BLOCK_D": block_d,
-        "OVERLAP": overlap, "launch_pdl": overlap,
     }  # fmt: skip
     attend = _launch_attend.bind(
         **both,

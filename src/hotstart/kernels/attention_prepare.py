@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, launches_overlap
+from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 from hotstart.kernels.norm import in_dtype, norm_scale, row_length
 from hotstart.kernels.ops import AttentionDims, Step
 from hotstart.kernels.rotary import apply_rotary
@@ -146,7 +146,7 @@ def attention_prepare(
     T, H, Hkv, D = packed.shape[0], dims.num_heads, dims.num_kv_heads, dims.head_dim
     assert rope.shape[1] == dims.rotary_dim and keys.shape[2:] == (Hkv, D), (rope.shape, keys.shape)
     queries = packed.new_empty(T, H, D)
-    launch, num_blocks = _bound(dims, packed.shape[1], launches_overlap())
+    launch, num_blocks = _bound(dims, packed.shape[1])
     launch(
         (T * num_blocks,), packed, q_norm, k_norm, rope, step.positions, step.kv_index, queries, keys, values, dims.eps
     )
@@ -154,7 +154,7 @@ def attention_prepare(
 
 
 @cache
-def _bound(dims: AttentionDims, row: int, overlap: bool) -> tuple[BoundLaunch, int]:
+def _bound(dims: AttentionDims, row: int) -> tuple[BoundLaunch, int]:
     """And the programs of a token."""
     num_heads = dims.num_heads + 2 * dims.num_kv_heads
     block_d = triton.next_power_of_2(dims.head_dim)
@@ -167,8 +167,6 @@ def _bound(dims: AttentionDims, row: int, overlap: bool) -> tuple[BoundLaunch, i
         ROW=row,
         BLOCK_H=block_h,
         BLOCK_D=block_d,
-        OVERLAP=overlap,
-        launch_pdl=overlap,
         num_warps=_WARPS,
     )
     return launch, -(-num_heads // block_h)

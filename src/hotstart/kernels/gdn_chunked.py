@@ -28,7 +28,7 @@ from hotstart.kernels.gdn_prep import launch_prep
 from hotstart.kernels.gdn_scan import launch_scan
 from hotstart.kernels.gdn_tiles import mixer_tiles, scan_bytes, scan_stages
 from hotstart.kernels.gdn_workspace import Columns, Slab, columns, slab_limit, slabs, unit_of, workspace
-from hotstart.kernels.launch import BoundLaunch, LaunchSpace, launches_overlap
+from hotstart.kernels.launch import BoundLaunch, LaunchSpace
 from hotstart.kernels.ops import GdnDims, GdnWeights, PrefillStep
 from hotstart.kernels.series import Call, Own, Series
 from hotstart.kernels.tiles import choices_made
@@ -103,14 +103,14 @@ class Constants(NamedTuple):
 @functools.cache
 def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, choices: int) -> Constants:
     """For the mixer; without a convolution (width 1), for the rule alone.  `choices` counts those of tiles."""
-    tiles, overlap = mixer_tiles(dims, C, dtype), launches_overlap()
+    tiles = mixer_tiles(dims, C, dtype)
     H, HV, K, V, W = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim, dims.conv_width
     mixer = W > 1
     block_k, block_v = triton.next_power_of_2(K), triton.next_power_of_2(V)
     block_d = math.gcd(H * K, HV * V, tiles.conv.channels)  # a program has channels of q, of k or of v alone
-    every = {"H": H, "HV": HV, "K": K, "C": C, "OVERLAP": overlap, "launch_pdl": overlap}
-    chunk = {**every, "V": V, "UNIT": unit_of(dims), "BLOCK_K": block_k}
-    rows = {**every, "V": V, "ROW": dims.packed_width}
+    every = {"H": H, "HV": HV, "K": K, "V": V, "C": C}
+    chunk = {**every, "UNIT": unit_of(dims), "BLOCK_K": block_k}
+    rows = {**every, "ROW": dims.packed_width}
     gates = {
         "GATES": mixer,
         "GATE_ROW": dims.packed_width if mixer else HV,

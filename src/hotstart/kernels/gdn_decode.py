@@ -23,7 +23,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hotstart.kernels.gdn_conv import bounded
-from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, launches_overlap
+from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 from hotstart.kernels.ops import DecodeStep, GdnDims, GdnWeights
 
 __all__ = ["gdn_decode"]
@@ -201,7 +201,7 @@ def gdn_decode(
     before this one may write packed, but not the states, nor what decode says: those are read while it ends.
     """
     HV, K, V = dims.num_value_heads, dims.key_dim, dims.value_dim
-    at = _constants(dims, launches_overlap())
+    at = _constants(dims)
     assert packed.shape[1] == at.packed_width and out.shape[1] == HV * V, (packed.shape, out.shape)
     assert conv.shape[1:] == at.conv_shape and state.shape[1:] == (HV, V, K), (conv.shape, state.shape)
     assert conv.dtype == packed.dtype, (conv.dtype, packed.dtype)
@@ -219,7 +219,7 @@ class Constants(NamedTuple):
 
 
 @functools.cache
-def _constants(dims: GdnDims, overlap: bool) -> Constants:
+def _constants(dims: GdnDims) -> Constants:
     block_k, block_v = (triton.next_power_of_2(d) for d in (dims.key_dim, dims.value_dim))
     launch = _launch_gdn_step.bind(
         H=dims.num_key_heads,
@@ -230,8 +230,6 @@ def _constants(dims: GdnDims, overlap: bool) -> Constants:
         ROW=dims.packed_width,
         BLOCK_K=block_k,
         BLOCK_V=block_v,
-        OVERLAP=overlap,
-        launch_pdl=overlap,
         num_warps=4 if block_k * block_v <= 128 * 128 else 16,
         maxnreg=255 if block_k * block_v <= 128 * 128 else 128,
     )

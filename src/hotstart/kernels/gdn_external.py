@@ -255,7 +255,6 @@ def _gdn_prefill(
         **shape,
         BLOCK_T=_NORM_ROWS,
         BLOCK_V=triton.next_power_of_2(V),
-        OVERLAP=False,
     )
 
 

@@ -8,6 +8,9 @@
 
 A key is made of dtypes, constexprs and options alone: scalars are never specialised, tensors are dense and aligned.
 So no token count, no view and no slot number can make a binary that the warm-up did not see.
+
+A kernel with the constexpr OVERLAP may begin before the one that it depends on has ended, where the GPU can do that.
+It is told so here, and not by its op: if OVERLAP, it waits (gdc_wait) before it reads what others wrote.
 """
 
 import functools
@@ -154,7 +157,7 @@ def active_driver() -> Any:
 
 
 def launches_overlap() -> bool:
-    """Whether a kernel may be launched (with `launch_pdl`) before the one it depends on has ended: from sm_90 on."""
+    """Whether the active GPU begins a kernel before the one that it depends on has ended: from sm_90 on."""
     if knobs.runtime.interpret:
         return False
     active = active_driver()
@@ -237,13 +240,21 @@ def is_profiled() -> bool:
 class BoundLaunch:
     """A launch that lacks its grid, pointers and scalars: `launch(grid, *pointers_and_scalars)`."""
 
-    __slots__ = ("_constexprs", "_launcher", "_loaded", "_num_pointers")
+    __slots__ = ("_given", "_launcher", "_loaded", "_num_pointers")
 
     def __init__(self, launcher: Launcher, constexprs: dict[str, Any]) -> None:
         self._launcher = launcher
-        self._constexprs = constexprs
+        self._given = constexprs
         self._num_pointers = launcher.kernel.num_pointers
         self._loaded: dict[tuple[object, ...], Loaded] = {}
+
+    @property
+    def constexprs(self) -> dict[str, Any]:
+        """And options: those that were given, and on the active GPU whether launches overlap."""
+        if "OVERLAP" not in self._launcher.kernel.constexprs:
+            return self._given
+        overlap = launches_overlap()
+        return {**self._given, "OVERLAP": overlap, "launch_pdl": overlap}
 
     @property
     def is_loaded(self) -> bool:
@@ -279,40 +290,38 @@ class BoundLaunch:
         raise AssertionError(f"{kernel.name} refuses {tensors}")
 
     def note(self, args: tuple[Any, ...]) -> None:
-        key = self._launcher.key(args, self._constexprs)
+        key = self._launcher.key(args, self.constexprs)
         for record in _recordings:
             record.note(key)
 
     def first(self, grid: tuple[int, ...], args: tuple[Any, ...], signature: tuple[Any, ...]) -> None:
-        kernel, device = self._launcher.kernel, signature[0]
+        kernel, device, constexprs = self._launcher.kernel, signature[0], self.constexprs
         if device.type == "meta":
-            self._compile(args)
+            self._compile(args, constexprs)
             return
         if 0 in grid:
             return
         assert all(extent <= 65535 for extent in grid[1:]), f"{kernel.name}: grid {grid} is over 65535 on y or z"
         if knobs.runtime.interpret:
-            kernel.jit.run(*args, grid=grid, warmup=False, **self._constexprs)
+            kernel.jit.run(*args, grid=grid, warmup=False, **constexprs)
             return
         active = active_driver()
         expected = active.get_active_torch_device()
         assert device == expected, f"{kernel.name}: tensors are on {device}, the active device is {expected}"
         triton.set_allocator(take_scratch)
-        compiled = kernel.jit.run(*args, grid=grid, warmup=False, enable_fp_fusion=_FP_FUSION, **self._constexprs)
+        compiled = kernel.jit.run(*args, grid=grid, warmup=False, enable_fp_fusion=_FP_FUSION, **constexprs)
         assert compiled is not None, f"{kernel.name}: a hook of another library prevented the compile"
-        tail = tuple(self._constexprs[name] for name in kernel.constexprs)
+        tail = tuple(constexprs[name] for name in kernel.constexprs)
         self._loaded[active.get_current_device(), *signature] = Loaded(compiled, *fire_of(compiled), tail)
-        self._launcher.known.add(self._launcher.key(args, self._constexprs))
+        self._launcher.known.add(self._launcher.key(args, constexprs))
 
-    def _compile(self, args: tuple[Any, ...]) -> None:
+    def _compile(self, args: tuple[Any, ...], constexprs: dict[str, Any]) -> None:
         if knobs.runtime.interpret:
             return
         active_driver()
         launcher = self._launcher
-        key = launcher.key(args, self._constexprs)
-        compiled = launcher.kernel.jit.run(
-            *args, grid=(1,), warmup=True, enable_fp_fusion=_FP_FUSION, **self._constexprs
-        )
+        key = launcher.key(args, constexprs)
+        compiled = launcher.kernel.jit.run(*args, grid=(1,), warmup=True, enable_fp_fusion=_FP_FUSION, **constexprs)
         launcher.known.add(key)
         for record in _recordings:
             record.binaries.setdefault(key, compiled)

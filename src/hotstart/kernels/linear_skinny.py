@@ -169,13 +169,13 @@ def stream(end: str, x: Tensor, weight: Tensor, y: Tensor, norm: Tensor | None =
     assert weight.shape == (2 * N if end == "swiglu" else N, K), (end, x.shape, weight.shape, y.shape)
     if not T:
         return y
-    launch, block_n = _bound(end, K, T, norm is not None, launches_overlap())
+    launch, block_n = _bound(end, K, T, norm is not None)
     launch((-(-N // block_n),), x, x if norm is None else norm, weight, y, N, eps)
     return y
 
 
 @cache
-def _bound(end: str, K: int, T: int, has_norm: bool, overlap: bool) -> tuple[BoundLaunch, int]:
+def _bound(end: str, K: int, T: int, has_norm: bool) -> tuple[BoundLaunch, int]:
     """And the columns of a program."""
     block_n, warps = _cut(end, K)
     launch = _launch.bind(
@@ -185,8 +185,6 @@ def _bound(end: str, K: int, T: int, has_norm: bool, overlap: bool) -> tuple[Bou
         BLOCK_K=128 * warps,
         NORM=has_norm,
         END=end,
-        OVERLAP=overlap,
-        launch_pdl=overlap,
         num_warps=warps,
     )
     return launch, block_n

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, launches_overlap
+from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 from hotstart.kernels.moe_route import choose
 from hotstart.kernels.ops import MoeDims
 
@@ -142,7 +142,7 @@ def moe_few(
 ) -> Tensor:
     """See `moe`, for at most MOST_TOKENS tokens."""
     T, D = x.shape
-    at = _constants(D, dims, launches_overlap())
+    at = _constants(D, dims)
     weights, experts, *_ = choose(logits, kv_index, dims, block=1)
     hidden = x.new_empty(T * dims.slots, dims.width)
     at.gate_up((T * dims.slots * at.gate_up_blocks,), x, experts, gate_up, hidden)
@@ -163,8 +163,8 @@ AHEAD = 4  # pieces that are asked for before the wait
 
 
 @functools.cache
-def _constants(D: int, dims: MoeDims, overlap: bool) -> Constants:
-    common = {"D": D, "WIDTH": dims.width, "SLOTS": dims.slots, "OVERLAP": overlap, "launch_pdl": overlap}
+def _constants(D: int, dims: MoeDims) -> Constants:
+    common = {"D": D, "WIDTH": dims.width, "SLOTS": dims.slots}
     return Constants(
         _launch_gate_up.bind(**_fitting(_GATE_UP, D), **common),
         _launch_down.bind(**_fitting(_DOWN, dims.width), AHEAD=min(AHEAD, dims.slots), **common),

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, launches_overlap
+from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 from hotstart.kernels.moe_route import Routed
 from hotstart.kernels.moe_tiles import Tiles, all_tiles
 from hotstart.kernels.ops import MoeDims
@@ -204,9 +204,8 @@ class Constants(NamedTuple):
 
 
 @functools.cache
-def _constants(D: int, dims: MoeDims, cut: Tiles, overlap: bool) -> Constants:
-    common = {"D": D, "OVERLAP": overlap, "launch_pdl": overlap}
-    tiles = {"WIDTH": dims.width, "ROWS": cut.rows, "SWAPPED": cut.swapped, **common}
+def _constants(D: int, dims: MoeDims, cut: Tiles) -> Constants:
+    tiles = {"D": D, "WIDTH": dims.width, "ROWS": cut.rows, "SWAPPED": cut.swapped}
     block = min(_SUM_BLOCK, int(triton.next_power_of_2(D)))
 
     def options(product: str) -> dict[str, int]:
@@ -217,9 +216,7 @@ def _constants(D: int, dims: MoeDims, cut: Tiles, overlap: bool) -> Constants:
     return Constants(
         _launch_gate_up.bind(SLOTS=dims.slots, **options("gate_up"), **tiles),
         _launch_down.bind(**options("down"), **tiles),
-        _launch_sum.bind(
-            SLOTS=dims.slots, COLUMNS=cut.down.columns, BLOCK=block, num_warps=max(1, block // 256), **common
-        ),
+        _launch_sum.bind(D=D, SLOTS=dims.slots, COLUMNS=cut.down.columns, BLOCK=block, num_warps=max(1, block // 256)),
         triton.cdiv(dims.width, cut.gate_up.columns),
         block,
     )
@@ -227,7 +224,7 @@ def _constants(D: int, dims: MoeDims, cut: Tiles, overlap: bool) -> Constants:
 
 def expert_gate_up(x: Tensor, weight: Tensor, routed: Routed, dims: MoeDims, cut: Tiles) -> Tensor:
     """silu(gate) * up of every pair, [P, I].  x: [T, D]; weight: [experts, 2 I, D]."""
-    at = _constants(x.shape[1], dims, cut, launches_overlap())
+    at = _constants(x.shape[1], dims, cut)
     hidden = x.new_empty(routed.pairs.shape[0], dims.width)
     last_tile = routed.tiles.shape[0] - 1
     at.gate_up((last_tile * at.gate_up_blocks,), x, weight, routed.pairs, routed.tiles, hidden, last_tile)
@@ -240,7 +237,7 @@ def expert_down(
     """Adds the weighted sum of a token's experts to its residual [T, D].  hidden: [P, I]; weight: [experts, D, I]."""
     weights, pairs, tiles = routed
     T, D, columns, last_tile = weights.shape[0], weight.shape[1], cut.down.columns, tiles.shape[0] - 1
-    at = _constants(D, dims, cut, launches_overlap())
+    at = _constants(D, dims, cut)
     blocks = triton.cdiv(D, columns)
     slab = max(1, min(blocks, PARTS_BYTES // max(1, pairs.shape[0] * columns * hidden.element_size())))
     parts = hidden.new_empty(pairs.shape[0], slab * columns)

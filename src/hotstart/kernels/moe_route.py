@@ -19,7 +19,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from triton.runtime import driver
 
-from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, launches_overlap
+from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 from hotstart.kernels.moe_tiles import all_tiles
 from hotstart.kernels.ops import MoeDims
 from hotstart.kernels.target import current_target
@@ -179,7 +179,7 @@ def choose(logits: Tensor, kv_index: Tensor, dims: MoeDims, block: int) -> Chose
     """Of each token, in blocks of so many.  logits: [T, logit_width]; kv_index: [T], negative for padding."""
     T, device = logits.shape[0], logits.device
     assert logits.shape[1] == dims.logit_width, (logits.shape, dims)
-    launch, width = _choosing(dims, block, launches_overlap())
+    launch, width = _choosing(dims, block)
     weights = torch.empty(T, dims.slots, dtype=torch.float32, device=device)
     experts, ranks = (torch.empty(T, dims.slots, dtype=torch.int32, device=device) for _ in range(2))
     blocks = triton.cdiv(T, block)
@@ -197,7 +197,7 @@ def route(logits: Tensor, kv_index: Tensor, dims: MoeDims, rows: int) -> Routed:
     last_tile = num_tiles(num_pairs, dims.stacked_experts, rows)
     pairs = torch.empty(num_pairs, dtype=torch.int32, device=device)
     tiles = torch.empty(last_tile + 1, 4, dtype=torch.int32, device=device)
-    launch = _placing(dims, block, rows, launches_overlap())
+    launch = _placing(dims, block, rows)
     launch((blocks,), experts, ranks, counts, pairs, tiles, num_pairs, blocks, last_tile)
     return Routed(weights, pairs, tiles)
 
@@ -216,7 +216,7 @@ def _logits_of_a_block(active: object) -> int:
 
 
 @functools.cache
-def _choosing(dims: MoeDims, block: int, overlap: bool) -> tuple[BoundLaunch, int]:
+def _choosing(dims: MoeDims, block: int) -> tuple[BoundLaunch, int]:
     """And the width of a row of counts."""
     block_e, width = (triton.next_power_of_2(n) for n in (dims.num_experts, dims.stacked_experts))
     launch = _launch_choose.bind(
@@ -228,15 +228,13 @@ def _choosing(dims: MoeDims, block: int, overlap: bool) -> tuple[BoundLaunch, in
         BLOCK_T=block,
         BLOCK_E=block_e,
         BLOCK_C=width,
-        OVERLAP=overlap,
-        launch_pdl=overlap,
         num_warps=min(block, 8),
     )
     return launch, width
 
 
 @functools.cache
-def _placing(dims: MoeDims, block: int, rows: int, overlap: bool) -> BoundLaunch:
+def _placing(dims: MoeDims, block: int, rows: int) -> BoundLaunch:
     return _launch_place.bind(
         EXPERTS=dims.stacked_experts,
         SLOTS=dims.slots,
@@ -244,8 +242,6 @@ def _placing(dims: MoeDims, block: int, rows: int, overlap: bool) -> BoundLaunch
         BLOCK_T=block,
         BLOCK_C=triton.next_power_of_2(dims.stacked_experts),
         BLOCK_P=triton.next_power_of_2(block * dims.slots),
-        OVERLAP=overlap,
-        launch_pdl=overlap,
     )
 
 

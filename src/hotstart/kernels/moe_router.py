@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel, launches_overlap
+from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 from hotstart.kernels.norm import rms_norm
 
 __all__ = ["norm_router"]
@@ -62,14 +62,14 @@ def norm_router(residual: Tensor, norm: Tensor, eps: float, router: Tensor) -> t
     if T > _MOST_TOKENS:
         x = rms_norm(residual, norm, eps)
         return x, F.linear(x, router)
-    launch, blocks = _of_token(D, width, launches_overlap())
+    launch, blocks = _of_token(D, width)
     x, logits = residual.new_empty(T, D), residual.new_empty(T, width)
     launch((T * blocks,), residual, norm, router, x, logits, eps)
     return x, logits
 
 
 @functools.cache
-def _of_token(D: int, width: int, overlap: bool) -> tuple[BoundLaunch, int]:
+def _of_token(D: int, width: int) -> tuple[BoundLaunch, int]:
     """And the programs of a token."""
     block_d, columns = int(triton.next_power_of_2(D)), 2
     launch = _launch.bind(
@@ -77,8 +77,6 @@ def _of_token(D: int, width: int, overlap: bool) -> tuple[BoundLaunch, int]:
         ROW=width,
         COLUMNS=columns,
         BLOCK_D=block_d,
-        OVERLAP=overlap,
-        launch_pdl=overlap,
         num_warps=min(8, max(1, block_d // 512)),
     )
     return launch, triton.cdiv(width, columns)
