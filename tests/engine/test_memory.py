@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotstart.engine.memory import Measured, Wish, Wishes, as_size, solve
+from hotstart.engine.memory import Measured, Wish, Wishes, as_size
+from hotstart.engine.solve import solve
 from hotstart.errors import InsufficientMemory
 
 MIB = 2**20
@@ -51,15 +52,16 @@ def test_scratch_of_tuning_is_told_and_takes_nothing_from_the_caches():
 @pytest.mark.parametrize(
     ("mib", "expected"),  # 303 MiB for process, weights and buffers; 8 MiB for 4096 tokens of pages; 1/32 reserve
     [
-        (480, (4096, 16, 512)),
-        (440, (4096, 16, 256)),
-        (380, (4096, 8, 64)),
+        (530, (4096, 16, 512)),
+        (490, (4096, 16, 256)),
+        (420, (4096, 8, 128)),
+        (380, (4096, 6, 64)),
         (336, (4096, 1, 64)),
         (330, (1376, 1, 64)),
     ],
     ids=str,
 )
-def test_defaults_give_way_tokens_first_then_sequences_then_length(mib, expected):
+def test_defaults_give_way_tokens_if_enough_then_sequences_then_length(mib, expected):
     plan = solve(wishes(), with_total(mib))
     assert (plan.max_model_len, plan.max_num_seqs, plan.max_num_batched_tokens) == expected
     lowered = [note.split()[0] for note in plan.notes]
@@ -70,6 +72,15 @@ def test_defaults_give_way_tokens_first_then_sequences_then_length(mib, expected
 def test_sequences_give_way_before_steps_become_unfairly_small():
     plan = solve(wishes(), dataclasses.replace(with_total(360), fair_tokens=256))
     assert (plan.max_model_len, plan.max_num_seqs, plan.max_num_batched_tokens) == (4096, 1, 128)
+
+
+def test_states_leave_pages_as_much_unless_the_number_of_sequences_is_a_wish():
+    default, mine = (solve(wishes(explicit, seqs=48), with_total(600)) for explicit in ((), ("max_num_seqs",)))
+    assert (default.max_num_seqs, mine.max_num_seqs) == (32, 48)
+    assert default.num_slots * ROOMY.slot_bytes <= default.num_pages * ROOMY.page_bytes
+    assert "from its default 48 to 32, which fits 600 MiB (--cpu-memory) and gives states no more" in default.notes[0]
+    assert mine.num_pages * ROOMY.page_bytes < 50 * MIB and not [note for note in mine.notes if "seqs" in note]
+    assert solve(wishes(seqs=48, model_len=512), with_total(600)).num_pages == 48 * 32  # each of them at full length
 
 
 @pytest.mark.parametrize("name", ["max_model_len", "max_num_seqs", "max_num_batched_tokens"])
@@ -131,6 +142,9 @@ def test_whatever_is_solved_adds_up_and_serves_one_full_sequence(
     assert sum(line.num_bytes for line in plan.lines) == plan.total_bytes
     assert all(line.num_bytes >= 0 for line in plan.lines)
     assert plan.num_pages * 16 >= plan.max_model_len and plan.num_slots >= plan.max_num_seqs
+    if "max_num_seqs" not in explicit and page_bytes and plan.max_num_seqs > 1:
+        states_have_no_more = plan.num_slots * slot_bytes <= plan.num_pages * page_bytes
+        assert states_have_no_more or plan.num_pages == plan.max_num_seqs * measured.pages_for(plan.max_model_len)
     for name, wish in wishes(explicit, model_len, seqs, tokens)._asdict().items():
         assert getattr(plan, name) == wish.value if name in explicit else getattr(plan, name) <= max(wish.value, 64)
     numbers = [int(n.replace(",", "")) for n in re.findall(r"(?:measured|chosen) +([\d,]+)", plan.explain())]

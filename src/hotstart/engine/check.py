@@ -21,7 +21,6 @@ from hotstart.engine.engine import Engine
 from hotstart.engine.graphs import StepGraphs
 from hotstart.engine.inputs import BuiltStep, InputBuilder
 from hotstart.engine.limits import StepLimits
-from hotstart.engine.memory import solve
 from hotstart.engine.phases import RunningPhase, ignore_phases
 from hotstart.engine.plan import StepPlan
 from hotstart.engine.rungs import capture, run_rungs, try_capture
@@ -30,6 +29,7 @@ from hotstart.engine.sampler import Sampler
 from hotstart.engine.scheduler import Scheduler
 from hotstart.engine.sizes import GpuSizes
 from hotstart.engine.sizing import Known, read_wishes, scheduler_limits
+from hotstart.engine.solve import solve
 from hotstart.engine.space import launch_space
 from hotstart.engine.stub import AnyGuides, ReplayDevice
 from hotstart.engine.traffic import random_traffic

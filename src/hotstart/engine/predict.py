@@ -12,7 +12,7 @@ from hotstart.cache.layout import cache_layout
 from hotstart.config.engine import EngineConfig
 from hotstart.config.model import DTYPE_BYTES, ModelConfig
 from hotstart.engine.allocator import Segments
-from hotstart.engine.memory import Measured, MemoryPlan, as_size, fits, solve, step_sizes
+from hotstart.engine.memory import Measured, MemoryPlan, as_size
 from hotstart.engine.predict_step import (
     WORKSPACE_BYTES,
     GpuTraits,
@@ -24,6 +24,7 @@ from hotstart.engine.predict_step import (
 )
 from hotstart.engine.sizes import Budget, GpuSizes, gpu_budget, prompt_rungs
 from hotstart.engine.sizing import Known, Peaks, read_wishes, slots_per_sequence, step_limits
+from hotstart.engine.solve import fits, solve, step_sizes
 from hotstart.errors import ConfigError, InsufficientMemory
 from hotstart.kernels.gpus import Gpu
 

@@ -28,13 +28,14 @@ from hotstart.engine.head_start import hash_compiler
 from hotstart.engine.inputs import InputBuilder
 from hotstart.engine.kernels import KernelChoice, WarmKernels, choose_kernels, warm_up_kernels
 from hotstart.engine.limits import StepLimits
-from hotstart.engine.memory import Measured, MemoryPlan, Wishes, as_size, fits, solve, step_sizes
+from hotstart.engine.memory import Measured, MemoryPlan, Wishes, as_size
 from hotstart.engine.phases import OnPhase, PhaseLog, RunningPhase, ignore_phases
 from hotstart.engine.rungs import capture, run_rungs, try_capture, try_requests
 from hotstart.engine.runner import Runner
 from hotstart.engine.sampler import Sampler
 from hotstart.engine.scheduler import Scheduler
 from hotstart.engine.sizing import Known, Peaks, read_wishes, scheduler_limits, step_limits
+from hotstart.engine.solve import fits, solve, step_sizes
 from hotstart.errors import ConfigError, StartupError
 from hotstart.kernels.backends import replays, replays_prompts
 from hotstart.kernels.watch import Watch
