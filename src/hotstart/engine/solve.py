@@ -87,8 +87,8 @@ class _Trial(NamedTuple):
         return room - m.cache_wish if self.lacks_room(m) else m.cache_wish - self.cache_bytes(m)
 
     def lowered(self, wishes: Wishes, m: Measured) -> Self | None:
-        """The next smaller set: tokens of a step, if a fair number of them is enough; else sequences; then tokens in any
-        case; then the length of a sequence."""
+        """The next smaller set: tokens of a step, if a fair number of them is enough; else sequences; then tokens
+        whatever they are; then the length of a sequence."""
         sizes = step_sizes(*wishes.max_num_batched_tokens)
         lacks_cache = m.cache_wish is not None and self.cache_bytes(m) > m.cache_wish
         can_shrink = self.tokens > sizes[-1] and not lacks_cache
