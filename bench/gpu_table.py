@@ -22,7 +22,7 @@ from pathlib import Path
 from bench.measure import RESULTS
 from bench.shapes import write_folder
 
-__all__ = ["FLAGS", "JOBS", "Job"]
+__all__ = ["FLAGS", "JOBS", "TOKENIZER", "Job", "run_lane"]
 
 ROOT = Path(__file__).parents[1]
 FLAGS = (
@@ -38,16 +38,17 @@ class Job:
     name: str
     lane: int
     shape: str
-    suites: str  # of `hotstart bench`; "peers" is bench.peers
+    suites: str  # of `hotstart bench`; "peers" is bench.peers, "starts" is bench.starts
     flags: tuple[str, ...] = ()
     limit_s: float = 120.0
+    common: tuple[str, ...] = FLAGS
 
     def command(self, folder: Path, out: Path) -> list[str]:
-        if self.suites == "peers":
-            limit = f"--limit={self.limit_s - 5:g}"
-            return [sys.executable, "-m", "bench.peers", "--model", self.shape, "--out", str(out), limit]
-        model = str(write_folder(self.shape, folder))
-        return [sys.executable, "-m", "hotstart", "bench", self.suites, model, *FLAGS, *self.flags, f"--output={out}"]
+        if self.suites in ("peers", "starts"):
+            limit = [f"--limit={self.limit_s - 5:g}"] if self.suites == "peers" else []
+            return [sys.executable, "-m", f"bench.{self.suites}", "--model", self.shape, "--out", str(out), *limit]
+        model, flags = str(write_folder(self.shape, folder)), (*self.common, *self.flags)
+        return [sys.executable, "-m", "hotstart", "bench", self.suites, model, *flags, f"--output={out}"]
 
 
 JOBS = (

@@ -1,13 +1,20 @@
 """`hotstart bench`: every suite runs on any model, and what it writes holds the raw samples."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from tiny import CONFIGS
 
+from hotstart.cache.layout import cache_layout
 from hotstart.cli.main import main
+from hotstart.config.model import read_model_config
+from hotstart.request import SamplingParams
 
+# Options that whoever has the tokenizer follows, and those that each request of the traffic has.
+ABOVE_THE_ENGINE = {"n", "bad_words", "stop", "skip_special_tokens", "include_stop_str_in_output"}
+OF_EVERY_REQUEST = {"max_tokens", "ignore_eos"}
 ROOT = Path(__file__).parents[2]
 SMALL = ["--max-model-len", "128", "--max-num-seqs", "8", "--max-num-batched-tokens", "64", "--dtype", "float32"]
 
@@ -16,9 +23,14 @@ def test_all_suites_in_one_process(tmp_path: Path) -> None:
     out = tmp_path / "found.json"
     what = "startup,first-request,latency,steps,options,lengths,traffic"
     model = str(ROOT / "checkpoints" / "tiny-qwen3.5")
-    assert main(["bench", what, model, *SMALL, "--requests", "30", "--output", str(out), "--quiet"]) == 0
+    layout = cache_layout(read_model_config(model), 16, "float32", "float32")
+    few_pages = ["--kv-cache-memory-bytes", str(8 * layout.slot_bytes + 20 * layout.page_bytes)]
+    assert main(["bench", what, model, *SMALL, *few_pages, "--requests", "40", f"--output={out}", "--quiet"]) == 0
     found = json.loads(out.read_text())
-    assert found["num_late"] == 0 and found["reserved_growth_bytes"] == 0 and found["traffic"]["failed"] == 0
+    assert found["num_late"] == 0 and found["reserved_growth_bytes"] == 0
+    traffic = found["traffic"]
+    assert traffic["failed"] == 0 == len(traffic["missing"]) and traffic["brought"]["preemptions"] > 5
+    assert traffic["options"].keys() >= {f.name for f in fields(SamplingParams)} - ABOVE_THE_ENGINE - OF_EVERY_REQUEST
     assert len(found["first-request"]["times_ms"]) == 21 and len(found["lengths"]["samples_ms"]) == 50
     assert list(found["latency"]["ttft_ms"]) == ["64"] and found["startup"]["ready_s"] > 0
     assert not found["options"]["errors"] and found["options"]["times_as_long"]["greedy"] == 1.0

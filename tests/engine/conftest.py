@@ -45,21 +45,6 @@ def start_engine(folders: dict[str, Path]) -> Iterator[StartEngine]:
 
 
 @pytest.fixture
-def few_pages(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
-    """few_pages(n): engines started from now on get n pages, so that sequences have to give way to each other."""
-    solve = startup.solve
-
-    def limit(num_pages: int | None) -> None:
-        def solve_small(*args: object) -> object:
-            plan = solve(*args)
-            return dataclasses.replace(plan, num_pages=num_pages or plan.num_pages)
-
-        monkeypatch.setattr(startup, "solve", solve_small)
-
-    return limit
-
-
-@pytest.fixture
 def seen_logits(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int], torch.Tensor]:
     """The raw logits that engines started from now on sample from, by (seed, position)."""
     found: dict[tuple[int, int], torch.Tensor] = {}

@@ -76,8 +76,9 @@ class Client:
             self.add(prompt, answer, **params)
         return self.drain()
 
-    def abort_last(self) -> None:
-        self.engine.abort(str(self._count))
+    def abort_last(self) -> bool:
+        """Whether it was still there to abort."""
+        return bool(self.engine.abort(str(self._count)))
 
     def fits(self, prompt: int, answer: int) -> bool:
         return prompt + answer <= self.longest

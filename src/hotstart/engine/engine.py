@@ -1,7 +1,7 @@
 """Engine: add a request, step, abort.  It is built by `startup.start` alone, and is sealed when you get it."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from hotstart.engine.guides import Guides
 from hotstart.engine.limits import SchedulerLimits
 from hotstart.engine.memory import MemoryPlan
 from hotstart.engine.phases import StartupReport
-from hotstart.engine.plan import StepPlan, StepResult
+from hotstart.engine.plan import StepKind, StepPlan, StepResult
 from hotstart.engine.runner import Flight, Runner
 from hotstart.engine.scheduler import Scheduler
 from hotstart.errors import EngineDead, HotstartError, InvalidPrompt, RequestError, StepError
@@ -85,8 +85,8 @@ class Engine:
         self.device = device
         self._flights: deque[Flight | _FailedFlight] = deque()
         self._closed = False
-        self.num_steps = 0  # that have landed, and the tokens they computed
-        self.num_step_tokens = 0
+        self.steps: Counter[StepKind] = Counter()  # that have landed
+        self.num_step_tokens = 0  # that they computed
         self.waited_s = 0.0  # for the device to finish them: a step's other seconds are the host's
         self._death: Exception | None = None  # what lost the device
         self._sealed_bytes = (0, 0)
@@ -95,7 +95,8 @@ class Engine:
         """From here on, whatever compiles, tunes, loads or grows is late.  Called once, by start-up."""
         self.startup = startup
         self._sealed_bytes = (self.device.reserved_bytes(), self.device.resident_bytes() or 0)
-        self.num_steps = self.num_step_tokens = 0
+        self.steps.clear()
+        self.num_step_tokens = 0
         self.waited_s = 0.0
         self._watch.seal()
 
@@ -120,6 +121,10 @@ class Engine:
     def check_shape(self, wish: StructuredOutputsParams) -> None:
         """Compile it now.  Raises InvalidSamplingParams for what cannot be followed; `add` would say so in an event."""
         self._guides.check(wish)
+
+    @property
+    def num_steps(self) -> int:
+        return self.steps.total()
 
     @property
     def num_running(self) -> int:
@@ -176,7 +181,7 @@ class Engine:
         if not self._flights:
             return events
         flight = self._flights.popleft()
-        self.num_steps += 1
+        self.steps[flight.plan.kind] += 1
         self.num_step_tokens += flight.plan.num_tokens
         start = time.perf_counter()
         try:

@@ -5,11 +5,13 @@ What exists once for each sequence and step is a named tuple: it is made in a th
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from hotstart.request import PositionLogprobs
 
-__all__ = ["IN_FLIGHT", "NO_SLOT", "Penalties", "Sampling", "Span", "SpanResult", "StepPlan", "StepResult"]
+__all__ = ["IN_FLIGHT", "NO_SLOT", "Penalties", "Sampling", "Span", "SpanResult", "StepKind", "StepPlan", "StepResult"]
+
+StepKind = Literal["prompts", "answers", "mixed"]
 
 IN_FLIGHT = (
     -1
@@ -78,6 +80,13 @@ class StepPlan:
     @property
     def num_decodes(self) -> int:
         return sum(span.length == 1 for span in self.spans)
+
+    @property
+    def kind(self) -> StepKind:
+        """A prompt of one token counts as an answer: to the model it is the same."""
+        if self.spans[-1].length == 1:
+            return "answers"
+        return "mixed" if self.spans[0].length == 1 else "prompts"
 
 
 class SpanResult(NamedTuple):
