@@ -14,9 +14,9 @@ from hotstart.kernels.target import Target
 from hotstart.kernels.tile_tables import Entry, Table
 
 DIMS = GdnDims(num_key_heads=16, num_value_heads=32, key_dim=128, value_dim=128, conv_width=4, eps=1e-6)
-H200 = Target("NVIDIA H200", 90, 227 * 1024, "580.1")
-RTX5090 = Target("NVIDIA GeForce RTX 5090", 120, 99 * 1024, "580.1")
-A100 = Target("NVIDIA A100-SXM4-80GB", 80, 163 * 1024, "580.1")
+H200 = Target("NVIDIA H200", 90, 227 * 1024, 132, "580.1")
+RTX5090 = Target("NVIDIA GeForce RTX 5090", 120, 99 * 1024, 170, "580.1")
+A100 = Target("NVIDIA A100-SXM4-80GB", 80, 163 * 1024, 108, "580.1")
 ALL = {"fla": "0.6.0", "flashinfer": "0.6.13"}
 
 

@@ -19,8 +19,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton import knobs
-from triton.runtime import driver
 
 from hotstart.kernels.gdn_conv import launch_conv
 from hotstart.kernels.gdn_norm import launch_norm
@@ -31,41 +29,20 @@ from hotstart.kernels.gdn_workspace import Columns, Slab, columns, slab_limit, s
 from hotstart.kernels.launch import BoundLaunch, LaunchSpace
 from hotstart.kernels.ops import GdnDims, GdnWeights, PrefillStep
 from hotstart.kernels.series import Call, Own, Series
+from hotstart.kernels.target import Target, current_target
 from hotstart.kernels.tiles import choices_made
 
 __all__ = ["CHOICES", "chunk_length_for", "gated_delta_rule_chunked", "gdn_prefill", "warmup"]
 
-KIB = 1024
 _NORM_ROWS = 16
 _LONG = 6  # chunks
 _DESCRIPTOR_BYTES = 5 * 128  # of a program of the scan
 _ENGINE_TYPES = (torch.bfloat16,)  # products take its tiles as they are
 
 
-class Gpu(NamedTuple):
-    """What tiles depend on."""
-
-    arch: int
-    shared_bytes: int
-    multiprocessors: int
-
-
-def _gpu() -> Gpu:
-    if knobs.runtime.interpret:
-        return Gpu(80, 163 * KIB, 100)
-    return _gpu_of(driver.active.get_current_device())
-
-
-@functools.cache  # each stub is a device of its own, so the number is enough
-def _gpu_of(device: int) -> Gpu:
-    active = driver.active
-    has: dict[str, int] = active.utils.get_device_properties(device)
-    return Gpu(int(active.get_current_target().arch), has["max_shared_mem"], has["multiprocessor_count"])
-
-
 def chunk_length_for(dims: GdnDims, dtype: torch.dtype) -> int:
     """Tokens of a chunk: the longest whose tiles fit the shared memory of the active GPU."""
-    limit = _gpu().shared_bytes
+    limit = current_target().shared_bytes
     return next(C for C in (64, 32, 16) if C == 16 or scan_bytes(dims.key_dim, C, dtype.itemsize, 64, 1) <= limit)
 
 
@@ -91,7 +68,7 @@ class Constants(NamedTuple):
 
     dims: GdnDims
     dtype: torch.dtype
-    gpu: Gpu
+    gpu: Target
     widths: tuple[int, ...]  # of all dimensions after the first of packed, out, conv and state
     block_d: int
     conv: BoundLaunch
@@ -101,7 +78,7 @@ class Constants(NamedTuple):
 
 
 @functools.cache
-def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Gpu, choices: int) -> Constants:
+def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Target, choices: int) -> Constants:
     """For the mixer; without a convolution (width 1), for the rule alone.  `choices` counts those of tiles."""
     tiles = mixer_tiles(dims, C, dtype)
     H, HV, K, V, W = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim, dims.conv_width
@@ -193,7 +170,7 @@ def gdn_prefill(
         return
     dtype, (num_rows, width) = packed.dtype, packed.shape
     C, lengths = prefill.chunk_length, prefill.lengths
-    series, widths = _mixer(dims, C, dtype, _gpu(), choices_made(), lengths, num_rows, choose)
+    series, widths = _mixer(dims, C, dtype, current_target(), choices_made(), lengths, num_rows, choose)
     shapes = width, *out.shape[1:], *conv.shape[1:], *state.shape[1:]
     assert shapes == widths, f"columns of packed, out, conv and state: {shapes}, not {widths}"
     assert conv.dtype == dtype == out.dtype, (conv.dtype, dtype, out.dtype)
@@ -219,9 +196,8 @@ def gated_delta_rule_chunked(
     if not prefill.num_chunks:
         return
     dims = GdnDims(k.shape[1], v.shape[1], k.shape[2], v.shape[2], conv_width=1, eps=0.0)
-    series = _rule_alone(
-        dims, prefill.chunk_length, v.dtype, _gpu(), choices_made(), prefill.lengths, v.shape[0], choose
-    )
+    C, lengths = prefill.chunk_length, prefill.lengths
+    series = _rule_alone(dims, C, v.dtype, current_target(), choices_made(), lengths, v.shape[0], choose)
     series(
         q, k, v, g, beta, state, out, prefill.chunks, prefill.read_slots, prefill.write_slots, prefill.cu_seqlens,
         prefill.cu_chunks,
@@ -234,7 +210,7 @@ def _mixer(
     dims: GdnDims,
     C: int,
     dtype: torch.dtype,
-    gpu: Gpu,
+    gpu: Target,
     choices: int,
     lengths: tuple[int, ...],
     num_rows: int,
@@ -265,7 +241,7 @@ def _rule_alone(
     dims: GdnDims,
     C: int,
     dtype: torch.dtype,
-    gpu: Gpu,
+    gpu: Target,
     choices: int,
     lengths: tuple[int, ...],
     num_rows: int,

@@ -13,7 +13,6 @@ A kernel with the constexpr OVERLAP may begin before the one that it depends on 
 It is told so here, and not by its op: if OVERLAP, it waits (gdc_wait) before it reads what others wrote.
 """
 
-import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,12 +25,11 @@ import torch
 import triton
 import triton.language as tl
 from triton import knobs
-from triton.runtime import driver
 
-from hotstart.errors import StartupError
 from hotstart.kernels.direct import Fire, fire_of, take_scratch
 from hotstart.kernels.key import LaunchKey, options_in_words, pointer_type, type_name
 from hotstart.kernels.space import LaunchSpace
+from hotstart.kernels.target import active_driver, current_target
 from hotstart.kernels.watch import LateEvent, MemoryWatch, Watch
 
 __all__ = [
@@ -47,7 +45,6 @@ __all__ = [
     "ReadyLaunch",
     "Recording",
     "Watch",
-    "active_driver",
     "addresses_of",
     "is_profiled",
     "is_recorded",
@@ -146,27 +143,9 @@ def recording() -> Iterator[Recording]:
         _recordings.remove(record)
 
 
-def active_driver() -> Any:
-    try:
-        return driver.active
-    except RuntimeError as cause:
-        raise StartupError(
-            "Triton finds no GPU here; run under hotstart.kernels.dry.gpu(NAME) to compile for one, "
-            "or choose --kernel-backend torch"
-        ) from cause
-
-
 def launches_overlap() -> bool:
     """Whether the active GPU begins a kernel before the one that it depends on has ended: from sm_90 on."""
-    if knobs.runtime.interpret:
-        return False
-    active = active_driver()
-    return _overlap_on(active.get_current_device())
-
-
-@functools.cache  # each stub is a device of its own, so the number is enough
-def _overlap_on(device: int) -> bool:
-    return int(driver.active.get_current_target().arch) >= 90
+    return current_target().arch >= 90
 
 
 class Launcher:

@@ -17,7 +17,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-from triton.runtime import driver
 
 from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 from hotstart.kernels.moe_tiles import all_tiles
@@ -205,14 +204,10 @@ def route(logits: Tensor, kv_index: Tensor, dims: MoeDims, rows: int) -> Routed:
 def _block(num_tokens: int, dims: MoeDims) -> int:
     if num_tokens <= _FEW_TOKENS:
         return 4
+    # Logits of a block: Triton 3.6 wants 8 bytes of shared memory for each, 3.7 half as many.
+    most = 16384 if current_target().shared_bytes > 16384 * 8 else 8192
     width: int = triton.next_power_of_2(dims.num_experts)
-    return min(128, max(8, _logits_of_a_block(driver._active) // width))
-
-
-@functools.cache
-def _logits_of_a_block(active: object) -> int:
-    """Of the active GPU.  Triton 3.6 wants 8 bytes of shared memory for each, 3.7 half as many."""
-    return 16384 if current_target().shared_bytes > 16384 * 8 else 8192
+    return min(128, max(8, most // width))
 
 
 @functools.cache

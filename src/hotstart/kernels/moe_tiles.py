@@ -8,10 +8,9 @@ import functools
 from dataclasses import dataclass
 
 import torch
-from triton.runtime import driver
 
 from hotstart.kernels.ops import MoeDims
-from hotstart.kernels.target import current_target
+from hotstart.kernels.target import Target, current_target
 
 __all__ = ["Cut", "Tiles", "all_tiles", "tiles_for"]
 
@@ -42,18 +41,17 @@ def tiles_for(num_tokens: int, dims: MoeDims, dtype: torch.dtype) -> Tiles:
 
 def all_tiles(dtype: torch.dtype) -> tuple[Tiles, ...]:
     """From few rows to many, on the active GPU."""
-    return _tiles_on(driver._active, dtype)
+    return _tiles_on(current_target(), dtype)
 
 
 ALL = 1 << 62
 
 
 @functools.cache
-def _tiles_on(active: object, dtype: torch.dtype) -> tuple[Tiles, ...]:
+def _tiles_on(target: Target, dtype: torch.dtype) -> tuple[Tiles, ...]:
     if dtype == torch.float32:
         small = Cut(columns=32, depth=32, warps=4, stages=2)
         return (Tiles(ALL, 16, False, small, small),)
-    target = current_target()
     if 90 <= target.arch < 120 and target.shared_bytes >= 160 << 10:
         return (
             Tiles(16, 16, True, Cut(32, 128, 4, 3), Cut(64, 128, 4, 3)),

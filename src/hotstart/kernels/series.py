@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from hotstart.kernels.direct import Fire
-from hotstart.kernels.launch import BoundLaunch, active_driver, addresses_of, is_profiled, is_recorded
+from hotstart.kernels.launch import BoundLaunch, addresses_of, is_profiled, is_recorded
+from hotstart.kernels.target import active_driver
 
 __all__ = ["Call", "Own", "Series"]
 

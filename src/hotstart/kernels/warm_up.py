@@ -13,8 +13,9 @@ import triton
 from hotstart import log
 from hotstart.errors import WarmupError
 from hotstart.kernels.key import LaunchKey
-from hotstart.kernels.launch import LAUNCHERS, Recording, active_driver, recording
+from hotstart.kernels.launch import LAUNCHERS, Recording, recording
 from hotstart.kernels.space import LaunchSpace
+from hotstart.kernels.target import active_driver
 
 __all__ = ["Binary", "WarmupReport", "load", "warm_up"]
 

@@ -164,7 +164,7 @@ def test_the_cache_holds_for_one_gpu_driver_triton_source_and_family(
     tune.resolve(space)
     target = current_target()
     if change in ("gpu", "driver"):
-        monkeypatch.setattr(tune, "current_target", lambda: replace(target, **{change: "another"}))
+        monkeypatch.setattr(tune, "current_target", lambda: target._replace(**{change: "another"}))
     elif change == "triton":
         monkeypatch.setattr("triton.__version__", "0.0")
     elif change == "source":
@@ -295,7 +295,7 @@ def test_shipped_tables_are_read_and_stand_under_their_name():
         if path.name.endswith(".json"):
             table = tile_tables.read_table(path)
             assert table.entries
-            assert tile_tables.shipped(Target(table.gpu, 90, 0, "")) == table, path.name
+            assert tile_tables.shipped(Target(table.gpu, 90, 0, 0, "")) == table, path.name
 
 
 def test_the_command_times_and_exports_a_table(product, times, small_gpu, tmp_path, capsys, monkeypatch):

@@ -17,7 +17,7 @@ from hotstart.kernels import gdn_chunked, gdn_tiles, gdn_workspace
 from hotstart.kernels.gdn_chunked import gated_delta_rule_chunked, gdn_prefill
 from hotstart.kernels.gdn_decode import gdn_decode
 from hotstart.kernels.launch import recording
-from hotstart.kernels.target import Target
+from hotstart.kernels.target import Target, current_target
 
 HEADS = [(16, 16), (16, 32), (16, 48), (16, 64), (8, 24), (4, 8), (2, 8), (1, 1), (1, 3)]
 SIZES = [(96, 192), (64, 48), (256, 256), (128, 64), (64, 128)]
@@ -349,10 +349,11 @@ def test_nothing_but_its_own_inputs_changes_a_bit(heads, monkeypatch):
             assert same(prefill(*inputs), first, rows)
     forget()
 
-    arch, shared_bytes, count = gdn_chunked._gpu()
-    for multiprocessors in (1, 30, 2 * count):
+    target = current_target()
+    for multiprocessors in (1, 30, 2 * target.multiprocessors):
         with monkeypatch.context() as patch:
-            patch.setattr(gdn_chunked, "_gpu", lambda n=multiprocessors: gdn_chunked.Gpu(arch, shared_bytes, n))
+            other = target._replace(multiprocessors=multiprocessors)
+            patch.setattr(gdn_chunked, "current_target", lambda other=other: other)
             assert same(prefill(*inputs), first, rows)
 
     packed, weights, conv, state, _, _ = inputs
@@ -371,10 +372,10 @@ def test_nothing_but_its_own_inputs_changes_a_bit(heads, monkeypatch):
 @pytest.mark.parametrize("arch", [89, 120])
 def test_the_tiles_of_cards_with_less_shared_memory(arch, monkeypatch):
     """As sm_89 and sm_120 would have them, compiled for this GPU: right, and within their 99 KiB."""
-    monkeypatch.setattr(gdn_chunked, "_gpu", lambda: gdn_chunked.Gpu(arch, 99 * KIB, 128))
+    target = Target("a smaller card", arch, 99 * KIB, 128, "none")
+    monkeypatch.setattr(gdn_chunked, "current_target", lambda: target)
     inputs = case(make_dims(4, 12, K=128, V=128), RAGGED)
     shape = gdn_tiles.RuleShape.of(inputs[-1], inputs[-2].prefill.chunk_length, torch.bfloat16)
-    target = Target("a smaller card", arch, 99 * KIB, "none")
     conv, prep, scan = (t.candidates(target, shape)[0] for t in (gdn_tiles._conv, gdn_tiles._prep, gdn_tiles._scan))
     with gdn_tiles._conv.using(shape, conv), gdn_tiles._prep.using(shape, prep), gdn_tiles._scan.using(shape, scan):
         with recording() as record:

@@ -11,6 +11,7 @@ from tolerances import assert_close, relative_error
 from hotstart.kernels import gdn_chunked, gdn_workspace
 from hotstart.kernels.gdn import gated_delta_rule_reference
 from hotstart.kernels.gdn_chunked import gated_delta_rule_chunked, gdn_prefill
+from hotstart.kernels.target import Target
 
 DIMS = {
     "three value heads a key head, K > V": make_dims(H=1, HV=3, K=24, V=16),
@@ -106,7 +107,8 @@ def test_float16_keeps_its_digits_and_its_range(size):
 @pytest.mark.parametrize("prompts", [[Row(65, read=1, write=1), Row(3, write=2)], [Row(65, read=1, write=1)]], ids=len)
 def test_tiles_that_the_copy_engine_brings(prompts, monkeypatch, fresh_constants):
     """Sequences that end within a chunk: the rows behind them are others', or were never written."""
-    monkeypatch.setattr(gdn_chunked, "_gpu", lambda: gdn_chunked.Gpu(90, 227 << 10, 132))
+    hopper = Target("a Hopper", 90, 227 << 10, 132, "none")
+    monkeypatch.setattr(gdn_chunked, "current_target", lambda: hopper)
     monkeypatch.setattr(
         gdn_chunked, "_ENGINE_TYPES", (torch.float32,)
     )  # bfloat16 products are wrong in the interpreter
