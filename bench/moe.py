@@ -42,10 +42,10 @@ def grouped(residual: Tensor, x: Tensor, logits: Tensor, gate_up: Tensor, down: 
     weights, chosen = route_torch(logits, dims)
     ids, order = chosen.flatten().sort(stable=True)
     ends = torch.searchsorted(ids, torch.arange(1, dims.stacked_experts + 1, device="cuda")).int()
-    hidden = silu_mul(torch._grouped_mm(x[order // dims.slots], gate_up.transpose(1, 2), offs=ends))
+    hidden = silu_mul(torch._grouped_mm(x[order // dims.experts_per_token], gate_up.transpose(1, 2), offs=ends))
     parts = torch._grouped_mm(hidden, down.transpose(1, 2), offs=ends)
     scaled = parts * weights.flatten()[order, None]
-    y = torch.zeros(*x.shape, device="cuda").index_add_(0, order // dims.slots, scaled.float())
+    y = torch.zeros(*x.shape, device="cuda").index_add_(0, order // dims.experts_per_token, scaled.float())
     return residual.add_(y)
 
 
@@ -66,7 +66,7 @@ def measured(name: str, dims: MoeDims, tokens: int, layers: list[tuple[Tensor, T
         "samples_us": samples_us(calls(partial(moe, residual), step)),
         "torch_samples_us": samples_us(calls(partial(grouped, residual))),
         "bytes": 2 * used * 3 * dims.width * HIDDEN,
-        "flops": 2 * tokens * dims.slots * 3 * dims.width * HIDDEN,
+        "flops": 2 * tokens * dims.experts_per_token * 3 * dims.width * HIDDEN,
     }
 
 

@@ -30,7 +30,7 @@ __all__ = ["moe", "moe_reference", "moe_torch", "norm_router_torch", "route_torc
 
 
 def route_torch(logits: Tensor, dims: MoeDims) -> tuple[Tensor, Tensor]:
-    """Weights [T, slots] float32 and expert ids [T, slots] of each token.  logits: [T, logit_width]."""
+    """Weights, float32, and ids of each token's experts, [T, experts_per_token].  logits: [T, logit_width]."""
     E = dims.num_experts
     weights, experts = torch.topk(logits[:, :E].softmax(-1, dtype=torch.float32), dims.top_k, dim=-1)
     if dims.renormalise:
@@ -63,11 +63,11 @@ def moe_torch(
     residual: Tensor, x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims, step: Step
 ) -> Tensor:
     """See `moe`."""
-    slots, D, num_tokens = dims.slots, x.shape[1], step.num_tokens
+    count, D, num_tokens = dims.experts_per_token, x.shape[1], step.num_tokens
     weights, experts = route_torch(logits[:num_tokens], dims)
-    ids, order = experts.flatten().sort(stable=True)  # pairs (token, slot) in the order of experts
-    parts = _experts(x.index_select(0, order // slots), ids, gate_up, down)
-    parts = torch.empty_like(parts).index_copy_(0, order, parts).view(num_tokens, slots, D)
+    ids, order = experts.flatten().sort(stable=True)  # pairs (token, expert) in the order of experts
+    parts = _experts(x.index_select(0, order // count), ids, gate_up, down)
+    parts = torch.empty_like(parts).index_copy_(0, order, parts).view(num_tokens, count, D)
     residual[:num_tokens] += torch.bmm(weights.unsqueeze(1), parts.float()).squeeze(1)
     return residual
 

@@ -24,17 +24,17 @@ MOST_TOKENS = 2
 @kernel
 def _few_gate_up_kernel(
     x_ptr,  # [T, D]
-    experts_ptr,  # [T, SLOTS], negative for padding
+    experts_ptr,  # [T, PER_TOKEN], negative for padding
     weight_ptr,  # [experts, 2 * WIDTH, D]: gate | up
-    hidden_ptr,  # [T, SLOTS, WIDTH]: out
+    hidden_ptr,  # [T, PER_TOKEN, WIDTH]: out
     D: tl.constexpr,
     WIDTH: tl.constexpr,
-    SLOTS: tl.constexpr,
+    PER_TOKEN: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """Program: pair (token, slot) x block of columns, of gate and as many of up.
+    """Program: pair (token, expert) x block of columns, of gate and as many of up.
 
     x is older than the launch before the last, so it needs no wait.
     """
@@ -45,7 +45,7 @@ def _few_gate_up_kernel(
     o_d, o_c = tl.arange(0, DEPTH), i_b * COLUMNS + tl.arange(0, COLUMNS)
     b_xs = ()
     for i in tl.static_range(PIECES):
-        b_x = tl.load(x_ptr + i_pair // SLOTS * D + i * DEPTH + o_d, mask=(o_d < D - i * DEPTH) | EXACT, other=0)
+        b_x = tl.load(x_ptr + i_pair // PER_TOKEN * D + i * DEPTH + o_d, mask=(o_d < D - i * DEPTH) | EXACT, other=0)
         b_xs = b_xs + (b_x,)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
     if OVERLAP:
         gdc_wait()
@@ -77,14 +77,14 @@ def _few_gate_up_kernel(
 
 @kernel
 def _few_down_kernel(
-    hidden_ptr,  # [T, SLOTS, WIDTH]
+    hidden_ptr,  # [T, PER_TOKEN, WIDTH]
     weight_ptr,  # [experts, D, WIDTH]
-    weights_ptr,  # [T, SLOTS] float32
-    experts_ptr,  # [T, SLOTS], negative for padding
+    weights_ptr,  # [T, PER_TOKEN] float32
+    experts_ptr,  # [T, PER_TOKEN], negative for padding
     residual_ptr,  # [T, D]: added to
     D: tl.constexpr,
     WIDTH: tl.constexpr,
-    SLOTS: tl.constexpr,
+    PER_TOKEN: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
     AHEAD: tl.constexpr,
@@ -104,22 +104,22 @@ def _few_down_kernel(
     m_c = o_c < D
     b_ws = ()
     for i in tl.static_range(AHEAD):
-        b_w = _piece(p_block, experts_ptr, i_t, i, o_d, m_c, D, WIDTH, SLOTS, DEPTH, EXACT)
+        b_w = _piece(p_block, experts_ptr, i_t, i, o_d, m_c, D, WIDTH, PER_TOKEN, DEPTH, EXACT)
         b_ws = b_ws + (b_w,)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
     b_y = tl.zeros([COLUMNS, DEPTH], tl.float32)
-    for i in tl.static_range(SLOTS * PIECES):
+    for i in tl.static_range(PER_TOKEN * PIECES):
         if i < AHEAD:
             b_w = b_ws[i]
         else:
-            b_w = _piece(p_block, experts_ptr, i_t, i, o_d, m_c, D, WIDTH, SLOTS, DEPTH, EXACT)
-        i_pair = i_t * SLOTS + i // PIECES
+            b_w = _piece(p_block, experts_ptr, i_t, i, o_d, m_c, D, WIDTH, PER_TOKEN, DEPTH, EXACT)
+        i_pair = i_t * PER_TOKEN + i // PIECES
         p_hidden = hidden_ptr + i_pair * WIDTH + i % PIECES * DEPTH + o_d
         b_h = tl.load(p_hidden, mask=(o_d < WIDTH - i % PIECES * DEPTH) | EXACT, other=0).to(tl.float32)
         b_y += b_w.to(tl.float32) * (b_h * tl.load(weights_ptr + i_pair))[None, :]
-    m_c &= tl.load(experts_ptr + i_t * SLOTS) >= 0
+    m_c &= tl.load(experts_ptr + i_t * PER_TOKEN) >= 0
     p_residual = residual_ptr + i_t * D + o_c
     b_sum = tl.load(p_residual, mask=m_c, other=0).to(tl.float32) + tl.sum(b_y, axis=1)
     tl.store(p_residual, b_sum.to(residual_ptr.dtype.element_ty), mask=m_c)
@@ -128,11 +128,11 @@ def _few_down_kernel(
 @triton.jit
 def _piece(
     p_block, experts_ptr, i_t, i, o_d, m_c,
-    D: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, DEPTH: tl.constexpr, EXACT: tl.constexpr,
+    D: tl.constexpr, WIDTH: tl.constexpr, PER_TOKEN: tl.constexpr, DEPTH: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """Of the weights of a token's experts, the i-th along their sums: DEPTH of one expert."""
     PIECES: tl.constexpr = (WIDTH + DEPTH - 1) // DEPTH
-    i_e = tl.maximum(tl.load(experts_ptr + i_t * SLOTS + i // PIECES), 0).to(tl.int64)
+    i_e = tl.maximum(tl.load(experts_ptr + i_t * PER_TOKEN + i // PIECES), 0).to(tl.int64)
     m_w = (m_c[:, None] & (o_d < WIDTH - i % PIECES * DEPTH)[None, :]) | EXACT
     return tl.load(p_block + i_e * (D * WIDTH) + i % PIECES * DEPTH, mask=m_w, other=0)
 
@@ -144,8 +144,8 @@ def moe_few(
     T, D = x.shape
     at = _constants(D, dims)
     weights, experts, *_ = choose(logits, kv_index, dims, block=1)
-    hidden = x.new_empty(T * dims.slots, dims.width)
-    at.gate_up((T * dims.slots * at.gate_up_blocks,), x, experts, gate_up, hidden)
+    hidden = x.new_empty(T * dims.experts_per_token, dims.width)
+    at.gate_up((T * dims.experts_per_token * at.gate_up_blocks,), x, experts, gate_up, hidden)
     at.down((T * at.down_blocks,), hidden, down, weights, experts, residual)
     return residual
 
@@ -164,10 +164,10 @@ AHEAD = 4  # pieces that are asked for before the wait
 
 @functools.cache
 def _constants(D: int, dims: MoeDims) -> Constants:
-    common = {"D": D, "WIDTH": dims.width, "SLOTS": dims.slots}
+    common = {"D": D, "WIDTH": dims.width, "PER_TOKEN": dims.experts_per_token}
     return Constants(
         _launch_gate_up.bind(**_fitting(_GATE_UP, D), **common),
-        _launch_down.bind(**_fitting(_DOWN, dims.width), AHEAD=min(AHEAD, dims.slots), **common),
+        _launch_down.bind(**_fitting(_DOWN, dims.width), AHEAD=min(AHEAD, dims.experts_per_token), **common),
         triton.cdiv(dims.width, _GATE_UP["COLUMNS"]),
         triton.cdiv(D, _DOWN["COLUMNS"]),
     )

@@ -1,6 +1,6 @@
 """Products of tokens with their experts' matrices, tile by tile of the sorted pairs (moe_route.py).
 
-    hidden = silu(x gate^T) * (x up^T);  part = hidden down^T;  r + sum of p * part over a token's slots, in their order
+    hidden = silu(x gate^T) * (x up^T);  part = hidden down^T;  r + sum of p * part over a token's experts, in order
 
 Where an expert has few rows, tiles are swapped: columns of weights stand where the tensor cores want 64 rows, tokens
 where 8 are enough.  Every element of every product is summed in one order, whatever tile it stands in, so neither a
@@ -63,7 +63,7 @@ def _gate_up_kernel(
     last_tile: tl.int32,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
-    SLOTS: tl.constexpr,
+    PER_TOKEN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -92,7 +92,7 @@ def _gate_up_kernel(
         is_up, o_c = o_n % 16 // 8, i_b * COLUMNS + o_n // 16 * 8 + o_n % 8
     else:
         is_up, o_c = o_n % 2, i_b * COLUMNS + o_n // 2
-    p_x = x_ptr + (i_pair // SLOTS).to(tl.int64)[:, None] * D + o_d[None, :]
+    p_x = x_ptr + (i_pair // PER_TOKEN).to(tl.int64)[:, None] * D + o_d[None, :]
     p_w = weight_ptr + i_e * (2 * WIDTH * D) + (is_up * WIDTH + o_c)[:, None] * D + o_d[None, :]
     b_y = _product(p_x, p_w, o_d, m_r[:, None], (o_c < WIDTH)[:, None], D, ROWS, 2 * COLUMNS, DEPTH, SWAPPED, EXACT)
     o_c = i_b * COLUMNS + tl.arange(0, COLUMNS)
@@ -159,14 +159,14 @@ def _down_kernel(
 
 @kernel
 def _sum_kernel(
-    parts_ptr,  # [T, SLOTS, num_columns * COLUMNS]
-    weights_ptr,  # [T, SLOTS] float32
+    parts_ptr,  # [T, PER_TOKEN, num_columns * COLUMNS]
+    weights_ptr,  # [T, PER_TOKEN] float32
     kv_index_ptr,  # [T]
     residual_ptr,  # [T, D]: added to
     num_columns: tl.int32,
     first_column: tl.int32,
     D: tl.constexpr,
-    SLOTS: tl.constexpr,
+    PER_TOKEN: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
     OVERLAP: tl.constexpr,
@@ -185,13 +185,13 @@ def _sum_kernel(
     p_residual = residual_ptr + i_t * D + first + o_c
     b_y = tl.load(p_residual, mask=m_c, other=0).to(tl.float32)
     b_parts = ()
-    for s in tl.static_range(SLOTS):
-        b_part = tl.load(parts_ptr + (i_t * SLOTS + s) * width + o_c, mask=m_c, other=0)
+    for s in tl.static_range(PER_TOKEN):
+        b_part = tl.load(parts_ptr + (i_t * PER_TOKEN + s) * width + o_c, mask=m_c, other=0)
         b_parts = b_parts + (b_part,)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
     # Else the assembler asks for one after the other, to save registers.
     tl.debug_barrier()
-    for s in tl.static_range(SLOTS):
-        b_y += tl.load(weights_ptr + i_t * SLOTS + s) * b_parts[s].to(tl.float32)
+    for s in tl.static_range(PER_TOKEN):
+        b_y += tl.load(weights_ptr + i_t * PER_TOKEN + s) * b_parts[s].to(tl.float32)
     tl.store(p_residual, b_y.to(residual_ptr.dtype.element_ty), mask=m_c)
 
 
@@ -214,9 +214,11 @@ def _constants(D: int, dims: MoeDims, cut: Tiles) -> Constants:
         return names | {"num_warps": one.warps, "num_stages": one.stages}
 
     return Constants(
-        _launch_gate_up.bind(SLOTS=dims.slots, **options("gate_up"), **tiles),
+        _launch_gate_up.bind(PER_TOKEN=dims.experts_per_token, **options("gate_up"), **tiles),
         _launch_down.bind(**options("down"), **tiles),
-        _launch_sum.bind(D=D, SLOTS=dims.slots, COLUMNS=cut.down.columns, BLOCK=block, num_warps=max(1, block // 256)),
+        _launch_sum.bind(
+            D=D, PER_TOKEN=dims.experts_per_token, COLUMNS=cut.down.columns, BLOCK=block, num_warps=max(1, block // 256)
+        ),
         triton.cdiv(dims.width, cut.gate_up.columns),
         block,
     )
@@ -256,8 +258,8 @@ def _warmup(space: LaunchSpace) -> None:
     dims, T, D = space.moe, space.num_tokens, space.hidden_size
     kv_index = torch.full((T,), -1, dtype=torch.int64, device=space.device)
     tiles = torch.zeros(T + 1, 4, dtype=torch.int32, device=space.device)
-    weights = torch.zeros(T, dims.slots, dtype=torch.float32, device=space.device)
-    pairs = torch.zeros(T * dims.slots, dtype=torch.int32, device=space.device)
+    weights = torch.zeros(T, dims.experts_per_token, dtype=torch.float32, device=space.device)
+    pairs = torch.zeros(T * dims.experts_per_token, dtype=torch.int32, device=space.device)
     routed = Routed(weights, pairs, tiles)
     for dtype in space.activation_dtypes:
         gate_up, down = space.weight(1, 2 * dims.width, D, dtype=dtype), space.weight(1, D, dims.width, dtype=dtype)

@@ -1,9 +1,9 @@
-"""Which experts see which tokens: the k likeliest of softmax(router logits), and the pairs (token, slot) by expert.
+"""Which experts see which tokens: the k likeliest of softmax(router logits), and the pairs (token, expert) by expert.
 
-A token has a slot for each of its experts, in the order of their ids.  The last is that of the shared expert, where
-there is one: every token sees it, and its weight is the sigmoid of the logit behind the router's.  Pairs in the order
-of their experts are what grouped products want; an expert's pairs are cut into tiles of ROWS.  How many there are, the
-device alone knows: the last entry of `tiles` says it, and P pairs of E experts fill at most min(P, P // ROWS + E).
+A token's experts stand in the order of their ids.  The last is the shared one, where there is one: every token sees it,
+and its weight is the sigmoid of the logit behind the router's.  Pairs in the order of their experts are what grouped
+products want; an expert's pairs are cut into tiles of ROWS.  How many there are, the device alone knows: the last entry
+of `tiles` says it, and P pairs of E experts fill at most min(P, P // ROWS + E).
 
 Ranks within a block of tokens and counts of the blocks before give each pair its place, so there are no atomics, and
 the order is the stable one.
@@ -29,15 +29,15 @@ _FEW_TOKENS = 256  # spread over programs; more of them are counted in larger bl
 
 
 class Chosen(NamedTuple):
-    weights: Tensor  # [T, slots] float32
-    experts: Tensor  # [T, slots] int32, -1 for padding
-    ranks: Tensor  # [T, slots] int32: among the pairs of this expert in the block
+    weights: Tensor  # [T, experts_per_token] float32
+    experts: Tensor  # [T, experts_per_token] int32, -1 for padding
+    ranks: Tensor  # [T, experts_per_token] int32: among the pairs of this expert in the block
     counts: Tensor  # [blocks, *] int32: pairs of each expert
 
 
 class Routed(NamedTuple):
-    weights: Tensor  # [T, slots] float32
-    pairs: Tensor  # [P] int32: token * slots + slot, by expert; those of padding are missing at the end
+    weights: Tensor  # [T, experts_per_token] float32
+    pairs: Tensor  # [P] int32: token * experts_per_token + which of its; by expert, those of padding missing at the end
     tiles: Tensor  # [most tiles + 1, 4] int32: expert, first and end of its rows among the pairs; last: how many
 
 
@@ -81,15 +81,15 @@ def _store_tiles(tiles_ptr, i, o_e, b_place, b_first, b_count, b_tiles, ROWS: tl
 def _choose_kernel(
     logits_ptr,  # [T, ROW]
     kv_index_ptr,  # [T]
-    weights_ptr,  # [T, SLOTS] float32
-    experts_ptr,  # [T, SLOTS]: -1 for padding
-    ranks_ptr,  # [T, SLOTS]: among the block's pairs of this expert
+    weights_ptr,  # [T, PER_TOKEN] float32
+    experts_ptr,  # [T, PER_TOKEN]: -1 for padding
+    ranks_ptr,  # [T, PER_TOKEN]: among the block's pairs of this expert
     counts_ptr,  # [blocks, BLOCK_C]: pairs of each expert
     num_tokens: tl.int32,
     E: tl.constexpr,
     K: tl.constexpr,
     ROW: tl.constexpr,
-    SLOTS: tl.constexpr,
+    PER_TOKEN: tl.constexpr,
     RENORMALISE: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
@@ -105,34 +105,34 @@ def _choose_kernel(
     m_in = o_t < num_tokens
     m_t = tl.load(kv_index_ptr + o_t, mask=m_in, other=-1) >= 0
     b_is, b_p = _chosen(logits_ptr, o_t, m_t, E, K, ROW, RENORMALISE, BLOCK_E)
-    o_pair = o_t[:, None] * SLOTS + tl.cumsum(b_is, axis=1) - 1
+    o_pair = o_t[:, None] * PER_TOKEN + tl.cumsum(b_is, axis=1) - 1
     tl.store(weights_ptr + o_pair, b_p, mask=b_is > 0)
     tl.store(experts_ptr + o_pair, o_e[None, :] + tl.zeros_like(b_is), mask=b_is > 0)
     tl.store(ranks_ptr + o_pair, tl.cumsum(b_is, axis=0) - b_is, mask=b_is > 0)
-    for s in tl.static_range(SLOTS):
-        tl.store(experts_ptr + o_t * SLOTS + s, tl.full([BLOCK_T], -1, tl.int32), mask=m_in & (m_t == 0))
+    for s in tl.static_range(PER_TOKEN):
+        tl.store(experts_ptr + o_t * PER_TOKEN + s, tl.full([BLOCK_T], -1, tl.int32), mask=m_in & (m_t == 0))
     tl.store(counts_ptr + i_b * BLOCK_C + o_e, tl.sum(b_is, axis=0), mask=o_e < E)
-    if SLOTS > K:
+    if PER_TOKEN > K:
         b_real = m_t.to(tl.int32)
         b_s = tl.load(logits_ptr + o_t.to(tl.int64) * ROW + E, mask=m_t, other=0).to(tl.float32)
-        tl.store(weights_ptr + o_t * SLOTS + K, tl.sigmoid(b_s), mask=m_t)
-        tl.store(experts_ptr + o_t * SLOTS + K, tl.full([BLOCK_T], E, tl.int32), mask=m_t)
-        tl.store(ranks_ptr + o_t * SLOTS + K, tl.cumsum(b_real, axis=0) - 1, mask=m_t)
+        tl.store(weights_ptr + o_t * PER_TOKEN + K, tl.sigmoid(b_s), mask=m_t)
+        tl.store(experts_ptr + o_t * PER_TOKEN + K, tl.full([BLOCK_T], E, tl.int32), mask=m_t)
+        tl.store(ranks_ptr + o_t * PER_TOKEN + K, tl.cumsum(b_real, axis=0) - 1, mask=m_t)
         tl.store(counts_ptr + i_b * BLOCK_C + E, tl.sum(b_real, axis=0))
 
 
 @kernel
 def _place_kernel(
-    experts_ptr,  # [T, SLOTS]
-    ranks_ptr,  # [T, SLOTS]
+    experts_ptr,  # [T, PER_TOKEN]
+    ranks_ptr,  # [T, PER_TOKEN]
     counts_ptr,  # [blocks, BLOCK_C]
-    pairs_ptr,  # [T * SLOTS]
+    pairs_ptr,  # [T * PER_TOKEN]
     tiles_ptr,  # [*, 4]
     num_pairs: tl.int32,
     num_blocks: tl.int32,
     last_tile: tl.int32,
     EXPERTS: tl.constexpr,
-    SLOTS: tl.constexpr,
+    PER_TOKEN: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_T: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -155,8 +155,8 @@ def _place_kernel(
     b_count, b_before = tl.sum(b_counts, axis=0), tl.sum(b_befores, axis=0)
     b_first = tl.cumsum(b_count, axis=0) - b_count
     o_p = tl.arange(0, BLOCK_P)
-    m_p = (o_p < BLOCK_T * SLOTS) & (i_b * (BLOCK_T * SLOTS) + o_p < num_pairs)
-    o_p += i_b * (BLOCK_T * SLOTS)
+    m_p = (o_p < BLOCK_T * PER_TOKEN) & (i_b * (BLOCK_T * PER_TOKEN) + o_p < num_pairs)
+    o_p += i_b * (BLOCK_T * PER_TOKEN)
     b_e = tl.load(experts_ptr + o_p, mask=m_p, other=-1)
     b_rank = tl.load(ranks_ptr + o_p, mask=m_p & (b_e >= 0), other=0)
     b_place = tl.gather(b_first + b_before, tl.maximum(b_e, 0), 0) + b_rank
@@ -179,8 +179,8 @@ def choose(logits: Tensor, kv_index: Tensor, dims: MoeDims, block: int) -> Chose
     T, device = logits.shape[0], logits.device
     assert logits.shape[1] == dims.logit_width, (logits.shape, dims)
     launch, width = _choosing(dims, block)
-    weights = torch.empty(T, dims.slots, dtype=torch.float32, device=device)
-    experts, ranks = (torch.empty(T, dims.slots, dtype=torch.int32, device=device) for _ in range(2))
+    weights = torch.empty(T, dims.experts_per_token, dtype=torch.float32, device=device)
+    experts, ranks = (torch.empty(T, dims.experts_per_token, dtype=torch.int32, device=device) for _ in range(2))
     blocks = triton.cdiv(T, block)
     counts = torch.empty(blocks, width, dtype=torch.int32, device=device)
     launch((blocks,), logits, kv_index, weights, experts, ranks, counts, T)
@@ -192,7 +192,7 @@ def route(logits: Tensor, kv_index: Tensor, dims: MoeDims, rows: int) -> Routed:
     T, device = logits.shape[0], logits.device
     block = _block(T, dims)
     weights, experts, ranks, counts = choose(logits, kv_index, dims, block)
-    num_pairs, blocks = T * dims.slots, counts.shape[0]
+    num_pairs, blocks = T * dims.experts_per_token, counts.shape[0]
     last_tile = num_tiles(num_pairs, dims.stacked_experts, rows)
     pairs = torch.empty(num_pairs, dtype=torch.int32, device=device)
     tiles = torch.empty(last_tile + 1, 4, dtype=torch.int32, device=device)
@@ -218,7 +218,7 @@ def _choosing(dims: MoeDims, block: int) -> tuple[BoundLaunch, int]:
         E=dims.num_experts,
         K=dims.top_k,
         ROW=dims.logit_width,
-        SLOTS=dims.slots,
+        PER_TOKEN=dims.experts_per_token,
         RENORMALISE=dims.renormalise,
         BLOCK_T=block,
         BLOCK_E=block_e,
@@ -232,11 +232,11 @@ def _choosing(dims: MoeDims, block: int) -> tuple[BoundLaunch, int]:
 def _placing(dims: MoeDims, block: int, rows: int) -> BoundLaunch:
     return _launch_place.bind(
         EXPERTS=dims.stacked_experts,
-        SLOTS=dims.slots,
+        PER_TOKEN=dims.experts_per_token,
         ROWS=rows,
         BLOCK_T=block,
         BLOCK_C=triton.next_power_of_2(dims.stacked_experts),
-        BLOCK_P=triton.next_power_of_2(block * dims.slots),
+        BLOCK_P=triton.next_power_of_2(block * dims.experts_per_token),
     )
 
 

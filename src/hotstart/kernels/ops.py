@@ -200,8 +200,7 @@ class MoeDims:
     shares: bool = False  # whether one more expert of this width, stacked behind them, sees every token
 
     @property
-    def slots(self) -> int:
-        """Experts of a token."""
+    def experts_per_token(self) -> int:
         return self.top_k + self.shares
 
     @property
