@@ -238,7 +238,7 @@ def traffic(client: Client, num_requests: int = 10_000) -> dict[str, Any]:
         aborts += client.abort_last()
     errors += client.drain().errors
     brought = {
-        **{f"steps of {kind}": engine.steps[kind] - steps[kind] for kind in get_args(StepKind)},
+        **{f"{kind} steps": engine.steps[kind] - steps[kind] for kind in get_args(StepKind)},
         "aborts": aborts,
         "preemptions": engine.use.num_preemptions - preemptions,
     }

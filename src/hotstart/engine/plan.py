@@ -11,7 +11,7 @@ from hotstart.request import PositionLogprobs
 
 __all__ = ["IN_FLIGHT", "NO_SLOT", "Penalties", "Sampling", "Span", "SpanResult", "StepKind", "StepPlan", "StepResult"]
 
-StepKind = Literal["prompts", "answers", "mixed"]
+StepKind = Literal["prompt", "answer", "mixed"]
 
 IN_FLIGHT = (
     -1
@@ -85,8 +85,8 @@ class StepPlan:
     def kind(self) -> StepKind:
         """A prompt of one token counts as an answer: to the model it is the same."""
         if self.spans[-1].length == 1:
-            return "answers"
-        return "mixed" if self.spans[0].length == 1 else "prompts"
+            return "answer"
+        return "mixed" if self.spans[0].length == 1 else "prompt"
 
 
 class SpanResult(NamedTuple):
