@@ -220,7 +220,7 @@ def throw(error):
     [
         (miss, LateEventError),
         (partial(throw, torch.OutOfMemoryError("made up")), StepError),
-        (partial(throw, RuntimeError("boom")), StepError),
+        (partial(throw, ValueError("boom")), StepError),
     ],
     ids=["a kernel that was never warmed", "out of memory", "an exception"],
 )
@@ -254,6 +254,22 @@ def test_a_failure_in_a_mixed_step_ends_its_requests_alone(fail, kind, start_eng
     assert tokens["neighbour"] == tokens["next"] == expected
     engine.check()
     assert engine._scheduler.pages.num_used == engine._scheduler.slots.num_used == 0
+
+
+def test_what_steps_need_is_held_again_after_there_was_no_memory(start_engine, monkeypatch):
+    """torch's allocator gives all that it keeps back to the driver before it says so."""
+    engine = start_engine(enforce_eager=True)
+    engine.add(request("before", 30))
+    expected, reserved, model = serve(engine)[0]["before"], engine.device.reserved_bytes(), engine._runner._model
+    monkeypatch.setattr(engine._runner, "_model", lambda *_: torch.empty(1 << 44, device="cuda"))
+    engine.add(request("unlucky", 30))
+    engine.step()
+    assert engine.num_running == 0 and engine.device.reserved_bytes() == reserved
+    monkeypatch.setattr(engine._runner, "_model", model)
+    before = torch.cuda.memory_stats()["num_device_alloc"]
+    engine.add(request("next", 30))
+    assert serve(engine)[0]["next"] == expected and engine.late_events == ()
+    assert torch.cuda.memory_stats()["num_device_alloc"] == before, "a step asked the driver for memory"
 
 
 def test_a_lost_context_answers_everybody_and_ends_the_process(tmp_path, start_engine):

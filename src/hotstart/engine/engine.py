@@ -11,8 +11,8 @@ from hotstart.engine.guides import Guides
 from hotstart.engine.limits import SchedulerLimits
 from hotstart.engine.memory import MemoryPlan
 from hotstart.engine.phases import StartupReport
-from hotstart.engine.plan import StepKind, StepPlan, StepResult
-from hotstart.engine.runner import Flight, Runner
+from hotstart.engine.plan import StepKind, StepPlan
+from hotstart.engine.runner import FailedFlight, Flight, Runner
 from hotstart.engine.scheduler import Scheduler
 from hotstart.errors import EngineDead, HotstartError, InvalidPrompt, RequestError, StepError
 from hotstart.kernels.watch import LateEvent, Watch
@@ -45,23 +45,6 @@ class Use:
     num_preemptions: int  # so far
 
 
-@dataclass(frozen=True, slots=True)
-class _FailedFlight:
-    """A step that could not be launched.  It takes its turn: steps land in the order in which they were planned."""
-
-    plan: StepPlan
-    error: Exception
-    is_replay = False
-
-    def finish(self) -> None: ...
-
-    def sync(self) -> None:
-        raise self.error
-
-    def wait(self) -> StepResult:
-        raise self.error
-
-
 class Engine:
     def __init__(
         self,
@@ -83,7 +66,7 @@ class Engine:
         self._guides = guides
         self._watch = watch
         self.device = device
-        self._flights: deque[Flight | _FailedFlight] = deque()
+        self._flights: deque[Flight | FailedFlight] = deque()
         self._closed = False
         self.steps: Counter[StepKind] = Counter()  # that have landed
         self.num_step_tokens = 0  # that they computed
@@ -177,10 +160,10 @@ class Engine:
         events = self._join() if self._guides.request_ids else []
         while len(self._flights) < self.device.flights and (plan := self._scheduler.plan()) is not None:
             self._draw_oldest()
-            self._flights.append(self._launch(plan))
+            self._launch(plan)
         if not self._flights:
             return events
-        flight = self._flights.popleft()
+        flight = self._flights[0]
         self.steps[flight.plan.kind] += 1
         self.num_step_tokens += flight.plan.num_tokens
         start = time.perf_counter()
@@ -188,11 +171,11 @@ class Engine:
             flight.sync()
             self.waited_s += time.perf_counter() - start
             result = flight.wait()
-            self._watch.check(memory=not flight.is_replay)
-        except (RuntimeError, MemoryError, StepError) as error:
+        except Exception as error:  # whatever it was: it ends the step's own requests, and nobody else's
             landed = self._fail(flight.plan, error) if self.device.alive() else self._die(error)
         else:
             landed = self._scheduler.apply(flight.plan, result)
+        self._flights.popleft()
         events += self._follow(landed)
         self._draw_oldest()
         return events
@@ -240,20 +223,26 @@ class Engine:
             for event in events
         ]
 
-    def _launch(self, plan: StepPlan) -> Flight | _FailedFlight:
+    def _launch(self, plan: StepPlan) -> None:
+        """What has been planned must land, so it is in flight before it is launched: an interrupt may come between."""
+        is_alone = not self._flights
+        self._flights.append(FailedFlight(plan, StepError("the step was interrupted; send the request again")))
         try:
-            return self._runner.launch(plan, is_alone=not self._flights)
-        except (RuntimeError, MemoryError, StepError) as error:
-            return _FailedFlight(plan, error)
+            flight = self._runner.launch(plan, is_alone=is_alone)
+            self._watch.check(memory=not flight.is_replay)  # now, so that growth is of the step that grew
+            self._flights[-1] = flight
+        except Exception as error:
+            self._flights[-1] = FailedFlight(plan, error)
 
     def _draw_oldest(self) -> None:
         """All steps before it have landed, so its grammars know what may come."""
         if not self._flights:
             return
         try:
-            self._flights[0].finish()
-        except (RuntimeError, MemoryError, StepError) as error:
-            self._flights[0] = _FailedFlight(self._flights[0].plan, error)
+            if self._flights[0].finish():
+                self._watch.check()
+        except Exception as error:
+            self._flights[0] = FailedFlight(self._flights[0].plan, error)
 
     def _fail(self, plan: StepPlan, error: Exception) -> list[TokenEvent]:
         log.error("step failed", step=plan.step_id, tokens=plan.num_tokens, requests=len(plan.spans), cause=error)
@@ -263,12 +252,22 @@ class Engine:
             )
             failure.__cause__ = error
             error = failure
+        self._hold_again()
         return self._scheduler.fail(plan, error)
+
+    def _hold_again(self) -> None:
+        """An allocator that finds no memory gives back all that it keeps, what was held for steps too."""
+        if self.device.reserved_bytes() >= self._sealed_bytes[0]:
+            return
+        plan = self.memory_plan
+        try:
+            self.device.hold(plan.measured.step_peak(plan.max_num_batched_tokens))
+        except RuntimeError as error:
+            log.error("memory of steps was taken by others: the next ones have to ask for it", cause=error)
 
     def _die(self, error: Exception) -> list[TokenEvent]:
         log.error("device lost", cause=error)
         self._death = error
-        self._flights.clear()
         lost = EngineDead(f"the device was lost ({error}); start the engine again, then send the request again")
         lost.__cause__ = error
         return self._answer_all(lost)

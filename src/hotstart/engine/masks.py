@@ -5,7 +5,7 @@ grammar says is computed beside the forward pass, and waited for when the tokens
 """
 
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ class MaskBuffer:
         self._count = 0
 
     def clear(self) -> None:
+        if self._filling is not None:  # of a step that failed before it read its masks: it still writes here
+            wait([self._filling])
         self._sequences = []
         self._filling = None
         self._count = 0
@@ -69,6 +71,7 @@ class MaskBuffer:
 
     def upload(self) -> None:
         if self._filling is not None:
-            self._filling.result()
+            filling, self._filling = self._filling, None
+            filling.result()
         if self._count:
             self._staging.upload(4 * self._width * self._count)

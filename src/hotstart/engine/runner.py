@@ -15,7 +15,7 @@ from hotstart.engine.inputs import BuiltStep, InputBuilder
 from hotstart.engine.plan import StepPlan, StepResult
 from hotstart.engine.sampler import Sampled, Sampler
 
-__all__ = ["Flight", "Forward", "Runner", "StepScope"]
+__all__ = ["FailedFlight", "Flight", "Forward", "Runner", "StepScope"]
 
 Forward = Callable[[StepInputs, CacheTensors], Tensor]  # a model: the hidden states that are wanted
 StepScope = Callable[[int], AbstractContextManager[None]]  # what a step of so many multiplications runs in
@@ -30,11 +30,13 @@ class Flight:
     _draw: Callable[[], Sampled] | None = None
     is_replay: bool = False  # all of it: it took no memory
 
-    def finish(self) -> None:
-        """Launch what is left, now that the results of all earlier steps are known."""
-        if self._draw is not None:
-            draw, self._draw = self._draw, None
-            self._sampled = draw()
+    def finish(self) -> bool:
+        """Launch what is left, now that the results of all earlier steps are known.  Whether anything was."""
+        if self._draw is None:
+            return False
+        draw, self._draw = self._draw, None
+        self._sampled = draw()
+        return True
 
     def sync(self) -> None:
         """Until the device has finished it."""
@@ -46,6 +48,23 @@ class Flight:
     def _known(self) -> Sampled:
         assert self._sampled is not None, f"step {self.plan.step_id} has not drawn its tokens"
         return self._sampled
+
+
+@dataclass(frozen=True, slots=True)
+class FailedFlight:
+    """A step that could not be launched.  It takes its turn: steps land in the order in which they were planned."""
+
+    plan: StepPlan
+    error: Exception
+
+    def finish(self) -> bool:
+        return False
+
+    def sync(self) -> None:
+        raise self.error
+
+    def wait(self) -> StepResult:
+        raise self.error
 
 
 class Runner:
