@@ -1,5 +1,6 @@
 """`hotstart bench`: every suite runs on any model, and what it writes holds the raw samples."""
 
+import importlib.util
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -7,8 +8,11 @@ from pathlib import Path
 import pytest
 from tiny import CONFIGS
 
+from bench import gpu_table, promise
 from hotstart.cache.layout import cache_layout
-from hotstart.cli.main import main
+from hotstart.cli.bench import NAMES
+from hotstart.cli.flags import engine_config
+from hotstart.cli.main import main, make_parser
 from hotstart.config.model import read_model_config
 from hotstart.request import SamplingParams
 
@@ -56,3 +60,13 @@ def test_crowds_with_weights_at_random_from_a_config_alone(tmp_path: Path) -> No
 def test_an_unknown_suite_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "speed", "qwen3.5-4b"]) == 2
     assert "'speed' is nothing that can be measured" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("job", [*gpu_table.JOBS, *promise.JOBS], ids=lambda job: job.name)
+def test_the_commands_of_the_tables_are_understood(job: gpu_table.Job, tmp_path: Path) -> None:
+    _, _, module, *words = job.command(tmp_path, tmp_path / "found.json")
+    if module == "hotstart":
+        arguments = make_parser().parse_args(words)
+        assert set(arguments.what.split(",")) <= set(NAMES) and engine_config(arguments).device == "cuda"
+    else:
+        assert importlib.util.find_spec(module) is not None
