@@ -13,10 +13,12 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import openai
 import pytest
+
+if TYPE_CHECKING:
+    import openai
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = str(ROOT / "checkpoints" / "tiny-qwen3.5")
@@ -34,7 +36,9 @@ class Server:
     certificate: str | None = None
 
     @property
-    def client(self) -> openai.OpenAI:
+    def client(self) -> "openai.OpenAI":
+        import openai  # here: where there is a GPU it may be missing, and not every test needs it
+
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=60)
 
     def ask(self, path: str, body: Any = None, *, key: str | None = KEY, **headers: str) -> tuple[int, Any]:
@@ -81,7 +85,12 @@ StartServer = Callable[..., Server]
 
 
 def launch(
-    log: Path, *flags: str, key: str | None = KEY, scheme: str = "http", certificate: str | None = None
+    log: Path,
+    *flags: str,
+    key: str | None = KEY,
+    scheme: str = "http",
+    certificate: str | None = None,
+    python_path: str | None = None,
 ) -> Server:
     """Returns once it listens, which is long before it is ready."""
     with socket.socket() as probe:
@@ -89,7 +98,8 @@ def launch(
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "hotstart", "serve", CHECKPOINT, "--served-model-name", f"{MODEL},other"]
     command += ["--strict", "--port", str(port), *SMALL, *(("--api-key", key) if key else ()), *flags]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    folders = filter(None, (python_path, str(ROOT / "src"), os.environ.get("PYTHONPATH")))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders), "OMP_NUM_THREADS": "1"}
     with log.open("w") as file:
         process = subprocess.Popen(command, stdout=file, stderr=file, text=True, env=environment)
     server = Server(process, f"{scheme}://127.0.0.1:{port}", log, certificate)
