@@ -80,7 +80,7 @@ def row(case: str, warm: bool, found: dict[str, Any]) -> dict[str, Any]:
         "num_late": found["num_late"],
         "reserved_growth_bytes": found["reserved_growth_bytes"],
         "driver_growth_bytes": found["driver_growth_bytes"],
-        "facts": {name: found[name] for name in ("command", "date", "device", "cuda", "versions")},
+        "facts": {name: found[name] for name in ("command", "date", "commit", "device", "cuda", "versions")},
     }
 
 
