@@ -83,13 +83,30 @@ def test_states_leave_pages_as_much_unless_the_number_of_sequences_is_a_wish():
     assert solve(wishes(seqs=48, model_len=512), with_total(600)).num_pages == 48 * 32  # each of them at full length
 
 
-@pytest.mark.parametrize("name", ["max_model_len", "max_num_seqs", "max_num_batched_tokens"])
-def test_an_explicit_wish_is_met_or_refused_with_its_flag(name):
+@pytest.mark.parametrize(
+    ("name", "mib"), [("max_model_len", 330), ("max_num_seqs", 340), ("max_num_batched_tokens", 320)]
+)
+def test_an_explicit_wish_is_met_or_refused_with_its_flag(name, mib):
     plan = solve(wishes({name}), with_total(480))
     assert getattr(plan, name) == getattr(wishes(), name).value
     flag = "--" + name.replace("_", "-")
-    with pytest.raises(InsufficientMemory, match=f"lower {flag} .* or raise --cpu-memory to"):
-        solve(wishes({name}, model_len=40_000, seqs=100, tokens=512), with_total(330 if "len" in name else 320))
+    with pytest.raises(InsufficientMemory, match=f"; lower {flag}( to .*)?, or raise --cpu-memory to") as refusal:
+        solve(wishes({name}, model_len=40_000, seqs=100, tokens=512), with_total(mib))
+    if number := re.search(r"lower \S+ to (\d+),", str(refusal.value)):
+        short = {"max_model_len": "model_len", "max_num_seqs": "seqs", "max_num_batched_tokens": "tokens"}[name]
+        solve(wishes({name}, **{short: int(number[1])}), with_total(mib))
+        with pytest.raises(InsufficientMemory):
+            solve(wishes({name, "max_model_len"}, **{short: int(number[1]) + 16}), with_total(mib))
+
+
+def test_only_what_would_help_is_advised():
+    with pytest.raises(InsufficientMemory, match=r"; raise --cpu-memory to [0-9]+MiB$"):
+        solve(wishes({"max_num_seqs", "max_model_len"}), with_total(310))  # weights alone are too many
+    share = dataclasses.replace(with_total(320), total_flag="--share", total_share=0.5, card_bytes=640 * MIB)
+    with pytest.raises(InsufficientMemory, match=r"; raise --share to 0\.5[1-9]$"):
+        solve(wishes(), share)
+    with pytest.raises(InsufficientMemory, match=r"take a GPU with 3[0-9.]+ MiB$"):
+        solve(wishes(), dataclasses.replace(share, card_bytes=320 * MIB))
 
 
 def wishing(mib, total=1024):
@@ -105,11 +122,13 @@ def test_wished_caches_are_as_large_as_that_or_as_of_use():
 def test_wished_caches_that_do_not_fit_are_refused_with_what_would():
     assert solve(wishes(), wishing(150, 480)).max_num_batched_tokens == 64  # steps give way, sequences do not
     with pytest.raises(
-        InsufficientMemory, match=r"caches 190 MiB; 480 MiB may be taken .*lower --kv-cache-mem"
+        InsufficientMemory, match=r"480 MiB may be taken .*caches 190 MiB; lower --kv-cache-mem"
     ) as refusal:
         solve(wishes(), wishing(190, 480))
     enough = int(re.search(r"lower --kv-cache-memory-bytes to (\d+)MiB", str(refusal.value))[1])
     assert solve(wishes(), wishing(enough, 480)).max_num_seqs == 16
+    with pytest.raises(InsufficientMemory, match=r"is 50 MiB, 64.03 MiB are .*lower --max-num-seqs to 10, or raise"):
+        solve(wishes({"max_num_seqs"}), wishing(50))
     enough = int(re.search(r"--cpu-memory to (\d+)MiB", str(refusal.value))[1])
     assert solve(wishes(), wishing(190, enough)).max_num_seqs == 16
 

@@ -215,4 +215,17 @@ def test_the_command_answers_without_torch(capsys: pytest.CaptureFixture[str]) -
     assert found["fits"] and found["worst"]["num_pages"] > 0
     assert main(["plan", "qwen3.5-27b", "--gpu", "rtx4090"]) == 3
     out = capsys.readouterr().out
-    assert "does not fit" in out and "50.12 GiB" in out and "take a GPU of" in out
+    assert "does not fit" in out and "50.12 GiB" in out and "take a GPU with" in out
+    assert main(["plan", "qwen3.5-9b", "--gpu", "rtx5090", "--max-num-seqs", "256"]) == 3
+    out = capsys.readouterr().out
+    assert "state slots  chosen" not in out and "lower --max-num-seqs to 2" in out
+    assert main(["plan", "qwen3.5-9b", "--gpu", "NVIDIA GeForce RTX 5090", "--kv-cache-memory-bytes", "2GiB"]) == 0
+    out = capsys.readouterr().out
+    assert "to 16, which fits 2 GiB (--kv-cache-memory-bytes) and gives states no more than pages" in out
+    assert "pages for 40192 tokens in all" in out
+    assert main(["plan", "qwen3.5-9b"]) == main(["plan", "qwen3.5-9b", "--gpu", "h200", "--device", "cpu"]) == 2
+    err = capsys.readouterr().err
+    assert "add --gpu NAME" in err and "leave out --device cpu" in err
+    checkpoint = str(ROOT / "checkpoints" / "tiny-qwen3.5")
+    assert main(["plan", checkpoint, "--device", "cpu", "--cpu-memory", "10MiB", "--quiet"]) == 3
+    assert "raise --cpu-memory to" in capsys.readouterr().out

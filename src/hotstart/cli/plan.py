@@ -2,7 +2,7 @@
 
 Here it starts the engine and measures.  With --gpu NAME it foretells the plan of a GPU that is not here, from
 config.json alone: each line with its origin and uncertainty, the verdict with all of them at their pessimistic ends.
-Exit code 0: it fits, 3: it does not.
+Exit code 0: it fits, 3: it does not, 2: a mistake.
 """
 
 import argparse
@@ -12,6 +12,8 @@ from pathlib import Path
 
 from hotstart.cli.flags import Commands, add_engine_flags, engine_config, local_config
 from hotstart.cli.settings import prepare
+from hotstart.config.published import is_published
+from hotstart.errors import ConfigError, InsufficientMemory
 
 __all__ = ["add_command"]
 
@@ -39,8 +41,18 @@ def _measure(arguments: argparse.Namespace) -> int:
     from hotstart.engine.progress import show_startup  # here, so that `--help` needs no torch
     from hotstart.engine.startup import start
 
-    with show_startup(not arguments.quiet) as on_phase:
-        engine = start(local_config(arguments, on_phase), on_phase)
+    config = engine_config(arguments)
+    if "/" not in config.model and is_published(config.model) and not Path(config.model).is_dir():
+        raise ConfigError(
+            f"{config.model} is a published size, whose shape alone is known here: add --gpu NAME to foretell its "
+            "plan, or name a checkpoint to start it"
+        )
+    try:
+        with show_startup(not arguments.quiet) as on_phase:
+            engine = start(local_config(arguments, on_phase), on_phase)
+    except InsufficientMemory as error:
+        print(f"it does not fit: {error}")
+        return EXIT_DOES_NOT_FIT
     with closing(engine):
         plan = engine.memory_plan
         print(json.dumps(plan.as_dict(), indent=2) if arguments.json else plan.explain())
@@ -54,6 +66,8 @@ def _foretell(arguments: argparse.Namespace) -> int:
     from hotstart.kernels.gpus import parse_gpu
 
     config = engine_config(arguments)
+    if config.device == "cpu" or config.cpu_memory is not None:
+        raise ConfigError("--gpu foretells the plan of a GPU; leave out --device cpu and --cpu-memory")
     model = find_shape(config.model, config.revision, config.download_dir)
     found = predict(config, model, Path(config.model).name, parse_gpu(arguments.gpu))
     print(json.dumps(found.as_dict(), indent=2) if arguments.json else found.explain())

@@ -5,7 +5,7 @@ sum is shown.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Measured", "MemoryPlan", "PlanLine", "Wish", "Wishes", "as_size"]
+__all__ = ["Measured", "MemoryPlan", "PlanLine", "Wish", "Wishes", "as_count", "as_size"]
 
 RESERVE_SHARE = 1 / 32  # of the total, for what no meter sees: scratch inside operators, fragments, the host's own data
 MAX_RESERVE_BYTES = 256 * 2**20
@@ -21,6 +21,9 @@ class Wishes(NamedTuple):
     max_model_len: Wish
     max_num_seqs: Wish
     max_num_batched_tokens: Wish
+
+    def by_flag(self) -> dict[str, Wish]:
+        return {"--" + name.replace("_", "-"): wish for name, wish in self._asdict().items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class Measured:
     slots_per_sequence: int = 1  # 2 where as many snapshots of prompts may be kept
     process_detail: str = "interpreter and libraries"
     total_flag: str = "--cpu-memory"  # what raises total_bytes, "" if nothing does
+    total_share: float | None = None  # where the flag is a share, what it is
+    card_bytes: int | None = None  # more than that there is not, whatever the flag
     fair_tokens: int = FEWEST_TOKENS  # of a step: a default is not lowered below while sequences can give way
     tuning_bytes: int = 0  # scratch of tuning: held before the caches were sized, and free again
 
@@ -92,7 +97,8 @@ class MemoryPlan:
                 "step peak",
                 "measured",
                 m.step_peak(self.max_num_batched_tokens),
-                f"worst step of up to {self.max_num_batched_tokens} tokens, {self.max_num_seqs} sequences",
+                f"worst step of up to {as_count(self.max_num_batched_tokens, 'token')}, "
+                f"{as_count(self.max_num_seqs, 'sequence')}",
             ),
             *[PlanLine("graphs", "measured", m.graphs_bytes, "captured steps, a bound from a trial")]
             * bool(m.graphs_bytes),
@@ -114,6 +120,13 @@ class MemoryPlan:
         rest = m.total_bytes - sum(line.num_bytes for line in used)
         return (*used, PlanLine("unused", "chosen", rest, "more would serve no sequence within the limits"))
 
+    @property
+    def limits(self) -> str:
+        return (
+            f"{as_count(self.max_num_seqs, 'sequence')}, {as_count(self.max_model_len, 'token')} a sequence, "
+            f"{as_count(self.max_num_batched_tokens, 'token')} a step"
+        )
+
     def explain(self) -> str:
         """A table of the lines above their sum, then the limits that follow, then what was lowered."""
         rows = [(line.name, line.origin, f"{line.num_bytes:,}", line.detail) for line in self.lines]
@@ -124,8 +137,7 @@ class MemoryPlan:
             return f"{name:<{widths[0]}}  {origin:<{widths[1]}}  {number:>{widths[2]}}  {detail}".rstrip()
 
         limits = (
-            f"limits: {self.max_num_seqs} sequences, {self.max_model_len} tokens a sequence, "
-            f"{self.max_num_batched_tokens} tokens a step"
+            f"limits: {self.limits}; pages for {as_count(self.num_pages * self.measured.page_size, 'token')} in all"
         )
         ruler = "-" * (sum(widths) + 4)
         return "\n".join(
@@ -149,6 +161,11 @@ class MemoryPlan:
             "tuning_bytes": self.measured.tuning_bytes,
             "notes": list(self.notes),
         }
+
+
+def as_count(number: int, noun: str) -> str:
+    """1 -> "1 page"; 2 -> "2 pages"."""
+    return f"{number} {noun}" + "s" * (number != 1)
 
 
 def as_size(num_bytes: int) -> str:

@@ -12,7 +12,7 @@ from hotstart.cache.layout import cache_layout
 from hotstart.config.engine import EngineConfig
 from hotstart.config.model import DTYPE_BYTES, ModelConfig
 from hotstart.engine.allocator import Segments
-from hotstart.engine.memory import Measured, MemoryPlan, as_size
+from hotstart.engine.memory import Measured, MemoryPlan, as_count, as_size
 from hotstart.engine.predict_step import (
     WORKSPACE_BYTES,
     GpuTraits,
@@ -24,7 +24,8 @@ from hotstart.engine.predict_step import (
 )
 from hotstart.engine.sizes import Budget, GpuSizes, gpu_budget, prompt_rungs
 from hotstart.engine.sizing import Known, Peaks, read_wishes, slots_per_sequence, step_limits
-from hotstart.engine.solve import fits, solve, step_sizes
+from hotstart.engine.solve import fits, solve
+from hotstart.engine.trial import step_sizes
 from hotstart.errors import ConfigError, InsufficientMemory
 from hotstart.kernels.gpus import Gpu
 
@@ -121,10 +122,7 @@ class Prediction:
 def _limits(title: str, plan: MemoryPlan | None) -> str:
     if plan is None:
         return f"{title}: does not fit"
-    return (
-        f"{title}: {plan.num_pages} pages, {plan.num_slots} slots: {plan.max_num_seqs} sequences, "
-        f"{plan.max_model_len} tokens a sequence, {plan.max_num_batched_tokens} tokens a step"
-    )
+    return f"{title}: {plan.limits}; pages for {as_count(plan.num_pages * plan.measured.page_size, 'token')} in all"
 
 
 def predict(config: EngineConfig, model: ModelConfig, name: str, gpu: Gpu) -> Prediction:
@@ -145,6 +143,9 @@ class _Ends(NamedTuple):
 
     def plus(self, num_bytes: int) -> "_Ends":
         return _Ends(*(end + num_bytes for end in self))
+
+
+_EXPECTED, _WORST = 1, 2  # of _Ends
 
 
 class _Predictor:
@@ -173,17 +174,17 @@ class _Predictor:
     def run(self, name: str) -> Prediction:
         plans: list[MemoryPlan | None] = []
         refusal = ""
-        for end in range(3):
+        for end in (_EXPECTED, _WORST):
             try:
                 plans.append(solve(self.wishes, self._measured(end)))
             except InsufficientMemory as error:
                 plans.append(None)
                 refusal = str(error)
-        best, expected, worst = plans
+        expected, worst = plans
         return Prediction(
             model=name,
             gpu=self.gpu.product if self.gpu.product != "stub" else self.gpu.name,
-            guesses=self._guesses(expected or best, worst),
+            guesses=self._guesses(expected, worst),
             expected=expected,
             worst=worst,
             refusal=refusal,

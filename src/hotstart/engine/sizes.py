@@ -21,6 +21,8 @@ class Budget(NamedTuple):
     source: str  # where the number comes from
     flag: str  # what raises it, if anything
     reserve_bytes: int | None = None  # None: a share of the whole
+    share: float | None = None  # where the flag is a share, what it is
+    card_bytes: int | None = None  # more than that there is not, whatever the flag
 
 
 class Sizes(Protocol):
@@ -94,8 +96,7 @@ def gpu_budget(config: EngineConfig, card_bytes: int, name: str, *, has_display:
     reserve = config.reserve_bytes
     if reserve is None:
         reserve = DISPLAY_RESERVE_BYTES if has_display else RESERVE_BYTES
-    bounds = {
-        "--gpu-memory-utilization": config.gpu_memory_utilization,
-        "--device-memory-bytes": config.device_memory_bytes,
-    }
-    return Budget(total, source, " or ".join(flag for flag, wish in bounds.items() if wish is not None), reserve)
+    flag = "--device-memory-bytes" if config.device_memory_bytes is not None else ""
+    if config.gpu_memory_utilization is not None:
+        flag = "--gpu-memory-utilization"
+    return Budget(total, source, flag, reserve, config.gpu_memory_utilization, card_bytes)

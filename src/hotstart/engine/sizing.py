@@ -54,6 +54,8 @@ class Known:
             total_bytes=self.budget.num_bytes,
             total_source=self.budget.source,
             total_flag=self.budget.flag,
+            total_share=self.budget.share,
+            card_bytes=self.budget.card_bytes,
             process_bytes=self.process_bytes,
             process_detail=self.process_detail,
             weights_bytes=weights_bytes,

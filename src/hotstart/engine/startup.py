@@ -35,7 +35,8 @@ from hotstart.engine.runner import Runner
 from hotstart.engine.sampler import Sampler
 from hotstart.engine.scheduler import Scheduler
 from hotstart.engine.sizing import Known, Peaks, read_wishes, scheduler_limits, step_limits
-from hotstart.engine.solve import fits, solve, step_sizes
+from hotstart.engine.solve import fits, solve
+from hotstart.engine.trial import step_sizes
 from hotstart.errors import ConfigError, StartupError
 from hotstart.kernels.backends import replays, replays_prompts
 from hotstart.kernels.watch import Watch

@@ -49,10 +49,16 @@ GPUS = {
 }
 
 
+def _plain(name: str) -> str:
+    """ "NVIDIA GeForce RTX 5090" -> "rtx5090"."""
+    return re.sub(r"nvidia|geforce|[ _-]", "", name.lower())
+
+
 def parse_gpu(text: str) -> Gpu:
-    """`rtx5090`, `sm_120`, or `sm_120:99KiB` for a part with another limit."""
-    if text.lower() in GPUS:
-        return GPUS[text.lower()]
+    """`rtx5090`, or as its driver calls it; `sm_120`, or `sm_120:99KiB` for a part with another limit."""
+    for name, gpu in GPUS.items():
+        if _plain(text) in (name, _plain(gpu.product)):
+            return gpu
     match = re.fullmatch(r"sm_(\d+)(?::(\d+)KiB)?", text)
     if not match or int(match[1]) not in _SHARED_KIB:
         names = ", ".join(GPUS)
