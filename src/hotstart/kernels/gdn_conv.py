@@ -108,7 +108,7 @@ def _gdn_conv_kernel(
     for j in tl.static_range(RUN + W - 1):
         o_t = o_r + (j - W + 1)
         m_t = (o_t < n) & ((o_t >= 0) | (not is_first))
-        xs = xs + (tl.load(p_x + (j - W + 1) * ROW, m_t[:, None], 0.0),)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
+        xs += (tl.load(p_x + (j - W + 1) * ROW, m_t[:, None], 0.0),)
     if is_first:
         i_n = tl.load(p_chunk)
         slot = tl.load(read_slots_ptr + i_n).to(tl.int64)
@@ -121,8 +121,8 @@ def _gdn_conv_kernel(
             o_old = (start + o_t + W) % W * CHANNELS
             m_t = (o_t < 0) & (slot >= 0)
             b_old = tl.load(conv_ptr + slot * (W * CHANNELS) + (o_old[:, None] + o_d[None, :]), m_t[:, None], 0.0)
-            olds = olds + (xs[j] + b_old,)  # type: ignore[assignment]  # noqa: RUF005 - likewise
-        xs = olds + xs[W - 1 :]  # type: ignore[assignment]  # a tuple of Triton's
+            olds += (xs[j] + b_old,)
+        xs = olds + xs[W - 1 :]
         write_slot = tl.load(write_slots_ptr + i_n).to(tl.int64)
         if write_slot >= 0:
             tl.debug_barrier()  # all have read the slot
@@ -132,7 +132,7 @@ def _gdn_conv_kernel(
             )
     ws = ()
     for j in tl.static_range(W):
-        ws = ws + (tl.sum(tl.where(o_w[:, None] == j, b_w, 0.0), 0)[None, :],)  # type: ignore[assignment]  # noqa: RUF005 - likewise
+        ws += (tl.sum(tl.where(o_w[:, None] == j, b_w, 0.0), 0)[None, :],)
 
     stride = tl.where(d < 2 * H * K, qk_row * UNIT, HV * V)
     p_u = v_ptr + (token * (HV * V) + d - 2 * H * K)

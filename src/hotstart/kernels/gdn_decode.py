@@ -40,10 +40,10 @@ def _inputs(
     for j in tl.static_range(W):
         if j < W - 1:
             p_row = conv_ptr + (read * W + (position + 1 + j) % W) * CHANNELS
-            b_xs = b_xs + (tl.load(p_row + o_c, m_c & (read >= 0), 0),)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
+            b_xs += (tl.load(p_row + o_c, m_c & (read >= 0), 0),)
         else:
-            b_xs = b_xs + (tl.load(packed_ptr + i_n * ROW + o_c, m_c, 0),)  # type: ignore[assignment]  # noqa: RUF005 - likewise
-        b_ws = b_ws + (tl.load(weight_ptr + o_c * W + j, m_c, 0),)  # type: ignore[assignment]  # noqa: RUF005 - likewise
+            b_xs += (tl.load(packed_ptr + i_n * ROW + o_c, m_c, 0),)
+        b_ws += (tl.load(weight_ptr + o_c * W + j, m_c, 0),)
     return b_xs, b_ws
 
 
@@ -123,7 +123,7 @@ def _gdn_step_kernel(
     b_ss = ()
     for i in tl.static_range(PIECES):
         m_s = m_v[:, None] & ((i * J + o_j < K) | EXACT)[None, :]
-        b_ss = b_ss + (tl.load(p_old + i * J + o_s, m_s & (read >= 0), 0),)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
+        b_ss += (tl.load(p_old + i * J + o_s, m_s & (read >= 0), 0),)
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
@@ -162,8 +162,8 @@ def _gdn_step_kernel(
         b_qq += b_q * b_q
         b_kk += b_k * b_k
         b_kq += b_k * b_q
-        b_qs = b_qs + (b_q,)  # type: ignore[assignment]  # noqa: RUF005 - likewise
-        b_ks = b_ks + (b_k,)  # type: ignore[assignment]  # noqa: RUF005 - likewise
+        b_qs += (b_q,)
+        b_ks += (b_k,)
     b_rq = tl.rsqrt(tl.sum(b_qq, axis=1) + 1e-6) * scale
     b_rk = tl.rsqrt(tl.sum(b_kk, axis=1) + 1e-6)
 

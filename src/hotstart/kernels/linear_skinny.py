@@ -82,9 +82,9 @@ def _linear_few_kernel(
     b_ws = ()
     b_us = ()
     for i in tl.static_range(PIECES):
-        b_ws = b_ws + (_piece(p_w, i, o_k[None, :], WORDS, BLOCK_K, False),)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
+        b_ws += (_piece(p_w, i, o_k[None, :], WORDS, BLOCK_K, False),)
         if END == "swiglu":
-            b_us = b_us + (_piece(p_u, i, o_k[None, :], WORDS, BLOCK_K, False),)  # type: ignore[assignment]  # noqa: RUF005 - likewise
+            b_us += (_piece(p_u, i, o_k[None, :], WORDS, BLOCK_K, False),)
     if OVERLAP:
         gdc_wait()
     for r in tl.static_range(ROWS):

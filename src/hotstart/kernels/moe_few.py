@@ -46,7 +46,7 @@ def _few_gate_up_kernel(
     b_xs = ()
     for i in tl.static_range(PIECES):
         b_x = tl.load(x_ptr + i_pair // PER_TOKEN * D + i * DEPTH + o_d, mask=(o_d < D - i * DEPTH) | EXACT, other=0)
-        b_xs = b_xs + (b_x,)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
+        b_xs += (b_x,)
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()
@@ -59,9 +59,9 @@ def _few_gate_up_kernel(
     for i in tl.static_range(PIECES):
         m_w = ((o_d < D - i * DEPTH)[None, :] & (o_c < WIDTH)[:, None]) | EXACT
         b_w = tl.load(p_w + i * DEPTH, mask=m_w, other=0)
-        b_gates = b_gates + (b_w,)  # type: ignore[assignment]  # noqa: RUF005 - likewise
+        b_gates += (b_w,)
         b_w = tl.load(p_w + WIDTH * D + i * DEPTH, mask=m_w, other=0)
-        b_ups = b_ups + (b_w,)  # type: ignore[assignment]  # noqa: RUF005 - likewise
+        b_ups += (b_w,)
     # Else the assembler asks for one after the other, to save registers.
     tl.debug_barrier()
     b_gate = tl.zeros([COLUMNS, DEPTH], tl.float32)
@@ -105,7 +105,7 @@ def _few_down_kernel(
     b_ws = ()
     for i in tl.static_range(AHEAD):
         b_w = _piece(p_block, experts_ptr, i_t, i, o_d, m_c, D, WIDTH, PER_TOKEN, DEPTH, EXACT)
-        b_ws = b_ws + (b_w,)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
+        b_ws += (b_w,)
     if OVERLAP:
         gdc_wait()
         gdc_launch_dependents()

@@ -187,7 +187,7 @@ def _sum_kernel(
     b_parts = ()
     for s in tl.static_range(PER_TOKEN):
         b_part = tl.load(parts_ptr + (i_t * PER_TOKEN + s) * width + o_c, mask=m_c, other=0)
-        b_parts = b_parts + (b_part,)  # type: ignore[assignment]  # noqa: RUF005 - a tuple of Triton's
+        b_parts += (b_part,)
     # Else the assembler asks for one after the other, to save registers.
     tl.debug_barrier()
     for s in tl.static_range(PER_TOKEN):
