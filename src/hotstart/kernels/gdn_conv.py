@@ -10,26 +10,11 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from hotstart.kernels.gdn_math import bounded, silu
 from hotstart.kernels.gdn_workspace import warmup
 from hotstart.kernels.launch import Launcher, kernel
 
-__all__ = ["bounded", "keep_inputs", "launch_conv", "silu"]
-
-LOG2E = tl.constexpr(1.4426950408889634)
-LARGEST = tl.constexpr(2.0**60)
-
-
-@triton.jit
-def silu(x):
-    # exp2 and rsqrt are one instruction each on the GPU; a division is six.
-    root = tl.rsqrt(1.0 + tl.exp2(x * -LOG2E))
-    return x * (root * root)
-
-
-@triton.jit
-def bounded(x):
-    """Of q, k and v: what is larger has a square that float32 does not hold.  silu bounds it from below."""
-    return tl.minimum(x, LARGEST, propagate_nan=tl.PropagateNan.ALL)
+__all__ = ["keep_inputs", "launch_conv"]
 
 
 @triton.jit

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.gdn_conv import bounded
+from hotstart.kernels.gdn_math import L2_EPS, bounded, log_decay
 from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 from hotstart.kernels.ops import DecodeStep, GdnDims, GdnWeights
 
@@ -62,6 +62,27 @@ def _bring_inputs(conv_ptr, read, write, position, o_c, m_c, CHANNELS: tl.conste
         i_w = (position + j) % W
         b_x = tl.load(conv_ptr + (read * W + i_w) * CHANNELS + o_c, m_c & (read >= 0), 0)
         tl.store(conv_ptr + (write * W + i_w) * CHANNELS + o_c, b_x, m_c)
+
+
+@triton.jit
+def _columns(b_qk, o_j, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, J: tl.constexpr, PIECES: tl.constexpr):
+    """q and k in columns of J, as they are; what sums to q.q, k.k and k.q.  In every row the same, so that lengths need
+    no word between warps.
+    """
+    b_qq = tl.zeros([BLOCK_V, J], tl.float32)
+    b_kk = tl.zeros([BLOCK_V, J], tl.float32)
+    b_kq = tl.zeros([BLOCK_V, J], tl.float32)
+    b_qs = ()
+    b_ks = ()
+    for i in tl.static_range(PIECES):
+        b_q = tl.gather(b_qk, i * J + o_j, 0)[None, :]
+        b_k = tl.gather(b_qk, BLOCK_K + i * J + o_j, 0)[None, :]
+        b_qq += b_q * b_q
+        b_kk += b_k * b_k
+        b_kq += b_k * b_q
+        b_qs += (b_q,)
+        b_ks += (b_k,)
+    return b_qs, b_ks, b_qq, b_kk, b_kq
 
 
 @triton.jit
@@ -143,29 +164,15 @@ def _gdn_step_kernel(
     b_z = tl.load(p_row + i_h * V + o_v, m_v, 0)
     b_w = tl.load(norm_ptr + o_v, m_v, 0)
     beta = tl.sigmoid(b_b)
-    softplus = tl.where(b_a > 20, b_a, tl.log(1 + tl.exp(tl.minimum(b_a, 20))))
-    decay = tl.exp(-tl.exp(b_A) * softplus)
+    decay = tl.exp(log_decay(b_a, b_A))
     p_ring = conv_ptr + (write * W + position % W) * CHANNELS
     tl.store(p_ring + o_qk, b_xqk[W - 1], m_qk & is_first)
     tl.store(p_ring + o_vc, b_xv[W - 1], m_v)
     b_v = tl.gather(_convolved(b_xv, b_wv, W), o_v, 0)
     b_qk = _convolved(b_xqk, b_wqk, W)
-    # In every row the same, so that lengths need no word between warps; q and k stay as they are.
-    b_qq = tl.zeros([BLOCK_V, J], tl.float32)
-    b_kk = tl.zeros([BLOCK_V, J], tl.float32)
-    b_kq = tl.zeros([BLOCK_V, J], tl.float32)
-    b_qs = ()
-    b_ks = ()
-    for i in tl.static_range(PIECES):
-        b_q = tl.gather(b_qk, i * J + o_j, 0)[None, :]
-        b_k = tl.gather(b_qk, BLOCK_K + i * J + o_j, 0)[None, :]
-        b_qq += b_q * b_q
-        b_kk += b_k * b_k
-        b_kq += b_k * b_q
-        b_qs += (b_q,)
-        b_ks += (b_k,)
-    b_rq = tl.rsqrt(tl.sum(b_qq, axis=1) + 1e-6) * scale
-    b_rk = tl.rsqrt(tl.sum(b_kk, axis=1) + 1e-6)
+    b_qs, b_ks, b_qq, b_kk, b_kq = _columns(b_qk, o_j, BLOCK_K, BLOCK_V, J, PIECES)
+    b_rq = tl.rsqrt(tl.sum(b_qq, axis=1) + L2_EPS) * scale
+    b_rk = tl.rsqrt(tl.sum(b_kk, axis=1) + L2_EPS)
 
     b_p = _product(b_ss, b_ks, BLOCK_V, J, PIECES)
     b_r = _product(b_ss, b_qs, BLOCK_V, J, PIECES)

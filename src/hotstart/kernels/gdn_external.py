@@ -23,6 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hotstart.kernels.gdn_conv import keep_inputs
+from hotstart.kernels.gdn_math import L2_EPS, log_decay
 from hotstart.kernels.gdn_norm import launch_norm
 from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
 from hotstart.kernels.ops import EXTERNAL, GdnDims, GdnWeights, PrefillStep
@@ -111,13 +112,12 @@ def _inputs_kernel(
         p_b = packed_ptr + (token + o_c) * ROW + CHANNELS + HV * V + i_hv
         tl.store(beta_ptr + row * HV + i_hv, tl.sigmoid(tl.load(p_b, m_c, 0).to(tl.float32)), m_c)
         x = tl.load(p_b + HV, m_c, 0).to(tl.float32) + tl.load(dt_bias_ptr + i_hv)
-        softplus = tl.where(x > 20, x, tl.log(1 + tl.exp(tl.minimum(x, 20))))
-        g = -tl.exp(tl.load(A_log_ptr + i_hv)) * softplus
+        g = log_decay(x, tl.load(A_log_ptr + i_hv))
         if LINEAR:
             g = tl.exp(g)
         tl.store(g_ptr + row * HV + i_hv, g, m_c)
     else:
-        b_u *= tl.rsqrt(tl.sum(b_u * b_u, axis=1) + 1e-6)[:, None]
+        b_u *= tl.rsqrt(tl.sum(b_u * b_u, axis=1) + L2_EPS)[:, None]
         i_k = i_h % H
         o_k = (row * H + i_k)[:, None] * K + o_d[None, :]
         tl.store(q_ptr + o_k, b_u.to(q_ptr.dtype.element_ty), m & (i_h < H))

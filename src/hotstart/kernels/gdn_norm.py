@@ -3,7 +3,7 @@
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.gdn_conv import silu
+from hotstart.kernels.gdn_math import silu
 from hotstart.kernels.gdn_workspace import warmup
 from hotstart.kernels.launch import Launcher, kernel
 

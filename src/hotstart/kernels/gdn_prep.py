@@ -21,13 +21,11 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from hotstart.kernels.gdn_math import L2_EPS, LOG2E, log_decay
 from hotstart.kernels.gdn_workspace import warmup, x_and_factors, z_of_head
 from hotstart.kernels.launch import Launcher, kernel
 
 __all__ = ["launch_prep"]
-
-LOG2E = tl.constexpr(1.4426950408889634)
-L2_EPS = tl.constexpr(1e-6)
 
 
 @triton.jit
@@ -58,6 +56,12 @@ def _solve(a, C: tl.constexpr):
         if 1 << level < C:
             t = _join(t, a, o_c[:, None], o_c[None, :], 1 << level)
     return t
+
+
+@triton.jit
+def _inverse_lengths(xx, i, j):
+    """Of the rows of x, from the diagonal of x x^T."""
+    return tl.rsqrt(tl.sum(tl.where(i == j, xx, 0.0), 1) + L2_EPS)
 
 
 @kernel
@@ -131,21 +135,18 @@ def _gdn_prep_kernel(
     beta, g = tl.split(b_gates.to(tl.float32))
     if GATES:
         beta = tl.where(m_c, tl.sigmoid(beta), 0.0)
-        g += tl.load(dt_bias_ptr + i_hv)
-        softplus = tl.where(g > 20.0, g, tl.log(1.0 + tl.exp(tl.minimum(g, 20.0))))
-        g = tl.where(m_c, -tl.exp(tl.load(A_log_ptr + i_hv)) * softplus, 0.0)
+        g = tl.where(m_c, log_decay(g + tl.load(dt_bias_ptr + i_hv), tl.load(A_log_ptr + i_hv)), 0.0)
     # Less than 2^-126 is nothing in float32; the smaller the sum, the more digits its differences have.
     g = tl.maximum(g * LOG2E, -126.0)
     total, last = tl.cumsum(g, 0), tl.sum(g, 0)
 
     kk = tl.dot(k, tl.trans(k), input_precision="tf32x3")
-    k_norm = tl.rsqrt(tl.sum(tl.where(i == j, kk, 0.0), 1) + L2_EPS)
+    k_norm = _inverse_lengths(kk, i, j)
     a = kk * (beta * k_norm)[:, None] * k_norm[None, :]
     # beta here, though it could join the gates: what is left would round alike in all columns where keys are the same.
     t = (_solve(a.to(HALF), C) * k_norm[:, None] * beta[None, :]).to(dot)
     q = tl.load(q_ptr + q_at * UNIT + o_qk, m_qk, 0.0).to(dot)
-    squares = tl.sum(tl.where(i == j, tl.dot(q, tl.trans(q), input_precision="tf32x3"), 0.0), 1)
-    q_norm = tl.log2(tl.rsqrt(squares + L2_EPS) * K**-0.5)
+    q_norm = tl.log2(_inverse_lengths(tl.dot(q, tl.trans(q), input_precision="tf32x3"), i, j) * K**-0.5)
     qk = tl.where(i >= j, tl.dot(q, tl.trans(k), input_precision="tf32x3"), 0.0)
     if dot == tl.float16:  # which might not hold q k^T before q is normed
         qk *= tl.exp2(q_norm)[:, None]

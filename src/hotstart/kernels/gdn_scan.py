@@ -9,13 +9,29 @@ straight from registers, each right operand a tile with its inner dimension cont
 transposed into a product, which Triton compiles wrongly for Hopper before 3.7.1.
 """
 
+import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.gdn_workspace import to_operand, warmup, x_and_factors, z_of_head
+from hotstart.kernels.gdn_math import to_operand
+from hotstart.kernels.gdn_workspace import warmup, x_and_factors, z_of_head
 from hotstart.kernels.launch import Launcher, kernel
 
 __all__ = ["launch_scan"]
+
+
+@triton.jit
+def _advance(s, q, k, v, z, x, q_factor, k_factor, decay, m_c, left, C: tl.constexpr, TMA: tl.constexpr):
+    """One chunk: its state and outputs, [V, K] and [V, C].  TMA: rows behind its last token are a neighbour's."""
+    operand = to_operand(s, x.dtype)
+    r = tl.trans(v).to(tl.float32) - tl.dot(operand, tl.trans(k), input_precision="tf32x3") * k_factor[None, :]
+    if TMA:  # noqa: SIM102 - this one is settled at compile time
+        if left < C:
+            r = tl.where(m_c[None, :], r, 0.0)
+    r = to_operand(r, x.dtype)
+    o = tl.dot(operand, tl.trans(q), input_precision="tf32x3") * q_factor[None, :]
+    s = tl.dot(r, z, s * decay, input_precision="tf32x3")
+    return s, tl.dot(r, tl.trans(x), o, input_precision="tf32x3")
 
 
 @kernel
@@ -142,17 +158,8 @@ def _gdn_scan_kernel(
         k_factor = tl.load(p_factor + o_c)
         q_factor = tl.load(p_factor + C + o_c)
         decay = tl.load(p_factor + 2 * C)
-        operand = to_operand(s, dot)
-        r = tl.trans(v).to(tl.float32) - tl.dot(operand, tl.trans(k), input_precision="tf32x3") * k_factor[None, :]
-        if TMA:  # noqa: SIM102 - this one is settled at compile time
-            if left < C:
-                r = tl.where(m_c[None, :], r, 0.0)
-        r = to_operand(r, dot)
-        o = tl.dot(operand, tl.trans(q), input_precision="tf32x3") * q_factor[None, :]
-        s = tl.dot(r, z, s * decay, input_precision="tf32x3")
-        o = tl.dot(r, tl.trans(x), o, input_precision="tf32x3")
-        o = to_operand(tl.trans(o), o_ptr.dtype.element_ty)
-        tl.store(p_o + o_vo, o, m_vo)
+        s, o = _advance(s, q, k, v, z, x, q_factor, k_factor, decay, m_c, left, C, TMA)
+        tl.store(p_o + o_vo, to_operand(tl.trans(o), o_ptr.dtype.element_ty), m_vo)
         p_o += C * HV * V
         p_factor += HV * (2 * C + 4)
         left -= C

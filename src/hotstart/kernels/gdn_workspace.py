@@ -26,7 +26,6 @@ __all__ = [
     "columns",
     "slab_limit",
     "slabs",
-    "to_operand",
     "unit_of",
     "warmup",
     "workspace",
@@ -149,14 +148,6 @@ def z_of_head(z_apart, z_at, block, token, i_hv, K: tl.constexpr, C: tl.constexp
     row = tl.where(z_apart != 0, block * C, token)
     column = tl.where(z_apart != 0, 0, z_at + i_hv * K)
     return row, column
-
-
-@triton.jit
-def to_operand(x, dtype: tl.constexpr):
-    """float16 ends at 65504: what is beyond it stays there, so that no infinity meets another."""
-    if dtype == tl.float16:
-        x = tl.clamp(x, -65504.0, 65504.0)
-    return x.to(dtype)
 
 
 class Columns(NamedTuple):
