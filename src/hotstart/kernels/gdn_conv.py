@@ -36,6 +36,30 @@ def keep_inputs(
     tl.store(conv_ptr + write_slot * (W * CHANNELS) + o_x, b_x, m_x)
 
 
+@triton.jit
+def _inputs(p_x, o_r, n, is_first, ROW: tl.constexpr, RUN: tl.constexpr, W: tl.constexpr):
+    """Those of a run's tokens, and W - 1 before them, unless they are before the span."""
+    xs = ()
+    for j in tl.static_range(RUN + W - 1):
+        o_t = o_r + (j - W + 1)
+        m_t = (o_t < n) & ((o_t >= 0) | (not is_first))
+        xs += (tl.load(p_x + (j - W + 1) * ROW, m_t[:, None], 0.0),)
+    return xs
+
+
+@triton.jit
+def _with_slot(xs, conv_ptr, slot, start, o_r, o_d, CHANNELS: tl.constexpr, W: tl.constexpr):
+    """The same, with what the slot holds of the tokens before `start`, the span's first position in its sequence."""
+    olds = ()
+    for j in tl.static_range(W - 1):
+        o_t = o_r + (j - W + 1)
+        o_old = (start + o_t + W) % W * CHANNELS
+        m_t = (o_t < 0) & (slot >= 0)
+        b_old = tl.load(conv_ptr + slot * (W * CHANNELS) + (o_old[:, None] + o_d[None, :]), m_t[:, None], 0.0)
+        olds += (xs[j] + b_old,)
+    return olds + xs[W - 1 :]
+
+
 @kernel
 def _gdn_conv_kernel(
     packed_ptr,  # [T, ROW]
@@ -87,27 +111,14 @@ def _gdn_conv_kernel(
     is_first = tl.load(p_chunk + 3) == 0
     o_r = tl.arange(0, C // RUN) * RUN
 
-    # The inputs of a run: those of its tokens, and W - 1 before them.
     p_x = packed_ptr + token * ROW + (o_r[:, None] * ROW + o_d[None, :])
-    xs = ()
-    for j in tl.static_range(RUN + W - 1):
-        o_t = o_r + (j - W + 1)
-        m_t = (o_t < n) & ((o_t >= 0) | (not is_first))
-        xs += (tl.load(p_x + (j - W + 1) * ROW, m_t[:, None], 0.0),)
+    xs = _inputs(p_x, o_r, n, is_first, ROW, RUN, W)
     if is_first:
         i_n = tl.load(p_chunk)
         slot = tl.load(read_slots_ptr + i_n).to(tl.int64)
         length = tl.load(cu_seqlens_ptr + i_n + 1) - tl.load(cu_seqlens_ptr + i_n)
         context = tl.load(context_lens_ptr + i_n)
-        start = context - length  # the span's first position in its sequence
-        olds = ()
-        for j in tl.static_range(W - 1):
-            o_t = o_r + (j - W + 1)
-            o_old = (start + o_t + W) % W * CHANNELS
-            m_t = (o_t < 0) & (slot >= 0)
-            b_old = tl.load(conv_ptr + slot * (W * CHANNELS) + (o_old[:, None] + o_d[None, :]), m_t[:, None], 0.0)
-            olds += (xs[j] + b_old,)
-        xs = olds + xs[W - 1 :]
+        xs = _with_slot(xs, conv_ptr, slot, context - length, o_r, o_d, CHANNELS, W)
         write_slot = tl.load(write_slots_ptr + i_n).to(tl.int64)
         if write_slot >= 0:
             tl.debug_barrier()  # all have read the slot

@@ -35,6 +35,24 @@ _WARMUP_LENGTHS = (512,) * 4
 _NORM_ROWS = 16
 
 
+@triton.jit
+def _convolved(
+    packed_ptr, conv_ptr, weight_ptr, token, slot, start, is_first, o_c, o_d, m, m_d,
+    C: tl.constexpr, BLOCK_D: tl.constexpr, W: tl.constexpr, ROW: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Of a chunk's channels o_d.  Before it lie the sequence's previous tokens, or the slot that has them."""
+    b_u = tl.zeros([C, BLOCK_D], tl.float32)
+    for j in tl.static_range(W):
+        o_w = o_c + (j - W + 1)
+        m_x = m & ((o_w >= 0) | (not is_first))[:, None]
+        b_x = tl.load(packed_ptr + (token + o_w)[:, None] * ROW + o_d[None, :], m_x, 0)
+        m_old = m & (is_first & (o_w < 0) & (slot >= 0))[:, None]
+        b_x += tl.load(conv_ptr + (slot * W + (start + o_w + W) % W)[:, None] * CHANNELS + o_d[None, :], m_old, 0)
+        b_w = tl.load(weight_ptr + o_d * W + j, m_d, 0)
+        b_u += b_x.to(tl.float32) * b_w.to(tl.float32)[None, :]
+    return b_u
+
+
 @kernel
 def _inputs_kernel(
     packed_ptr,  # [T, ROW]
@@ -77,7 +95,6 @@ def _inputs_kernel(
     slot = tl.load(read_slots_ptr + i_n).to(tl.int64)
     length = tl.load(cu_seqlens_ptr + i_n + 1) - tl.load(cu_seqlens_ptr + i_n)
     context = tl.load(context_lens_ptr + i_n)
-    start = context - length
     is_value = i_h >= 2 * H
     i_hv = i_h - 2 * H
     width = tl.where(is_value, V, K)
@@ -86,16 +103,10 @@ def _inputs_kernel(
     o_c, o_d = tl.arange(0, C), tl.arange(0, BLOCK_D)
     m_c = o_c < n
     m = m_c[:, None] & (o_d < width)[None, :]
-    b_u = tl.zeros([C, BLOCK_D], tl.float32)
-    for j in tl.static_range(W):
-        o_w = o_c + (j - W + 1)  # before the chunk lie the sequence's previous tokens, or the slot that has them
-        m_x = m & ((o_w >= 0) | (not is_first))[:, None]
-        b_x = tl.load(packed_ptr + (token + o_w)[:, None] * ROW + (channel + o_d)[None, :], m_x, 0)
-        m_old = m & (is_first & (o_w < 0) & (slot >= 0))[:, None]
-        p_old = conv_ptr + (slot * W + (start + o_w + W) % W)[:, None] * CHANNELS + (channel + o_d)[None, :]
-        b_x += tl.load(p_old, m_old, 0)
-        b_w = tl.load(weight_ptr + (channel + o_d) * W + j, o_d < width, 0)
-        b_u += b_x.to(tl.float32) * b_w.to(tl.float32)[None, :]
+    b_u = _convolved(
+        packed_ptr, conv_ptr, weight_ptr, token, slot, context - length, is_first, o_c, channel + o_d, m, o_d < width,
+        C, BLOCK_D, W, ROW, CHANNELS,
+    )  # fmt: skip
     b_u *= tl.sigmoid(b_u)
     write_slot = tl.load(write_slots_ptr + i_n).to(tl.int64)
     if is_first & (write_slot >= 0):

@@ -48,6 +48,34 @@ def _high(b_words):
     return (b_words & 0xFFFF0000).to(tl.float32, bitcast=True)
 
 
+@triton.jit
+def _sums(
+    p_x, p_norm, b_ws, b_us, o_k,
+    WORDS: tl.constexpr, PIECES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr,
+    TWO: tl.constexpr,
+):  # fmt: skip
+    """What sums to a row's products with the columns of b_ws, with those of b_us if TWO, and to its square."""
+    b_y = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    b_u = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    b_ss = tl.zeros([BLOCK_K], tl.float32)
+    for i in tl.static_range(PIECES):
+        b_xx = _piece(p_x, i, o_k, WORDS, BLOCK_K, True)
+        b_x0 = _low(b_xx)
+        b_x1 = _high(b_xx)
+        if NORM:
+            b_ss += b_x0 * b_x0
+            b_ss += b_x1 * b_x1
+            b_gg = _piece(p_norm, i, o_k, WORDS, BLOCK_K, True)
+            b_x0 += b_x0 * _low(b_gg)
+            b_x1 += b_x1 * _high(b_gg)
+        b_y += _low(b_ws[i]) * b_x0[None, :]
+        b_y += _high(b_ws[i]) * b_x1[None, :]
+        if TWO:
+            b_u += _low(b_us[i]) * b_x0[None, :]
+            b_u += _high(b_us[i]) * b_x1[None, :]
+    return b_y, b_u, b_ss
+
+
 @kernel
 def _linear_few_kernel(
     x_ptr,  # [T, K], bfloat16 as all of them
@@ -90,24 +118,9 @@ def _linear_few_kernel(
     for r in tl.static_range(ROWS):
         if END == "add":
             b_before = tl.load(y_ptr + r * N + o_n, m_n, 0).to(tl.float32)
-        b_y = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-        b_u = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-        b_ss = tl.zeros([BLOCK_K], tl.float32)
-        for i in tl.static_range(PIECES):
-            b_xx = _piece(p_x + r * WORDS, i, o_k, WORDS, BLOCK_K, True)
-            b_x0 = _low(b_xx)
-            b_x1 = _high(b_xx)
-            if NORM:
-                b_ss += b_x0 * b_x0
-                b_ss += b_x1 * b_x1
-                b_gg = _piece(p_norm, i, o_k, WORDS, BLOCK_K, True)
-                b_x0 += b_x0 * _low(b_gg)
-                b_x1 += b_x1 * _high(b_gg)
-            b_y += _low(b_ws[i]) * b_x0[None, :]
-            b_y += _high(b_ws[i]) * b_x1[None, :]
-            if END == "swiglu":
-                b_u += _low(b_us[i]) * b_x0[None, :]
-                b_u += _high(b_us[i]) * b_x1[None, :]
+        b_y, b_u, b_ss = _sums(
+            p_x + r * WORDS, p_norm, b_ws, b_us, o_k, WORDS, PIECES, BLOCK_N, BLOCK_K, NORM, END == "swiglu"
+        )
         b_out = tl.sum(b_y, axis=1)
         if NORM:
             scale = tl.rsqrt(tl.sum(b_ss, axis=0) / K + eps)
