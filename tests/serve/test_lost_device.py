@@ -30,7 +30,10 @@ def on_cuda():
 if "hotstart.engine.worker" in sys.orig_argv:
     signal.signal(signal.SIGUSR1, lambda *_: on_{device}())
 """
-FLAGS = {"cpu": (), "cuda": ("--dtype", "bfloat16", "--kv-cache-memory-bytes", "64MiB", "--tune", "off")}
+FLAGS = {
+    "cpu": (),
+    "cuda": ("--load-format", "dummy", "--dtype", "bfloat16", "--kv-cache-memory-bytes", "64MiB", "--tune", "off"),
+}
 
 
 @pytest.mark.parametrize("draining", [False, True])
