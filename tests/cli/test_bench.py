@@ -57,9 +57,34 @@ def test_crowds_with_weights_at_random_from_a_config_alone(tmp_path: Path) -> No
     assert len(found["burst"]["seconds"]) == 2 and found["burst"]["failed"] == 0 == found["num_late"]
 
 
-def test_an_unknown_suite_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "speed", "qwen3.5-4b"]) == 2
-    assert "'speed' is nothing that can be measured" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("wishes", "words"),
+    [
+        (["speed"], "'speed' is nothing that can be measured"),
+        (["latency", "--output", "/no/folder/x.json"], "--output: there is no folder /no/folder"),
+        (["latency", "--max-model-len", "15"], "up to 15 tokens here, too few"),
+        (["neighbour", "--max-model-len", "16"], "no other process could take 2 GiB here"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_what_cannot_be_measured_is_refused(
+    wishes: list[str], words: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["dense"]))
+    what, *flags = wishes
+    assert main(["bench", what, str(tmp_path), "--load-format", "dummy", "--quiet", "--device", "cpu", *flags]) == 2
+    assert words in capfd.readouterr().err
+
+
+def test_the_shortest_sequences_that_can_be_measured_are(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["dense"]))
+    what = "startup,first-request,latency,steps,lengths,traffic"
+    wishes = ["--load-format", "dummy", "--max-model-len", "16", "--requests", "20", "--quiet", "--output", str(out)]
+    assert main(["bench", what, str(tmp_path), *wishes]) == 0
+    found = json.loads(out.read_text())
+    assert found["latency"]["token_ms"] > 0
+    assert [error for suite in what.split(",") for error in found[suite].get("errors", [])] == []
 
 
 @pytest.mark.parametrize("job", [*gpu_table.JOBS, *promise.JOBS], ids=lambda job: job.name)

@@ -30,10 +30,11 @@ def test_nonsense_is_refused(text):
 @pytest.mark.parametrize(
     ("wish", "word"),
     [
-        ({"max_model_len": 0}, "--max-model-len is 0, it must be at least 1"),
+        ({"max_model_len": 1}, "--max-model-len is 1, it must be at least 2"),
         ({"max_num_seqs": "many"}, "--max-num-seqs: 'many' is not a number"),
         ({"cpu_memory": "4 bananas"}, "--cpu-memory: '4 bananas' is not a size"),
         ({"dtype": "int3"}, "--dtype is 'int3', it must be one of"),
+        ({"gdn_chunk_length": 48}, "--gdn-chunk-length is 48, it must be one of auto, 16"),
         ({"model": ""}, "model is empty"),
     ],
     ids=str,
@@ -44,8 +45,8 @@ def test_a_bad_wish_names_flag_value_and_limit(wish, word):
 
 
 def test_text_becomes_numbers_and_every_field_is_an_option():
-    config = EngineConfig(model="m", max_model_len="4K", cpu_memory="1GiB")
-    assert (config.max_model_len, config.cpu_memory) == (4096, 2**30)
+    config = EngineConfig(model="m", max_model_len="4K", cpu_memory="1GiB", gdn_chunk_length=16)
+    assert (config.max_model_len, config.cpu_memory, config.gdn_chunk_length) == (4096, 2**30, "16")
     names = {option.name for option in options()}
     assert names | {"model"} == set(EngineConfig.__slots__)
     assert all(option.help and option.flag.startswith("--") for option in options())

@@ -17,6 +17,7 @@ from typing import Any, get_args
 from hotstart import log
 from hotstart.bench.client import Client, Step, state
 from hotstart.engine.plan import StepKind
+from hotstart.errors import ConfigError
 from hotstart.request import SamplingParams, StructuredOutputsParams
 
 __all__ = ["SUITES", "Suite"]
@@ -88,14 +89,19 @@ def latency(client: Client) -> dict[str, Any]:
     """Time to the first token by length of the prompt, and milliseconds a token of one answer alone."""
     lengths = [n for n in (64, 256, 1024, 4096, 8192, 32768) if client.fits(n, 1)]
 
-    def first_ms(length: int) -> float:
-        return 1e3 * client.one(length, 1).last_s
+    errors: list[str] = []
 
-    prompts = {str(n): _samples(partial(first_ms, n), 7, enough_s=4.0) for n in lengths}
-    long = min(256, client.longest - 65)
+    def ms(prompt: int, answer: int) -> float:
+        run = client.one(prompt, answer)
+        errors.extend(run.errors)
+        return 1e3 * run.last_s
+
+    prompts = {str(n): _samples(partial(ms, n, 1), 7, enough_s=4.0) for n in lengths}
+    short = min(64, client.longest // 2)
+    long = min(256, client.longest - short - 1)
 
     def token_ms() -> float:
-        return 1e3 * (client.one(64, 1 + long).last_s - client.one(64, 1).last_s) / long
+        return (ms(short, 1 + long) - ms(short, 1)) / long
 
     gaps = _samples(token_ms, 3)
     return {
@@ -103,6 +109,7 @@ def latency(client: Client) -> dict[str, Any]:
         "ttft_ms": {name: statistics.median(times) for name, times in prompts.items()},
         "token_samples_ms": gaps,
         "token_ms": statistics.median(gaps),
+        "errors": errors,
     }
 
 
@@ -193,15 +200,17 @@ def lengths(client: Client) -> dict[str, Any]:
     """Lengths that no request had before: the first of each against the second."""
     dice = random.Random(3)
     unseen = [n for n in range(1, min(client.longest - 4, 4096)) if n not in client.lengths]
-    pairs = []
+    pairs, errors = [], list[str]()
     for length in dice.sample(unseen, min(NUM_LENGTHS, len(unseen))):
-        first, second = (1e3 * client.one(length, 4).last_s for _ in range(2))
-        pairs.append((length, first, second))
+        first, second = client.one(length, 4), client.one(length, 4)
+        pairs.append((length, 1e3 * first.last_s, 1e3 * second.last_s))
+        errors += first.errors + second.errors
     ratios = sorted(first / second for _, first, second in pairs)
     return {
         "samples_ms": pairs,
         "median": statistics.median(ratios),
         "p95": ratios[int(0.95 * (len(ratios) - 1))],
+        "errors": errors[:3],
         **state(client.engine),
     }
 
@@ -273,6 +282,8 @@ def neighbour(client: Client) -> dict[str, Any]:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdin is not None and other.stdout is not None
         taken = int(other.stdout.readline() or 0)
+        if not taken:
+            raise ConfigError("no other process could take 2 GiB here: there is no GPU, or not as much of it is left")
         found = burst(client)
         other.stdin.close()
     return {"taken_bytes": taken, **found}

@@ -24,6 +24,7 @@ NAMES = (
     *("startup", "first-request", "latency", "throughput", "steps"),
     *("options", "lengths", "traffic", "burst", "neighbour"),
 )
+FEWEST_TOKENS = 16  # of a sequence
 
 
 def add_command(commands: Commands) -> None:
@@ -51,6 +52,8 @@ def _run(arguments: argparse.Namespace) -> int:
     wanted = arguments.what.split(",")
     if unknown := [suite for suite in wanted if suite not in NAMES]:
         raise ConfigError(f"{unknown[0]!r} is nothing that can be measured; known: {', '.join(NAMES)}")
+    if arguments.output is not None and not arguments.output.parent.is_dir():
+        raise ConfigError(f"--output: there is no folder {arguments.output.parent}; make it first")
     name = Path(arguments.model or "").name
     suites = SUITES | {"traffic": partial(traffic, num_requests=arguments.requests)}
     with _folder(arguments), show_startup(not arguments.quiet) as on_phase:
@@ -66,6 +69,11 @@ def _run(arguments: argparse.Namespace) -> int:
             "plan": engine.memory_plan.as_dict(),
         }
         client = Client(engine)
+        if client.longest < FEWEST_TOKENS:
+            raise ConfigError(
+                f"sequences have up to {client.longest} tokens here, too few to measure anything; raise "
+                f"--max-model-len to {FEWEST_TOKENS}"
+            )
         for suite in wanted:
             found[suite] = suites[suite](client)
             found |= state(engine)

@@ -52,7 +52,7 @@ class EngineConfig:
         "default: min(the model's, 4096; 32768 on a GPU) or what fits",
         parse=parse_length,
         metavar="N",
-        minimum=1,
+        minimum=2,  # a token of the prompt, and one of the answer
     )
     max_num_seqs: int | None = count("sequences that run at the same time; default: 16 (256 on a GPU) or what fits")
     max_num_batched_tokens: int | None = count("tokens of one step; default: 1024 (8192 on a GPU) or what fits")

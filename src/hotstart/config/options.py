@@ -168,8 +168,10 @@ def check_options(config: Any) -> None:
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
         choices, parse, minimum = (item.metadata[key] for key in ("choices", "parse", "minimum"))
-        if choices and value not in choices:
-            raise ConfigError(f"{flag(item.name)} is {value!r}, it must be one of {', '.join(choices)}")
+        if choices:
+            if str(value) not in choices:
+                raise ConfigError(f"{flag(item.name)} is {value!r}, it must be one of {', '.join(choices)}")
+            object.__setattr__(config, item.name, str(value))  # a number may be given as one
         if parse is not str and value is not None:
             try:
                 number = parse(value)
