@@ -17,6 +17,7 @@ from bench import (
     figures_linear,
     figures_moe,
     figures_peers,
+    figures_promise,
     figures_proofs,
     figures_table,
 )
@@ -130,18 +131,18 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
         "first_request_cpu": lambda: first_request(figures_gpu.read("first_request_cpu")),
         "first_chat": lambda: first_request(figures_gpu.read("first_chat")),
         "server_cpu": lambda: server_cpu(figures_gpu.read("server_cpu")),
-        "gpu_promise": figures_gpu.promise,
+        "gpu_promise": figures_promise.promise,
         **{name: getattr(figures_table, name) for name in figures_table.__all__},
         "peers": figures_peers.peers,
         "load": figures_gpu.load,
-        "first_request": figures_gpu.first_requests,
+        "first_request": figures_promise.first_requests,
     },
     "docs/ARCHITECTURE.md": {"logits": figures_proofs.logits, "gpu_tests": figures_gpu.gpu_tests},
     "docs/MEMORY.md": {
         "foretold": figures_gpu.foretold,
         "plan_check": figures_gpu.plan_check,
         "weights_peak": figures_gpu.weights_peak,
-        "usable_tokens": figures_gpu.usable_tokens,
+        "usable_tokens": figures_promise.usable_tokens,
     },
     "docs/PREFILL.md": {
         "prefill": figures_gdn.prefill,
@@ -171,7 +172,7 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
     "README.md": {"figures": partial(shown, 0)},
     "README.zh-CN.md": {"figures": partial(shown, 1)},
 }
-PICTURES = {"docs/first_request.svg": figures_gpu.picture}
+PICTURES = {"docs/first_request.svg": figures_promise.picture}
 
 
 def rendered(name: str) -> str:

@@ -28,7 +28,7 @@ def test_all_suites_in_one_process(tmp_path: Path) -> None:
     what = "startup,first-request,latency,steps,options,lengths,traffic"
     model = str(ROOT / "checkpoints" / "tiny-qwen3.5")
     layout = cache_layout(read_model_config(model), 16, "float32", "float32")
-    few_pages = ["--kv-cache-memory-bytes", str(8 * layout.slot_bytes + 20 * layout.page_bytes)]
+    few_pages = ["--tokenizer", model, "--kv-cache-memory-bytes", str(8 * layout.slot_bytes + 20 * layout.page_bytes)]
     assert main(["bench", what, model, *SMALL, *few_pages, "--requests", "40", f"--output={out}", "--quiet"]) == 0
     found = json.loads(out.read_text())
     assert found["num_late"] == 0 and found["reserved_growth_bytes"] == 0
@@ -40,7 +40,7 @@ def test_all_suites_in_one_process(tmp_path: Path) -> None:
     assert not found["options"]["errors"] and found["options"]["times_as_long"]["greedy"] == 1.0
     assert sum(tokens for tokens, _, _ in found["steps"]["steps"]) >= 8 * (64 + 31)
     assert found["plan"]["num_slots"] == 8
-    assert str(tmp_path) not in out.read_text()
+    assert str(tmp_path) not in out.read_text() and str(ROOT) not in out.read_text()
 
 
 def test_crowds_with_weights_at_random_from_a_config_alone(tmp_path: Path) -> None:

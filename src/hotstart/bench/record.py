@@ -16,7 +16,7 @@ from hotstart import __version__
 from hotstart.engine.device import Device
 from hotstart.engine.kernels import command_line
 
-__all__ = ["commit", "facts", "gpu_state", "process_seconds"]
+__all__ = ["commit", "facts", "gpu_state", "last_name", "process_seconds"]
 
 PACKAGES = ("torch", "triton", "flash-linear-attention", "flashinfer-python")
 
@@ -42,6 +42,11 @@ def commit() -> str | None:
         return os.environ.get("HOTSTART_COMMIT")
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+
+
+def last_name(value: object) -> object:
+    """Of a path: this machine's folders are nobody's business."""
+    return value.rpartition("/")[2] if isinstance(value, str) else value
 
 
 def process_seconds() -> float:

@@ -44,7 +44,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from functools import partial  # here, so that `--help` needs no torch
 
     from hotstart.bench.client import Client, state
-    from hotstart.bench.record import facts, process_seconds
+    from hotstart.bench.record import facts, last_name, process_seconds
     from hotstart.bench.suites import SUITES, traffic
     from hotstart.engine.progress import show_startup
     from hotstart.engine.startup import start
@@ -63,7 +63,7 @@ def _run(arguments: argparse.Namespace) -> int:
         found: dict[str, Any] = {
             **facts(engine.device),
             "model": name,
-            "options": {name: value for name, value in engine_options(arguments).items() if name != "model"},
+            "options": {name: last_name(value) for name, value in engine_options(arguments).items() if name != "model"},
             "process_to_ready_s": ready,
             "startup": SUITES["startup"](Client(engine)),
             "plan": engine.memory_plan.as_dict(),
