@@ -45,7 +45,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from hotstart.bench.client import Client, state
     from hotstart.bench.record import facts, last_name, process_seconds
-    from hotstart.bench.suites import SUITES, traffic
+    from hotstart.bench.suites import SUITES
+    from hotstart.bench.traffic import traffic
     from hotstart.engine.progress import show_startup
     from hotstart.engine.startup import start
 
