@@ -25,9 +25,10 @@ from bench.measure import RESULTS
 
 ROOT = Path(__file__).parents[1]
 # What compiles or calculates long is cut; the slowest files stand first.
-PARTS = {"test_backends": 99, "test_logits": 4, "test_gdn_prefill": 7, "test_attention": 5, "test_gdn_decode": 3}
-PARTS |= {"test_engine": 3, "test_draw": 2, "test_moe": 4, "test_linear": 2}
+PARTS = {"test_backends": 99, "test_logits": 4, "test_gdn_prefill": 4, "test_attention": 3, "test_engine": 2}
+PARTS |= {"test_gdn_decode": 2, "test_moe": 2, "test_linear": 1}
 TOGETHER = ("test_our_errors",)  # of a file in parts: cases for which a library compiles the same
+ALONE = ("test_engine", "test_weights")  # which look at the memory of the whole card: nothing else runs on it then
 
 Part = tuple[str, ...]  # tests of one file, named as pytest names them
 
@@ -131,11 +132,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     names = {part[0].partition("::")[0] for part in wanted}
     before = json.loads(arguments.out.read_text())["rows"] if arguments.match and arguments.out.exists() else []
     record["rows"] = [row for row in before if row["what"] not in names]
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        for row in pool.map(lambda part: run(part, until), wanted):
-            print({key: len(value) if isinstance(value, list) else value for key, value in row.items()}, flush=True)
-            record["rows"] = join([*record["rows"], row | here])
-            arguments.out.write_text(json.dumps(record, indent=1) + "\n")
+    alone = [part for part in wanted if any(word in part[0] for word in ALONE)]
+    for jobs, some in ((1, alone), (arguments.jobs, [part for part in wanted if part not in alone])):
+        with ThreadPoolExecutor(jobs) as pool:
+            for row in pool.map(lambda part: run(part, until), some):
+                print({key: len(value) if isinstance(value, list) else value for key, value in row.items()}, flush=True)
+                record["rows"] = join([*record["rows"], row | here])
+                arguments.out.write_text(json.dumps(record, indent=1) + "\n")
     return record
 
 

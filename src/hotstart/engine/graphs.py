@@ -85,7 +85,8 @@ class StepGraphs:
             before = self._recorder.taken_bytes()
             for key in keys:
                 capture(key)
-            taken.append(self._recorder.taken_bytes() - before)
+            # Where the driver does not tell processes apart, another may have given memory back meanwhile.
+            taken.append(max(self._recorder.taken_bytes() - before, 0))
         each = taken[1] // max(len(more), 1)
         self._graphs.clear()
         self._draws.clear()

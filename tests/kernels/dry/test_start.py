@@ -74,6 +74,15 @@ def test_captures_that_take_more_than_their_trial_stop_the_start(start, monkeypa
         start("rtx5090")
 
 
+def test_memory_that_another_process_gives_back_during_the_trial_is_not_ours(start, monkeypatch):
+    card = iter(range(1 << 40, 0, -(1 << 30)))  # a GiB less at each look
+    monkeypatch.setattr("hotstart.engine.stub._StubRecorder.taken_bytes", lambda recorder: next(card))
+    with dry.gpu("rtx5090"):
+        engine = start("rtx5090")
+        assert 0 <= engine.memory_plan.measured.graphs_bytes < 1 << 30
+        engine.close()
+
+
 def test_without_the_warm_up_everything_is_late(start):
     with dry.gpu("h200"):
         engine = start("h200", unsafe_skip_warmup=True)
