@@ -20,6 +20,7 @@ from bench import (
     figures_promise,
     figures_proofs,
     figures_table,
+    figures_told,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -162,6 +163,10 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
         "few_tokens_forms": figures_linear.few_tokens_forms,
         "attention_of_answers": figures_attention.answers,
     },
+    "docs/AUDIT.md": {
+        name: partial(figures_proofs.transcript, name)
+        for name in ("audit_fla", "audit_transformers", "audit_transformers_warm")
+    },
     "docs/EXPERTS.md": {"experts": figures_moe.experts},
     "docs/WARMUP.md": {
         "warm_up_seconds": figures_proofs.warm_up_seconds,
@@ -176,23 +181,31 @@ PICTURES = {"docs/first_request.svg": figures_promise.picture}
 
 
 def rendered(name: str) -> str:
-    """The document with each section between its markers written anew."""
+    """The document with each section between its markers written anew, and the figures in its sentences."""
     document = (ROOT / name).read_text()
-    for section, render in DOCUMENTS[name].items():
+    for section, render in DOCUMENTS.get(name, {}).items():
         begin, end = f"<!-- {section} -->", f"<!-- end of {section} -->"
         before, _, rest = document.partition(begin)
         _, _, after = rest.partition(end)
         assert rest and after, f"{name} has no {begin} ... {end}"
         document = "\n".join([before + begin, *render(), end]) + after
-    return document
+    return figures_told.told(document, figures_told.TOLD.get(name, ()), name)
+
+
+def text_of(name: str) -> str:
+    """A document or picture, as the results have it."""
+    return PICTURES[name]() if name in PICTURES else rendered(name)
+
+
+def everything() -> dict[str, str]:
+    return {name: text_of(name) for name in dict.fromkeys((*DOCUMENTS, *figures_told.TOLD, *PICTURES))}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing, fail if the document differs")
     is_check = parser.parse_args().check
-    wanted = {name: rendered(name) for name in DOCUMENTS} | {name: draw() for name, draw in PICTURES.items()}
-    for name, text in wanted.items():
+    for name, text in everything().items():
         path = ROOT / name
         if not is_check:
             path.write_text(text)

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from bench.figures_gpu import read
+from bench.figures_gpu import RESULTS, read
 
-__all__ = ["check_gpus", "errors", "logits", "sanitizer", "tritons", "warm_up_seconds"]
+__all__ = ["check_gpus", "errors", "logits", "sanitizer", "transcript", "tritons", "warm_up_seconds"]
 
 WORST = 1.2  # times the library's error, which ours must not exceed
 
@@ -99,3 +99,8 @@ def logits() -> list[str]:
         "",
         f"Logits spread by 2.5; errors are against float32. {where}; `python -m bench.gpu_tests --match test_logits`",
     ]
+
+
+def transcript(name: str) -> list[str]:
+    """What was typed, and what came."""
+    return ["```", *(RESULTS / f"{name}.txt").read_text().splitlines(), "```"]
