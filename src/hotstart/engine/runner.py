@@ -15,10 +15,12 @@ from hotstart.engine.inputs import BuiltStep, InputBuilder
 from hotstart.engine.plan import StepPlan, StepResult
 from hotstart.engine.sampler import Sampled, Sampler
 
-__all__ = ["FailedFlight", "Flight", "Forward", "Runner", "StepScope"]
+__all__ = ["FailedFlight", "Flight", "Forward", "Runner", "StepScope", "in_inference_mode"]
 
 Forward = Callable[[StepInputs, CacheTensors], Tensor]  # a model: the hidden states that are wanted
 StepScope = Callable[[int], AbstractContextManager[None]]  # what a step of so many multiplications runs in
+# For all that steps run: whatever runs so has run so at start-up too.
+in_inference_mode = torch.inference_mode()
 
 
 @dataclass(slots=True)
@@ -86,42 +88,41 @@ class Runner:
         self._inputs = inputs
         self._sampler = sampler
 
+    @in_inference_mode
     def launch(self, plan: StepPlan, *, is_alone: bool = True) -> Flight:
         """`is_alone`: no other step is in flight.  If one is, a step of sequences with grammars does not draw before
         `finish`: what may come next is known when the tokens before are.
         """
-        # The one place where inference mode is entered: whatever runs in it has run in it at start-up too.
-        with torch.inference_mode():
-            built = self._inputs.build(plan)
-            draws_later = built.masks.has_grammars and not is_alone
-            if not draws_later:
-                built.masks.start()
-            with self._step_scope(self._num_weights * len(built.inputs.token_ids)):
-                hidden = tokens = None
-                if self._graphs is not None and built.graph_key is not None:
-                    hidden = self._graphs.replay(built.graph_key)
-                    if hidden is not None and built.draws_alone:
-                        tokens = self._graphs.replay_draw(built.graph_key, len(built.samples.slots))
-                if hidden is None:
-                    hidden = self._forward(built, fill=built.reads_last_tokens)
-                if draws_later:
-                    return Flight(plan, None, partial(self._draw, hidden, built))
-                return Flight(plan, self._sampler.run(hidden, built, tokens), is_replay=tokens is not None)
+        built = self._inputs.build(plan)
+        draws_later = built.masks.has_grammars and not is_alone
+        if not draws_later:
+            built.masks.start()
+        with self._step_scope(self._num_weights * len(built.inputs.token_ids)):
+            hidden = tokens = None
+            if self._graphs is not None and built.graph_key is not None:
+                hidden = self._graphs.replay(built.graph_key)
+                if hidden is not None and built.draws_alone:
+                    tokens = self._graphs.replay_draw(built.graph_key, len(built.samples.slots))
+            if hidden is None:
+                hidden = self._forward(built, fill=built.reads_last_tokens)
+            if draws_later:
+                return Flight(plan, None, partial(self._draw, hidden, built))
+            return Flight(plan, self._sampler.run(hidden, built, tokens), is_replay=tokens is not None)
 
-    @torch.inference_mode()
+    @in_inference_mode
     def _draw(self, hidden: Tensor, built: BuiltStep) -> Sampled:
         built.masks.start()
         return self._sampler.run(hidden, built)
 
+    @in_inference_mode
     def capture(self, plan: StepPlan) -> None:
         """Record a step that fills its rung: every later one of its key is a replay."""
         assert self._graphs is not None, "a runner without graphs was asked to capture"
-        with torch.inference_mode():
-            built = self._inputs.build(plan)
-            key = built.graph_key
-            assert key is not None and key.tokens == plan.num_tokens, f"{plan.num_tokens} tokens do not fill {key}"
-            forward = partial(self._forward, built, fill=not key.is_prompt)
-            self._graphs.capture(key, forward, partial(self._sampler.draw, built))
+        built = self._inputs.build(plan)
+        key = built.graph_key
+        assert key is not None and key.tokens == plan.num_tokens, f"{plan.num_tokens} tokens do not fill {key}"
+        forward = partial(self._forward, built, fill=not key.is_prompt)
+        self._graphs.capture(key, forward, partial(self._sampler.draw, built))
 
     def _forward(self, built: BuiltStep, *, fill: bool) -> Tensor:
         if fill:

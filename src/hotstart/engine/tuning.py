@@ -16,6 +16,7 @@ from triton.runtime import driver
 from hotstart.config.model import ModelConfig
 from hotstart.engine.check import Checker
 from hotstart.engine.kernels import command_line
+from hotstart.engine.runner import in_inference_mode
 from hotstart.errors import ConfigError, WarmupError
 from hotstart.kernels import tune
 from hotstart.kernels.backends import ops_for
@@ -94,6 +95,7 @@ def _spaces(configs: Sequence[ModelConfig]) -> dict[RuleFamily, tuple[LaunchSpac
     return {RuleFamily.of(s.gdn, s.activation_dtypes[0]): (s, s.gdn) for s in spaces if s.gdn is not None}
 
 
+@in_inference_mode
 def _times(space: LaunchSpace, name: Prefill) -> dict[str, float]:
     """Microseconds by shape."""
     space = space.on(driver.active.get_active_torch_device())
@@ -112,8 +114,7 @@ def _times(space: LaunchSpace, name: Prefill) -> dict[str, float]:
         def call(arguments: tuple[object, ...] = (packed, weights, conv, state, step.prefill, dims, out)) -> None:
             op(*arguments)
 
-        with torch.inference_mode():
-            times[tune.shape_name(lengths)] = round(1000 * triton.testing.do_bench(call, return_mode="median"), 2)
+        times[tune.shape_name(lengths)] = round(1000 * triton.testing.do_bench(call, return_mode="median"), 2)
     return times
 
 

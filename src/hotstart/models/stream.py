@@ -134,7 +134,7 @@ class _Readers:
             if not count:
                 raise OSError(f"it ends {size - done} bytes too early")
             done += count
-        with torch.inference_mode():
+        with torch.inference_mode():  # a thread has a mode of its own
             self._copy(buffer[:size].view(dtype), target)
         if copied is not None:
             copied.record(torch.cuda.current_stream(self.device))
