@@ -148,6 +148,7 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
     "docs/PREFILL.md": {
         "prefill": figures_gdn.prefill,
         "host": figures_gdn.host,
+        "mixers": figures_gdn.mixers,
         "kernels": figures_gdn.kernels,
         "chunk_lengths": figures_gdn.chunk_lengths,
         "binaries": figures_gdn.binaries,

@@ -5,7 +5,9 @@ from typing import Any
 
 from bench.figures_gpu import read
 
-__all__ = ["binaries", "chunk_lengths", "decode", "decode_forms", "host", "kernels", "prefill", "short_prompts"]
+__all__ = [
+    *("binaries", "chunk_lengths", "decode", "decode_forms", "host", "kernels", "mixers", "prefill", "short_prompts"),
+]
 
 Row = dict[str, Any]
 LENGTHS = (16, 32, 64)
@@ -67,6 +69,23 @@ def prefill() -> list[str]:
         "",
         circumstances(record),
     ]
+
+
+def mixers() -> list[str]:
+    """The whole mixer with FlashInfer's rule in the place of ours."""
+    record = read("gdn_mixers_h200")
+    lines = [
+        "| sequences x tokens | ours | through FlashInfer | ratio | host, ours | host, through FlashInfer |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in record["rows"]:
+        peer = row["peers"]["flashinfer"]
+        ours, theirs = (median(one["samples_us"]) for one in (row, peer))
+        lines.append(
+            f"| {_name(row)} | {_us(ours)} | {_us(theirs)} | {theirs / ours:.2f} |"
+            f" {_us(row['host_us'])} | {_us(peer['host_us'])} |"
+        )
+    return [*lines, "", circumstances(record)]
 
 
 def _mib(row: Row) -> str:

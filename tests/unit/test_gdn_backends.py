@@ -11,7 +11,7 @@ from hotstart.kernels.backends import ops_for
 from hotstart.kernels.gdn_backends import RuleFamily, choose_prefill
 from hotstart.kernels.ops import GdnDims
 from hotstart.kernels.target import Target
-from hotstart.kernels.tile_tables import Entry, Table
+from hotstart.kernels.tile_tables import Entry, Table, shipped
 
 DIMS = GdnDims(num_key_heads=16, num_value_heads=32, key_dim=128, value_dim=128, conv_width=4, eps=1e-6)
 H200 = Target("NVIDIA H200", 90, 227 * 1024, 132, "580.1")
@@ -92,6 +92,15 @@ def test_auto_takes_the_fastest_that_can_run_here():
     only_fla = choose_prefill("auto", H200, DIMS, torch.bfloat16, {"fla": "0.6.0"}, both)
     assert only_fla.name == "fla"
     assert "flashinfer measured 1.50 times as fast, but needs flashinfer-python" in only_fla.reason
+
+
+@pytest.mark.parametrize("value_heads", [16, 32, 48, 64, 128])
+def test_on_an_h200_the_shipped_table_decides(value_heads):
+    """Of every published family of heads."""
+    dims = replace(DIMS, num_value_heads=value_heads)
+    choice = choose_prefill("auto", H200, dims, torch.bfloat16, {"flashinfer": "0.6.13"}, shipped(H200))
+    assert choice.name == "triton"
+    assert re.fullmatch(r"flashinfer is not faster on NVIDIA H200 \(measured [\d-]+\)", choice.reason)
 
 
 def test_the_table_of_ops_has_the_backend_in_it():
