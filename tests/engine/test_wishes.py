@@ -23,7 +23,7 @@ def test_an_automatic_length_is_the_models_own_and_gives_way(start_engine, monke
     assert [(w.value, w.explicit) for w in (auto, default, mine)] == [(262144, False), (32768, False), (1024, True)]
     with pytest.raises(ConfigError, match="--max-model-len"):
         EngineConfig(model="x", max_model_len="long")
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(ConfigError, match="at least 2"):
         EngineConfig(model="x", max_model_len=0)
     assert start_engine(max_model_len="auto").memory_plan.max_model_len == CONFIGS["dense"]["max_position_embeddings"]
 

@@ -9,7 +9,7 @@ from hotstart.config.published import PUBLISHED, published_config
 from hotstart.engine.check import Checker, check
 from hotstart.engine.stub import ReplayDevice
 from hotstart.engine.traffic import random_traffic
-from hotstart.errors import ConfigError
+from hotstart.errors import ConfigError, StepError
 from hotstart.kernels import dry, norm
 from hotstart.kernels.launch import LAUNCHERS
 from hotstart.kernels.watch import Watch
@@ -83,7 +83,7 @@ def test_kernels_that_no_traffic_reaches_are_named(tiny):
         assert checker.warm_up().keys - checker.run(1, watch).counts.keys()
 
 
-def test_a_step_tensor_off_its_alignment_is_an_assertion(tiny, monkeypatch):
+def test_a_step_tensor_off_its_alignment_fails_its_step(tiny, monkeypatch):
     staging = ReplayDevice.staging
 
     def off_by_eight(device, num_bytes):
@@ -92,7 +92,7 @@ def test_a_step_tensor_off_its_alignment_is_an_assertion(tiny, monkeypatch):
 
     monkeypatch.setattr(ReplayDevice, "staging", off_by_eight)
     checker = Checker(tiny)
-    with dry.gpu("rtx5090"), Watch() as watch, pytest.raises(AssertionError, match="of the step is at 0x"):
+    with dry.gpu("rtx5090"), Watch() as watch, pytest.raises(StepError, match="of the step is at 0x"):
         checker.run(5, watch)
 
 
