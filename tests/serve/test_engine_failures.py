@@ -1,0 +1,109 @@
+"""Failures in the engine under a full server, seen by its clients.
+
+A lost device: every request is answered, whatever it waits for, and the process ends.  A failed step: its requests are.
+"""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from serve.conftest import StartServer
+from serve.test_life import engine_pid, post, read_to_end
+
+# At a signal the engine's process loses its device, on a GPU by a fault in a kernel; at another its next step fails.
+FAIL = """
+import signal, sys
+
+def on_cpu():
+    from hotstart.engine import device, runner
+
+    def launch(*_, **__):
+        raise RuntimeError("an illegal memory access")
+
+    device.CpuDevice.alive = lambda _: False
+    runner.Runner.launch = launch
+
+def on_cuda():
+    import torch
+
+    torch.zeros(3, device="cuda")[torch.tensor([7], device="cuda")]
+
+def fail(*_):
+    from hotstart.engine.runner import Runner
+
+    forward = Runner._forward
+
+    def failing(*_, **__):
+        Runner._forward = forward
+        raise ValueError("made up")
+
+    Runner._forward = failing
+
+if "hotstart.engine.worker" in sys.orig_argv:
+    signal.signal(signal.SIGUSR1, lambda *_: on_{device}())
+    signal.signal(signal.SIGUSR2, fail)
+"""
+LONG = ("--max-model-len", "4096", "--max-num-seqs", "2", "--shutdown-timeout", "60")
+FLAGS = {
+    "cpu": (),
+    "cuda": ("--load-format", "dummy", "--dtype", "bfloat16", "--kv-cache-memory-bytes", "64MiB", "--tune", "off"),
+}
+
+
+@pytest.mark.parametrize("draining", [False, True])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_everybody_is_answered_and_the_process_ends(
+    device: str, draining: bool, tmp_path: Path, start_server: StartServer
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FAIL.replace("{device}", device))
+    flags = ("--device", device, *LONG, *FLAGS[device])
+    server = start_server(*flags, python_path=str(tmp_path))
+    server.wait_until(server.is_ready, "ready", 90)
+    answers = {"max_tokens": 3000, "ignore_eos": True}
+    held = [
+        post(server, {"prompt": f"Copy: {i}", "stream": i % 2 == 0, "n": 1 + i % 3 // 2, **answers}) for i in range(6)
+    ]
+    server.wait_until(lambda: server.metric("vllm:num_requests_waiting") >= 2, "full")
+    if draining:
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_until(lambda: server.ask("/ready", key=None)[1]["status"] == "draining", "draining")
+    os.kill(engine_pid(server), signal.SIGUSR1)
+    for connection in held:
+        answer = read_to_end(connection)
+        assert b'"code":"engine_dead"' in answer and b"[DONE]" not in answer, answer[-500:]
+    assert server.process.wait(20) == 1
+    assert "the device was lost" in server.log.read_text()
+
+
+@pytest.mark.parametrize("draining", [False, True])
+def test_a_failed_step_answers_its_requests_and_the_server_serves_on(
+    draining: bool, tmp_path: Path, start_server: StartServer
+) -> None:
+    """Two run, two wait: an error for the two, whether they stream or not, whole answers for the others."""
+    (tmp_path / "sitecustomize.py").write_text(FAIL.replace("{device}", "cpu"))
+    server = start_server(*LONG, python_path=str(tmp_path))
+    server.wait_until(server.is_ready, "ready", 90)
+    held = [
+        post(server, {"prompt": "Copy: a", "stream": stream, "max_tokens": 3000, "ignore_eos": True})
+        for stream in (True, False)
+    ]
+    server.wait_until(lambda: server.metric("vllm:num_requests_running") == 2, "running")
+    held += [post(server, {"prompt": "Copy: b", "stream": stream, "max_tokens": 9}) for stream in (True, False)]
+    server.wait_until(lambda: server.metric("vllm:num_requests_waiting") == 2, "full")
+    if draining:
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_until(lambda: server.ask("/ready", key=None)[1]["status"] == "draining", "draining")
+    os.kill(engine_pid(server), signal.SIGUSR2)
+    if not draining:
+        server.wait_until(server.is_idle, "idle")
+        assert server.metric("vllm:request_success_total", finished_reason="error") == 2
+        assert server.ask("/v1/completions", {"prompt": "x", "max_tokens": 1})[0] == 200
+        server.process.send_signal(signal.SIGTERM)
+    streamed, whole, *later = map(read_to_end, held)
+    assert b'"code":"step_failed"' in streamed and b"[DONE]" not in streamed
+    assert whole.startswith(b"HTTP/1.1 500") and b'"code":"step_failed"' in whole
+    assert b"[DONE]" in later[0] and all(a.startswith(b"HTTP/1.1 200") and b'"error"' not in a for a in later)
+    assert server.process.wait(20) == 0
+    assert "made up" in server.log.read_text()
