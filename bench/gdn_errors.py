@@ -16,8 +16,9 @@ from torch import Tensor
 
 from bench.device import facts
 from bench.gdn_prefill import prompts
+from hotstart.engine.sizes import GpuSizes
 from hotstart.kernels.gdn import gated_delta_rule_reference
-from hotstart.kernels.gdn_chunked import chunk_length_for, gated_delta_rule_chunked
+from hotstart.kernels.gdn_chunked import gated_delta_rule_chunked
 from hotstart.kernels.ops import GdnDims
 
 __all__ = ["CASES", "errors", "rule_in_float64"]
@@ -76,7 +77,7 @@ def errors(case: str, peer: Any, seed: int = 0) -> dict[str, Any]:
     q, k, v = _normal(TOKENS, 4, 128).to(bfloat16), k.to(bfloat16), _normal(TOKENS, HV, 128).to(bfloat16)
     beta, state = torch.sigmoid(_normal(TOKENS, HV)), _normal(HV, 128, 128)
     wanted = rule_in_float64(q, k, v, g, beta, state)
-    step = prompts(1, TOKENS, chunk_length_for(DIMS, bfloat16), 0)
+    step = prompts(1, TOKENS, GpuSizes.chunk_length, 0)
     out, pool = torch.empty_like(v), state[None].clone()
     gated_delta_rule_chunked(q, k, v, g, beta, pool, step, out)
     row: dict[str, Any] = {"case": case, "ours": [_relative(out, wanted[0]), _relative(pool[0], wanted[1])]}

@@ -25,8 +25,9 @@ from torch import Tensor
 
 from bench.device import MIN_TOUCHED, copy_rate, facts, host_us, samples_us
 from hotstart.cache.step import PrefillInputs
+from hotstart.engine.sizes import GpuSizes
 from hotstart.kernels.backends import ops_for
-from hotstart.kernels.gdn_chunked import chunk_length_for, gated_delta_rule_chunked, gdn_prefill
+from hotstart.kernels.gdn_chunked import gated_delta_rule_chunked, gdn_prefill
 from hotstart.kernels.ops import GdnDims, GdnWeights, Prefill
 
 SHAPES = [(1, 64), (1, 512), (1, 2048), (1, 8192), (1, 32768), (32, 256), (8, 1024), (64, 16)]
@@ -129,7 +130,7 @@ def measured(calls: list[Call]) -> dict[str, Any]:
 def bench_rule(dims: GdnDims, count: int, length: int, peers: dict[str, Peer]) -> dict[str, Any]:
     H, HV, K, V, T = dims.num_key_heads, dims.num_value_heads, dims.key_dim, dims.value_dim, count * length
     n = rounds((2 * H * K + 2 * HV * V) * 2 * T + 2 * count * HV * K * V * 4)
-    chunk_length = chunk_length_for(dims, BFLOAT16)
+    chunk_length = GpuSizes.chunk_length
     pool = torch.zeros(n * count, HV, V, K, device="cuda")
     A = torch.linspace(0.01, 16, HV, device="cuda")
     # One tensor for all calls: a library reads each new one on the host, which a graph cannot hold.
@@ -206,7 +207,7 @@ def main() -> None:
     peers, versions = {name: found[name][0] for name in options.peers}, {name: pair[1] for name, pair in found.items()}
     dims = GdnDims(*options.heads, 128, 128, conv_width=4, eps=1e-6)
     rate = copy_rate()
-    chunk_length = chunk_length_for(dims, BFLOAT16)
+    chunk_length = GpuSizes.chunk_length
     words = [f"--heads {dims.num_key_heads} {dims.num_value_heads}"]
     if options.chunk_lengths:
         words.append("--chunk-lengths " + " ".join(map(str, options.chunk_lengths)))

@@ -27,7 +27,6 @@ OPEN_FILES = 1024
 OPTIONAL = {
     "flash-linear-attention": "--gdn-prefill-backend fla: pip install 'flash-linear-attention>=0.6'",
     "flashinfer-python": "--gdn-prefill-backend flashinfer, on Hopper: pip install 'flashinfer-python>=0.6.13'",
-    "nvidia-ml-py": "tells what others take of a GPU: pip install nvidia-ml-py",
 }
 CPU_BUILD = "pip install torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu"
 CUDA_BUILD = "pip install torch==2.13.0 --index-url https://download.pytorch.org/whl/cu130"

@@ -73,18 +73,19 @@ class Guides:
 
     def check(self, wish: StructuredOutputsParams) -> None:
         """Raises InvalidSamplingParams for what cannot be followed."""
-        if self._grammars is None:
-            raise InvalidSamplingParams("structured_outputs need the model's tokenizer.json, which is not there")
         try:
-            self._grammars.matcher(wish)
+            self._known().matcher(wish)
         except GrammarError as error:
             raise InvalidSamplingParams(str(error)) from error
 
     def prepare(self, request: Request, wish: StructuredOutputsParams) -> None:
         """Raises InvalidSamplingParams where no request can have a grammar."""
+        self._compiling[request.id] = request, self._compiler.submit(Guide.of, self._known(), wish)
+
+    def _known(self) -> Grammars:
         if self._grammars is None:
             raise InvalidSamplingParams("structured_outputs need the model's tokenizer.json, which is not there")
-        self._compiling[request.id] = request, self._compiler.submit(Guide.of, self._grammars, wish)
+        return self._grammars
 
     def ready(self, timeout_s: float) -> Iterator[tuple[Request, Guide | InvalidSamplingParams]]:
         """Requests whose grammar is compiled, or cannot be; waits for the first of them if none is."""

@@ -161,7 +161,6 @@ class Ready(msgspec.Struct, frozen=True, tag=True):
     vocab_size: int
     device: str
     memory_plan: dict[str, Any]
-    memory_plan_text: str
     kernels: list[dict[str, Any]] = []  # binaries and seconds of each kernel that start-up compiled
 
 

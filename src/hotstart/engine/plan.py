@@ -13,9 +13,8 @@ __all__ = ["IN_FLIGHT", "NO_SLOT", "Penalties", "Sampling", "Span", "SpanResult"
 
 StepKind = Literal["prompt", "answer", "mixed"]
 
-IN_FLIGHT = (
-    -1
-)  # a token id: what the previous span of the sequence samples; it is read on the device, by the span's read slot
+# A token id: what the previous span of the sequence samples.  It is read on the device, by the span's read slot.
+IN_FLIGHT = -1
 NO_SLOT = -1  # as read slot: start from the zero state
 
 
@@ -92,9 +91,7 @@ class StepPlan:
 class SpanResult(NamedTuple):
     token_id: int | None  # None iff the span does not sample
     logprobs: PositionLogprobs | None = None
-    prompt_logprobs: tuple[
-        PositionLogprobs, ...
-    ] = ()  # of positions start + 1 ... start + length (those in the prompt)
+    prompt_logprobs: tuple[PositionLogprobs, ...] = ()  # of positions start + 1 ... start + length, within the prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,7 +125,6 @@ class Worker:
                 engine.vocab_size,
                 engine.device.kind,
                 engine.memory_plan.as_dict(),
-                engine.memory_plan.explain(),
                 engine.warm_kernels,
             )
         )

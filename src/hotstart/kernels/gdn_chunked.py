@@ -24,7 +24,7 @@ from hotstart.kernels.gdn_conv import launch_conv
 from hotstart.kernels.gdn_norm import launch_norm
 from hotstart.kernels.gdn_prep import launch_prep
 from hotstart.kernels.gdn_scan import launch_scan
-from hotstart.kernels.gdn_tiles import mixer_tiles, scan_bytes, scan_stages
+from hotstart.kernels.gdn_tiles import mixer_tiles, scan_stages
 from hotstart.kernels.gdn_workspace import Columns, Slab, columns, slab_limit, slabs, unit_of, workspace
 from hotstart.kernels.launch import BoundLaunch, LaunchSpace
 from hotstart.kernels.ops import GdnDims, GdnWeights, PrefillStep
@@ -32,18 +32,12 @@ from hotstart.kernels.series import Call, Own, Series
 from hotstart.kernels.target import Target, current_target
 from hotstart.kernels.tiles import choices_made
 
-__all__ = ["CHOICES", "chunk_length_for", "gated_delta_rule_chunked", "gdn_prefill", "warmup"]
+__all__ = ["CHOICES", "gated_delta_rule_chunked", "gdn_prefill", "warmup"]
 
 _NORM_ROWS = 16
 _LONG = 6  # chunks
 _DESCRIPTOR_BYTES = 5 * 128  # of a program of the scan
 _ENGINE_TYPES = (torch.bfloat16,)  # products take its tiles as they are
-
-
-def chunk_length_for(dims: GdnDims, dtype: torch.dtype) -> int:
-    """Tokens of a chunk: the longest whose tiles fit the shared memory of the active GPU."""
-    limit = current_target().shared_bytes
-    return next(C for C in (64, 32, 16) if C == 16 or scan_bytes(dims.key_dim, C, dtype.itemsize, 64, 1) <= limit)
 
 
 class Cut(NamedTuple):

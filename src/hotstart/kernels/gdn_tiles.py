@@ -18,7 +18,7 @@ from hotstart.kernels.space import LaunchSpace
 from hotstart.kernels.target import Target
 from hotstart.kernels.tiles import Trial, Tunable
 
-__all__ = ["ConvTiles", "MixerTiles", "PrepTiles", "RuleShape", "ScanTiles", "mixer_tiles", "scan_bytes"]
+__all__ = ["ConvTiles", "MixerTiles", "PrepTiles", "RuleShape", "ScanTiles", "mixer_tiles", "scan_stages"]
 
 KIB = 1024
 
@@ -77,7 +77,7 @@ def mixer_tiles(dims: GdnDims, chunk_length: int, dtype: torch.dtype) -> MixerTi
     return MixerTiles(_conv(shape), _prep(shape), _scan(shape))
 
 
-def scan_bytes(key_dim: int, C: int, itemsize: int, block_v: int, stages: int) -> int:
+def _scan_bytes(key_dim: int, C: int, itemsize: int, block_v: int, stages: int) -> int:
     """Shared memory of the scan: q, k, z and x for each stage, v for all but one, and what conversions take.
 
     With stages, the state's conversion on its way in uses their memory.
@@ -138,7 +138,7 @@ def _scan_candidates(target: Target, shape: RuleShape) -> tuple[ScanTiles, ...]:
 def scan_stages(key_dim: int, C: int, itemsize: int, block_v: int, most: int, shared_bytes: int) -> int:
     """As many as fit, up to `most`; in float32 never more than one."""
     fitting = (
-        s for s in range(most, 1, -1) if itemsize < 4 and scan_bytes(key_dim, C, itemsize, block_v, s) <= shared_bytes
+        s for s in range(most, 1, -1) if itemsize < 4 and _scan_bytes(key_dim, C, itemsize, block_v, s) <= shared_bytes
     )
     return next(fitting, 1)
 

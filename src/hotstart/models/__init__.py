@@ -1,20 +1,14 @@
 """Models by their name in config.json."""
 
-from typing import Protocol
-
 import torch
-from torch import Tensor
 
-from hotstart.cache.layout import CacheLayout
-from hotstart.cache.step import StepInputs
-from hotstart.cache.tensors import CacheTensors
 from hotstart.config.model import ModelConfig
 from hotstart.errors import ConfigError, UnsupportedModel
 from hotstart.kernels.ops import Ops
 from hotstart.models.qwen3_5 import Qwen35
 from hotstart.models.qwen3_next import Qwen3Next
 
-__all__ = ["ARCHITECTURES", "LanguageModel", "build_model", "resolve_dtype", "resolve_state_dtype"]
+__all__ = ["ARCHITECTURES", "build_model", "resolve_dtype", "resolve_state_dtype"]
 
 # The multimodal classes are served as text: their vision tensors are skipped.
 ARCHITECTURES: dict[str, type[Qwen35]] = {
@@ -25,22 +19,6 @@ ARCHITECTURES: dict[str, type[Qwen35]] = {
     "Qwen3_5MoeForConditionalGeneration": Qwen35,
 }
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class LanguageModel(Protocol):
-    """What the engine knows of a model."""
-
-    config: ModelConfig
-    dtype: torch.dtype
-    state_dtype: torch.dtype
-
-    def __call__(self, step: StepInputs, cache: CacheTensors) -> Tensor:
-        """Hidden states after the last norm, [T, D]; the cache is written."""
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[R, D] -> [R, vocab]"""
-
-    def layout(self, page_size: int) -> CacheLayout: ...
 
 
 def build_model(

@@ -9,7 +9,7 @@ import itertools
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -115,27 +115,23 @@ class EngineClient:
 
     async def wait_checkpoint(self) -> EngineConfig:
         """The wishes, of folders of this machine.  Raises what kept it from being found."""
-        while not self._has_checkpoint and self.failure is None:
-            self._changed.clear()
-            await self._changed.wait()
-        if self.failure is not None:
-            raise self.failure
+        await self._until(lambda: self._has_checkpoint)
         return self.config
 
     async def wait_ready(self) -> Ready:
-        """Raises what ended the engine, if it ends before."""
-        while self.ready is None and self.failure is None:
-            self._changed.clear()
-            await self._changed.wait()
-        if self.failure is not None:
-            raise self.failure
+        """Raises as `wait_checkpoint` does."""
+        await self._until(lambda: self.ready is not None)
         assert self.ready is not None
         return self.ready
 
     async def open(self) -> None:
         """All is warm: from here on the engine's counts are of clients' requests alone."""
         self._tell(Open())
-        while not self._is_open and self.failure is None:
+        await self._until(lambda: self._is_open)
+
+    async def _until(self, is_so: Callable[[], bool]) -> None:
+        """Raises what ended the engine, if it ends before."""
+        while not is_so() and self.failure is None:
             self._changed.clear()
             await self._changed.wait()
         if self.failure is not None:
