@@ -40,6 +40,7 @@ def launch_space(
         max_num_seqs=max(limits.max_num_seqs, 4),
         max_num_batched_tokens=max(limits.max_num_batched_tokens, longest),
         max_model_len=max(limits.max_model_len, longest),
+        num_slots=max(limits.num_slots, _NUM_SLOTS),
     )
     inputs = InputBuilder(limits, device)
 

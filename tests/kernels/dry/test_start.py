@@ -56,6 +56,34 @@ def test_start_to_sealed_and_traffic_after_it(start):
         engine.close()
 
 
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {"max_num_seqs": 1},
+        {"max_num_seqs": 1, "max_num_batched_tokens": 1},
+        {"max_num_seqs": 3, "max_num_batched_tokens": 3},
+        {"max_num_batched_tokens": 65},
+        {"max_model_len": 2},
+        {"block_size": 1},
+        {"block_size": 48, "enable_prefix_caching": True},
+        {"block_size": 256},
+        {"cudagraph_capture_sizes": (2, 5)},
+        {"enforce_eager": True},
+    ],
+    ids=str,
+)
+def test_wishes_at_the_ends_of_what_is_allowed_are_met(wishes, start):
+    with dry.gpu("h200"):
+        engine = start("h200", **wishes)
+        random_traffic(engine, 40)
+        engine.check()
+        assert engine.late_events == () and engine.growth.arena_bytes == 0
+        assert {name: getattr(engine.limits, name) for name in wishes if name.startswith("max_")} == {
+            name: wish for name, wish in wishes.items() if name.startswith("max_")
+        }
+        engine.close()
+
+
 def test_a_wish_that_the_named_gpu_cannot_meet_is_refused(start):
     with dry.gpu("rtx4090"), pytest.raises(ConfigError, match=r"--device-memory-bytes is 40\.00 GiB, .* RTX 4090 has"):
         start("rtx4090", device_memory_bytes="40GiB")
