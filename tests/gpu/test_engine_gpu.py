@@ -72,6 +72,8 @@ def serve(engine):
         ("dense", FEW_PAGES),
         ("moe", FEW_PAGES),
         ("dense", FEW_PAGES | {"enable_prefix_caching": True}),
+        ("dense", {"max_num_seqs": 1, "block_size": 48}),
+        ("moe", {"max_num_seqs": 1, "max_num_batched_tokens": 1, "max_model_len": 130}),
     ],
     ids=str,
 )
