@@ -30,6 +30,11 @@ def on_cuda():
 
     torch.zeros(3, device="cuda")[torch.tensor([7], device="cuda")]
 
+def on_plan():
+    from hotstart.engine.scheduler import Scheduler
+
+    Scheduler.plan = lambda _: [][0]
+
 def fail(*_):
     from hotstart.engine.runner import Runner
 
@@ -42,7 +47,7 @@ def fail(*_):
     Runner._forward = failing
 
 if "hotstart.engine.worker" in sys.orig_argv:
-    signal.signal(signal.SIGUSR1, lambda *_: on_{device}())
+    signal.signal(signal.SIGUSR1, lambda *_: on_{what}())
     signal.signal(signal.SIGUSR2, fail)
 """
 LONG = ("--max-model-len", "4096", "--max-num-seqs", "2", "--shutdown-timeout", "60")
@@ -52,12 +57,21 @@ FLAGS = {
 }
 
 
-@pytest.mark.parametrize("draining", [False, True])
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(
+    ("what", "draining"),
+    [
+        ("cpu", False),
+        ("cpu", True),
+        ("plan", False),  # a mistake of our own, beside all steps
+        pytest.param("cuda", False, marks=pytest.mark.gpu),
+        pytest.param("cuda", True, marks=pytest.mark.gpu),
+    ],
+)
 def test_everybody_is_answered_and_the_process_ends(
-    device: str, draining: bool, tmp_path: Path, start_server: StartServer
+    what: str, draining: bool, tmp_path: Path, start_server: StartServer
 ) -> None:
-    (tmp_path / "sitecustomize.py").write_text(FAIL.replace("{device}", device))
+    (tmp_path / "sitecustomize.py").write_text(FAIL.replace("{what}", what))
+    device = "cuda" if what == "cuda" else "cpu"
     flags = ("--device", device, *LONG, *FLAGS[device])
     server = start_server(*flags, python_path=str(tmp_path))
     server.wait_until(server.is_ready, "ready", 90)
@@ -74,7 +88,8 @@ def test_everybody_is_answered_and_the_process_ends(
         answer = read_to_end(connection)
         assert b'"code":"engine_dead"' in answer and b"[DONE]" not in answer, answer[-500:]
     assert server.process.wait(20) == 1
-    assert "the device was lost" in server.log.read_text()
+    words = "the engine stopped: IndexError" if what == "plan" else "the device was lost"
+    assert words in server.log.read_text()
 
 
 @pytest.mark.parametrize("draining", [False, True])
@@ -82,7 +97,7 @@ def test_a_failed_step_answers_its_requests_and_the_server_serves_on(
     draining: bool, tmp_path: Path, start_server: StartServer
 ) -> None:
     """Two run, two wait: an error for the two, whether they stream or not, whole answers for the others."""
-    (tmp_path / "sitecustomize.py").write_text(FAIL.replace("{device}", "cpu"))
+    (tmp_path / "sitecustomize.py").write_text(FAIL.replace("{what}", "cpu"))
     server = start_server(*LONG, python_path=str(tmp_path))
     server.wait_until(server.is_ready, "ready", 90)
     held = [
