@@ -11,7 +11,8 @@ from hotstart.engine.limits import StepLimits
 from hotstart.engine.rehearsal import worst_plans
 from hotstart.engine.sizes import GpuSizes
 from hotstart.kernels import gdn_chunked, gdn_workspace
-from hotstart.kernels.gdn_workspace import columns, slab_limit, slabs
+from hotstart.kernels.gdn_slabs import slabs
+from hotstart.kernels.gdn_workspace import columns, slab_limit
 from hotstart.kernels.ops import GdnDims
 
 DIMS = GdnDims(16, 32, 128, 128, conv_width=4, eps=1e-6)  # of Qwen3.5-4B

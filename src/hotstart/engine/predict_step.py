@@ -30,7 +30,7 @@ __all__ = [
 SMALL_BYTES = 32 << 20  # of a step's block, for small tensors (cuda.py)
 WORKSPACE_BYTES = 32 << 20  # that cuBLAS takes of torch's allocator at its first product
 
-# Workspaces that kernels bound by themselves (kernels/gdn_workspace.py, attention_decode.py, moe_gemm.py, draw.py).
+# Workspaces that kernels bound (gdn_workspace.py, gdn_slabs.py, attention_decode.py, moe_gemm.py, draw.py).
 _GDN_BYTES, _GDN_ALONE, _GDN_LONG, _GDN_APART = 104 << 20, 0.57, 130, 16 << 20
 _ATTENTION_BYTES, _ATTENTION_PARTS = 64 << 20, 32
 _EXPERT_BYTES, _FEW_TOKENS = 128 << 20, 2

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hotstart.kernels.causal_conv import causal_conv, causal_conv_reference, causal_conv_step, ring_rows
-from hotstart.kernels.gdn_slabs import Batch, batch_of, groups
+from hotstart.kernels.gdn_batches import Batch, batch_of, groups
 from hotstart.kernels.norm import row_length
 from hotstart.kernels.ops import DecodeStep, GdnDims, GdnWeights, PrefillStep
 from hotstart.kernels.slots import bring, store, stretches, take

@@ -24,8 +24,9 @@ from hotstart.kernels.gdn_conv import launch_conv
 from hotstart.kernels.gdn_norm import launch_norm
 from hotstart.kernels.gdn_prep import launch_prep
 from hotstart.kernels.gdn_scan import launch_scan
+from hotstart.kernels.gdn_slabs import Slab, slabs
 from hotstart.kernels.gdn_tiles import mixer_tiles, scan_stages
-from hotstart.kernels.gdn_workspace import Columns, Slab, columns, slab_limit, slabs, unit_of, workspace
+from hotstart.kernels.gdn_workspace import Columns, columns, slab_limit, unit_of, workspace
 from hotstart.kernels.launch import BoundLaunch, LaunchSpace
 from hotstart.kernels.ops import GdnDims, GdnWeights, PrefillStep
 from hotstart.kernels.series import Call, Own, Series

@@ -64,6 +64,32 @@ def _inverse_lengths(xx, i, j):
     return tl.rsqrt(tl.sum(tl.where(i == j, xx, 0.0), 1) + L2_EPS)
 
 
+@triton.jit
+def _inverse(k, beta, i, j, C: tl.constexpr, HALF: tl.constexpr):
+    """T, with the norms of k in its rows and beta in its columns, and these norms."""
+    kk = tl.dot(k, tl.trans(k), input_precision="tf32x3")
+    k_norm = _inverse_lengths(kk, i, j)
+    a = kk * (beta * k_norm)[:, None] * k_norm[None, :]
+    # beta here, though it could join the gates: what is left would round alike in all columns where keys are the same.
+    return (_solve(a.to(HALF), C) * k_norm[:, None] * beta[None, :]).to(k.dtype), k_norm
+
+
+@triton.jit
+def _to_outputs(q, k, t, total, i, j, K: tl.constexpr):
+    """X, and log2 of exp(G) with the norm of q: the factor of Q S."""
+    q_norm = tl.log2(_inverse_lengths(tl.dot(q, tl.trans(q), input_precision="tf32x3"), i, j) * K**-0.5)
+    qk = tl.where(i >= j, tl.dot(q, tl.trans(k), input_precision="tf32x3"), 0.0)
+    if q.dtype == tl.float16:  # which might not hold q k^T before q is normed
+        qk *= tl.exp2(q_norm)[:, None]
+    qk = qk.to(q.dtype)
+    # The norm of q is one more factor of a row, so elsewhere it joins the row's exponent.
+    grown = total + q_norm
+    rows = total if q.dtype == tl.float16 else grown
+    # Masked before exp2: above the diagonal the exponents are positive and overflow.
+    gates = tl.exp2(tl.where(i >= j, rows[:, None] - total[None, :], float("-inf")))
+    return tl.dot(qk, t, input_precision="tf32x3") * gates, grown
+
+
 @kernel
 def _gdn_prep_kernel(
     q_ptr,  # [T, qk_row UNIT]: q of all heads from q_at UNIT on
@@ -140,23 +166,9 @@ def _gdn_prep_kernel(
     g = tl.maximum(g * LOG2E, -126.0)
     total, last = tl.cumsum(g, 0), tl.sum(g, 0)
 
-    kk = tl.dot(k, tl.trans(k), input_precision="tf32x3")
-    k_norm = _inverse_lengths(kk, i, j)
-    a = kk * (beta * k_norm)[:, None] * k_norm[None, :]
-    # beta here, though it could join the gates: what is left would round alike in all columns where keys are the same.
-    t = (_solve(a.to(HALF), C) * k_norm[:, None] * beta[None, :]).to(dot)
+    t, k_norm = _inverse(k, beta, i, j, C, HALF)
     q = tl.load(q_ptr + q_at * UNIT + o_qk, m_qk, 0.0).to(dot)
-    q_norm = tl.log2(_inverse_lengths(tl.dot(q, tl.trans(q), input_precision="tf32x3"), i, j) * K**-0.5)
-    qk = tl.where(i >= j, tl.dot(q, tl.trans(k), input_precision="tf32x3"), 0.0)
-    if dot == tl.float16:  # which might not hold q k^T before q is normed
-        qk *= tl.exp2(q_norm)[:, None]
-    qk = qk.to(dot)
-    # The norm of q is one more factor of a row, so elsewhere it joins the row's exponent.
-    grown = total + q_norm
-    rows = total if dot == tl.float16 else grown
-    # Masked before exp2: above the diagonal the exponents are positive and overflow.
-    gates = tl.exp2(tl.where(i >= j, rows[:, None] - total[None, :], float("-inf")))
-    x = tl.dot(qk, t, input_precision="tf32x3") * gates
+    x, grown = _to_outputs(q, k, t, total, i, j, K)
     p_x, p_factor = x_and_factors(x_ptr, floats_ptr, (first_place + i_c) * HV + i_hv, HV, K, V, C)
     tl.store(p_x + (i * C + j), x.to(dot))
     z = tl.dot(tl.trans(k), t, input_precision="tf32x3") * tl.exp2(last - total)[None, :]

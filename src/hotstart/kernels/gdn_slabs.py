@@ -1,76 +1,89 @@
-"""How the CPU form of the chunked rule walks the prompts of a step: a bounded slab of chunks at a time.
+"""Which chunks of a step are prepared and scanned together: slabs, and how many buffers they take turns in.
 
-Spans whose chunks fit into one slab together run as one batch.  Their chunks are ordered by index within the
-sequence, longest sequence first, so that the chunks of one index are consecutive rows, and their sequences a prefix.
+Results do not depend on where a slab ends: a sequence that it cuts hands its state on in float32, and sequences know
+nothing of each other.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
-import torch
-from torch import Tensor
+__all__ = ["Slab", "Walk", "slabs"]
 
-__all__ = ["Batch", "batch_of", "groups"]
-
-
-def groups(lengths: Sequence[int], chunk_length: int, slab_chunks: int) -> Iterator[tuple[int, int]]:
-    """Ranges [first, last) of spans: neighbours that share a slab, or one span with a slab or more of its own."""
-    first = used = 0
-    for i, length in enumerate(lengths):
-        chunks = -(-length // chunk_length)
-        if used and used + chunks > slab_chunks:
-            yield first, i
-            first, used = i, 0
-        used += chunks
-    if used:
-        yield first, len(lengths)
+# One prompt alone that is longer gains nothing from more than this part of the workspace.
+_ALONE = 0.57
+_LONG = 130  # chunks
+_BESIDE = 64  # chunks, from which on it pays to prepare some while others are scanned
+_SCAN_TILES = 2  # programs of the scan for a head, where it has few
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Where the chunks of several spans lie: N spans of T tokens, R chunks of L tokens."""
-
-    order: tuple[int, ...]  # spans with tokens, longest first
-    counts: tuple[int, ...]  # how many chunks have index 0, 1, ...
-    windows: Tensor  # [R * (W - 1 + L)]: rows of (conv states of the spans in order, oldest first | tokens)
-    tails: Tensor  # [N * W]: rows of the same that are the new conv states
-    tokens: Tensor  # [R * L]: tokens, T for padding
-    places: Tensor  # [T]: where among R * L each token went
+class Slab(NamedTuple):
+    first_sequence: int
+    num_sequences: int  # that have a chunk in it
+    begin: int  # chunks
+    end: int
+    longest: int  # most chunks of one sequence in it
 
 
-# The same for all layers of a step.
-@lru_cache(maxsize=4)
-def batch_of(lengths: tuple[int, ...], chunk_length: int, conv_width: int, device: torch.device) -> Batch:
-    L, past = chunk_length, conv_width
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    order = tuple(sorted((i for i in range(len(lengths)) if lengths[i]), key=lambda i: (-lengths[i], i)))
-    states, total = past * len(order), sum(lengths)
-    counts: list[int] = []
-    windows: list[int] = []
-    tokens: list[int] = []
-    places = [0] * total
-    for c in range(-(-lengths[order[0]] // L)):
-        alive = [(rank, i) for rank, i in enumerate(order) if lengths[i] > c * L]
-        counts.append(len(alive))
-        for rank, i in alive:
-            row = len(tokens)
-            for t in range(c * L, (c + 1) * L):
-                real = t < lengths[i]
-                tokens.append(starts[i] + t if real else total)
-                if real:
-                    places[starts[i] + t] = row + t - c * L
-            # Padding repeats the span's own last token, so that no value comes from a neighbour.
-            for t in range(c * L - past + 1, (c + 1) * L):
-                last = min(t, lengths[i] - 1)
-                windows.append(states + starts[i] + last if t >= 0 else rank * past + past + t)
-    tails = [
-        states + starts[i] + t if t >= 0 else rank * past + past + t
-        for rank, i in enumerate(order)
-        for t in range(lengths[i] - past, lengths[i])
-    ]
+class Walk(NamedTuple):
+    slabs: tuple[Slab, ...]
+    room: int  # chunks of the largest
+    buffers: int  # that the slabs take turns in
+    held: int  # chunks that memory is taken for: no other step of as many rows, or fewer, takes more
 
-    def index(values: Sequence[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
 
-    return Batch(order, tuple(counts), index(windows), index(tails), index(tokens), index(places))
+def slabs(
+    lengths: tuple[int, ...], num_rows: int, chunk_length: int, most: int, num_heads: int, multiprocessors: int
+) -> Walk:
+    """All chunks of a step of `num_rows` rows, at most `most` at once.
+
+    Where the scan of a slab leaves multiprocessors idle, prep of the next one has them, in a second buffer.
+    """
+    counts = [-(-length // chunk_length) for length in lengths]
+    total, sequences = sum(counts), sum(count > 0 for count in counts)
+    held = max(2, min(most, num_rows))
+    if sequences == 1:
+        rows = -(-num_rows // chunk_length)
+        most = most if rows <= min(most, _LONG) else max(1, int(most * _ALONE))
+        held = max(2, min(most, rows + 1))
+    if total >= _BESIDE and 4 * _SCAN_TILES * num_heads * sequences <= 3 * multiprocessors:
+        size = -(-total // max(2, -(-total // max(1, most // 2))))
+        found = tuple(_slab(counts, begin, min(total, begin + size)) for begin in range(0, total, size))
+        return Walk(found, size, 2, held)
+    found = (_slab(counts, 0, total),) if total <= most else _waves(counts, most, num_heads, multiprocessors)
+    return Walk(found, max(slab.end - slab.begin for slab in found), 1, held)
+
+
+def _slab(counts: Sequence[int], begin: int, end: int) -> Slab:
+    ends = list(accumulate(counts))
+    first = bisect_right(ends, begin)
+    last = bisect_left(ends, end)
+    longest = max(min(ends[i], end) - max(ends[i] - counts[i], begin) for i in range(first, last + 1))
+    return Slab(first, last - first + 1, begin, end, longest)
+
+
+def _waves(counts: Sequence[int], most: int, num_heads: int, multiprocessors: int) -> tuple[Slab, ...]:
+    """Slabs that end where the GPU has most to do at once.
+
+    The scan has a program for each head of each sequence, and takes as long as the longest of them, once more for each
+    time that they exceed the multiprocessors.
+    """
+    ends = list(accumulate(counts))
+    found = []
+    begin = 0
+    while begin < ends[-1]:
+        first = bisect_right(ends, begin)
+        best, best_rate = Slab(first, 0, begin, begin, 0), 0.0
+        for last in range(first, len(ends)):
+            end = min(ends[last], begin + most)
+            if end > begin:
+                slab = _slab(counts, begin, end)
+                rate = (end - begin) / (-(-slab.num_sequences * num_heads // multiprocessors) * slab.longest)
+                if rate >= best_rate:
+                    best, best_rate = slab, rate
+            if end < ends[last]:
+                break
+        found.append(best)
+        begin = best.end
+    return tuple(found)

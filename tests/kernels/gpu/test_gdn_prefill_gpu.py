@@ -13,7 +13,7 @@ from test_gdn import HARD, expected, make_dims, make_inputs
 from tolerances import relative_error
 
 from bench.gdn_errors import rule_in_float64
-from hotstart.kernels import gdn_chunked, gdn_tiles, gdn_workspace
+from hotstart.kernels import gdn_chunked, gdn_slabs, gdn_tiles, gdn_workspace
 from hotstart.kernels.gdn_chunked import gated_delta_rule_chunked, gdn_prefill
 from hotstart.kernels.gdn_decode import gdn_decode
 from hotstart.kernels.launch import recording
@@ -316,7 +316,7 @@ def test_a_prompt_of_many_slabs_in_place(heads, others, monkeypatch):
         check(inputs, first)
     chunk = heads[1] * (64 * (128 + 64) * 2 + 4 * (2 * 64 + 4))
     monkeypatch.setattr(gdn_workspace, "APART_BYTES", 0)
-    monkeypatch.setattr(gdn_workspace, "_BESIDE", 2)
+    monkeypatch.setattr(gdn_slabs, "_BESIDE", 2)
     for chunks in (4, 7, 16, 60):
         monkeypatch.setattr(gdn_workspace, "WORKSPACE_BYTES", 8 * heads[1] * 128 * 128 + chunks * chunk)
         forget()

@@ -8,7 +8,7 @@ from steps import Row, make_step
 from test_gdn import HARD, expected, make_dims, make_inputs
 from tolerances import assert_close, relative_error
 
-from hotstart.kernels import gdn_chunked, gdn_workspace
+from hotstart.kernels import gdn_chunked, gdn_slabs, gdn_workspace
 from hotstart.kernels.gdn import gated_delta_rule_reference
 from hotstart.kernels.gdn_chunked import gated_delta_rule_chunked, gdn_prefill
 from hotstart.kernels.target import Target
@@ -177,14 +177,14 @@ def test_two_buffers_in_turns(HV, apart, monkeypatch, fresh_constants):
     whole = prefill(*inputs)
     check(inputs, whole)
     forget()
-    monkeypatch.setattr(gdn_workspace, "_BESIDE", 2)
+    monkeypatch.setattr(gdn_slabs, "_BESIDE", 2)
     monkeypatch.setattr(gdn_workspace, "WORKSPACE_BYTES", 4 * HV * (2 * 16 * 16 + 8 * (2 * 16 * 16 + 36)))
     if not apart:
         monkeypatch.setattr(gdn_workspace, "APART_BYTES", 0)
     place = gdn_workspace.columns(dims, 133, 4)
     assert place.apart == apart and (place.z_at is None) == apart
     limit = gdn_workspace.slab_limit(dims, 16, 4, apart)
-    walk = gdn_workspace.slabs((130,), 133, 16, limit, HV, 100)
+    walk = gdn_slabs.slabs((130,), 133, 16, limit, HV, 100)
     assert len(walk.slabs) >= 2 and walk.buffers == 2
     again = prefill(*inputs)
     assert torch.equal(again[0][1:131], whole[0][1:131])
