@@ -1,6 +1,7 @@
 """launch_space(): all that can change a binary, from what start-up knows, with steps built by the code that serves."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -43,20 +44,8 @@ def launch_space(
         num_slots=max(limits.num_slots, _NUM_SLOTS),
     )
     inputs = InputBuilder(limits, device)
-
-    def span(index: int, start: int, length: int, read: int, write: int) -> Span:
-        pages = (0,) * -(-(start + length) // size)
-        return Span(index, start, length, (0,) * length, pages, read, write)
-
-    plan = StepPlan(
-        0,
-        (
-            span(0, 5, 1, 0, 0),
-            span(1, 0, 1, NO_SLOT, 1),
-            span(2, 0, chunk + 1, NO_SLOT, 2),
-            span(3, chunk, chunk // 2, 3, 4),
-        ),
-    )
+    rows = (5, 1, 0, 0), (0, 1, NO_SLOT, 1), (0, chunk + 1, NO_SLOT, 2), (chunk, chunk // 2, 3, 4)
+    plan = _plan(rows, size)
 
     def step(on: torch.device) -> Step:
         return moved(inputs.build(plan).inputs, on)
@@ -69,8 +58,8 @@ def launch_space(
             max_model_len=max(lengths),
             num_slots=len(lengths),
         )
-        spans = tuple(span(i, 0, length, NO_SLOT, i) for i, length in enumerate(lengths))
-        return moved(InputBuilder(enough, device).build(StepPlan(0, spans)).inputs, on)
+        plan = _plan([(0, length, NO_SLOT, i) for i, length in enumerate(lengths)], size)
+        return moved(InputBuilder(enough, device).build(plan).inputs, on)
 
     return LaunchSpace(
         hidden_size=config.hidden_size,
@@ -92,6 +81,15 @@ def launch_space(
         vocab_size=config.vocab_size,
         num_positions=longest,
     )
+
+
+def _plan(rows: Sequence[tuple[int, int, int, int]], page_size: int) -> StepPlan:
+    """Of a span for each start, length, read slot and write slot, on page 0."""
+    spans = []
+    for index, (start, length, read, write) in enumerate(rows):
+        pages = (0,) * -(-(start + length) // page_size)
+        spans.append(Span(index, start, length, (0,) * length, pages, read, write))
+    return StepPlan(0, tuple(spans))
 
 
 def _widths(config: ModelConfig, *, moe: bool) -> tuple[int, ...]:

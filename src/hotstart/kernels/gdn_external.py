@@ -246,15 +246,9 @@ def _gdn_prefill(
         BLOCK_W=triton.next_power_of_2(W),
         LINEAR=linear,
     )
-    reads = prefill.read_slots.long()
-    states = state.index_select(0, reads.clamp(min=0)).float()
-    states.masked_fill_((reads < 0).view(-1, 1, 1, 1), 0)  # whatever the slot held, NaN too
+    states = _gather(state, prefill)
     o, states = core(q, k, v, g, beta, states, prefill.cu_seqlens - first, prefill.chunks[:, ::3].contiguous(), C)
-    writes = prefill.write_slots.long()
-    if min(prefill.writes) < 0:  # such a row leaves nothing behind
-        kept = torch.tensor([i for i, slot in enumerate(prefill.writes) if slot >= 0], device=state.device)
-        writes, states = writes[kept], states[kept]
-    state.index_copy_(0, writes, states.to(state.dtype))
+    _scatter(state, states, prefill)
     out[first : first + P].copy_(o.flatten(1))
     launch_norm(
         (prefill.num_chunks * (C // _NORM_ROWS) * HV,),
@@ -267,6 +261,21 @@ def _gdn_prefill(
         BLOCK_T=_NORM_ROWS,
         BLOCK_V=triton.next_power_of_2(V),
     )
+
+
+def _gather(state: Tensor, prefill: PrefillStep) -> Tensor:
+    """What each sequence starts from, float32; zeros where it starts anew, whatever the slot held, NaN too."""
+    reads = prefill.read_slots.long()
+    states = state.index_select(0, reads.clamp(min=0)).float()
+    return states.masked_fill_((reads < 0).view(-1, 1, 1, 1), 0)
+
+
+def _scatter(state: Tensor, states: Tensor, prefill: PrefillStep) -> None:
+    writes = prefill.write_slots.long()
+    if min(prefill.writes) < 0:  # such a row leaves nothing behind
+        kept = torch.tensor([i for i, slot in enumerate(prefill.writes) if slot >= 0], device=state.device)
+        writes, states = writes[kept], states[kept]
+    state.index_copy_(0, writes, states.to(state.dtype))
 
 
 def gdn_prefill_fla(
