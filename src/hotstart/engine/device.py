@@ -19,7 +19,7 @@ from hotstart.kernels.backends import Backend
 from hotstart.kernels.gdn import CPU_CHUNK_LENGTH
 from hotstart.kernels.watch import MemoryWatch
 
-__all__ = ["Arena", "CpuDevice", "Device", "Fetched", "Landing", "Peak", "Staging", "machine_memory"]
+__all__ = ["Arena", "CpuDevice", "Device", "Fetched", "Landing", "Peak", "Staging", "machine_memory", "metered_peak"]
 
 CPU_MEMORY_SHARE = 0.5  # of the machine's memory, where the user names no size
 ONE_THREAD = 7_000_000  # multiplications: with fewer, threads wait for each other longer than they work
@@ -246,12 +246,17 @@ class CpuDevice:
         finally:
             torch.set_num_threads(num_threads)
 
-    @contextmanager
-    def measure_peak(self) -> Iterator[Peak]:
-        peak = Peak()
-        with StepMeter() as meter:
-            yield peak
-        peak.num_bytes = meter.peak_bytes
+    def measure_peak(self) -> AbstractContextManager[Peak]:
+        return metered_peak()
+
+
+@contextmanager
+def metered_peak() -> Iterator[Peak]:
+    """Of what torch's operators create."""
+    peak = Peak()
+    with StepMeter() as meter:
+        yield peak
+    peak.num_bytes = meter.peak_bytes
 
 
 def machine_memory() -> tuple[int, int]:

@@ -93,7 +93,7 @@ class Scheduler:
         if sequence is None:
             return []
         self._finish(sequence)
-        return [TokenEvent(request_id, finish_reason=FinishReason.ABORT, num_cached_tokens=sequence.num_cached or 0)]
+        return [_ended(sequence, FinishReason.ABORT)]
 
     def plan(self) -> StepPlan | None:
         """The next step, or None if nothing can be done before a step in flight has landed."""
@@ -132,8 +132,7 @@ class Scheduler:
             sequence.is_broken = True
             if sequence.status is not Status.FINISHED:
                 self._finish(sequence)
-                cached = sequence.num_cached or 0
-                events.append(TokenEvent(sequence.request.id, (), (), (), FinishReason.ERROR, None, error, cached))
+                events.append(_ended(sequence, FinishReason.ERROR, error))
             elif not sequence.num_flights:
                 self._give_back(sequence)
         return events
@@ -293,3 +292,9 @@ class Scheduler:
                 prompt_logprobs = tuple(sequence.prompt_logprobs)
         cached = sequence.num_cached or 0
         return TokenEvent(request.id, (token,), logprobs, prompt_logprobs, reason, stop_id, None, cached, admitted)
+
+
+def _ended(sequence: Sequence, reason: FinishReason, error: HotstartError | None = None) -> TokenEvent:
+    """The last event of a request that has no more tokens."""
+    cached = sequence.num_cached or 0
+    return TokenEvent(sequence.request.id, finish_reason=reason, error=error, num_cached_tokens=cached)

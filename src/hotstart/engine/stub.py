@@ -6,9 +6,9 @@ as on a GPU, and what is recorded is called again where a graph would be replaye
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hotstart.config.engine import EngineConfig
-from hotstart.engine.device import Arena, Fetched, Landing, Peak, Recorder, Staging
+from hotstart.engine.device import Arena, Fetched, Landing, Peak, Recorder, Staging, metered_peak
 from hotstart.engine.guides import Guide, Guides
-from hotstart.engine.meter import StepMeter
 from hotstart.engine.sizes import Budget, GpuSizes, gpu_budget
 from hotstart.errors import InvalidSamplingParams
 from hotstart.kernels.backends import Backend
@@ -81,12 +80,8 @@ class ReplayDevice(GpuSizes):
     def step_scope(self, multiplications: int) -> AbstractContextManager[None]:
         return nullcontext()
 
-    @contextmanager
-    def measure_peak(self) -> Iterator[Peak]:
-        peak = Peak()
-        with StepMeter() as meter:
-            yield peak
-        peak.num_bytes = meter.peak_bytes
+    def measure_peak(self) -> AbstractContextManager[Peak]:
+        return metered_peak()
 
     def hold(self, num_bytes: int) -> None: ...
 
