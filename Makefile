@@ -12,7 +12,7 @@ ARGS         ?=
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 RUN := $(VENV)/bin/python
 
-.PHONY: help install dev demo test test-gpu check check-gpus fmt bench figures bench-gpu bench-kernels constraints clean
+.PHONY: help install dev demo test test-gpu check check-gpus fmt bench figures bench-gpu bench-promise bench-kernels constraints clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -54,6 +54,9 @@ figures: dev  ## every number and picture of the documents, from bench/results
 
 bench-gpu: dev  ## speed on all GPUs that are here: every shape, a cold and a warm start, peers (5 minutes on two GPUs)
 	$(RUN) -m bench.gpu_table $(ARGS)
+
+bench-promise: dev  ## the promise's records, on one GPU (5 minutes)
+	$(RUN) -m bench.promise $(ARGS)
 
 bench-kernels: dev  ## the Gated DeltaNet kernels on this GPU
 	$(RUN) -m bench.gdn_prefill $(ARGS)

@@ -12,17 +12,14 @@ from pathlib import Path
 
 from bench.gpu_table import TOKENIZER, Job, run_lane
 from bench.measure import RESULTS
+from bench.starts import FLAGS, SEQUENCES
 
-__all__ = ["FLAGS", "JOBS"]
+__all__ = ["JOBS"]
 
 SHAPE = "qwen3.5-4b"
-FLAGS = (
-    *("--device", "cuda", "--dtype", "bfloat16", "--load-format", "dummy", "--max-model-len", "9216"),
-    *("--max-num-batched-tokens", "8192", "--strict", "--quiet"),
-)
 MANY = ("--max-num-seqs", "1024")
 # 256 states, and pages for one of the longest sequences: many short ones have to give way to each other.
-FEW_PAGES = ("--max-num-seqs", "256", "--kv-cache-memory-bytes", "12960MiB", "--requests", "3000", *TOKENIZER)
+FEW_PAGES = (*SEQUENCES, "--kv-cache-memory-bytes", "12960MiB", "--requests", "3000", *TOKENIZER)
 JOBS = (
     Job("gpu_cold", 0, SHAPE, "first-request", MANY, common=FLAGS),
     Job("gpu_warm", 0, SHAPE, "first-request", MANY, common=FLAGS),

@@ -17,15 +17,19 @@ from typing import Any
 from bench.measure import RESULTS
 from bench.shapes import SHAPES, write_folder
 
+__all__ = ["FLAGS", "SEQUENCES"]
+
 FLAGS = (
     *("--device", "cuda", "--dtype", "bfloat16", "--load-format", "dummy", "--max-model-len", "9216"),
-    *("--max-num-batched-tokens", "8192", "--max-num-seqs", "256", "--strict", "--quiet"),
+    *("--max-num-batched-tokens", "8192", "--strict", "--quiet"),
 )
+SEQUENCES = ("--max-num-seqs", "256")
 
 
 def start(model: Path, caches: Path) -> dict[str, Any]:
     out = caches / "found.json"
-    command = [sys.executable, "-m", "hotstart", "bench", "first-request", str(model), *FLAGS, f"--output={out}"]
+    command = [sys.executable, "-m", "hotstart", "bench", "first-request", str(model), *FLAGS, *SEQUENCES]
+    command.append(f"--output={out}")
     environment = os.environ | {"TRITON_CACHE_DIR": str(caches / "triton"), "XDG_CACHE_HOME": str(caches / "home")}
     subprocess.run(command, env=environment, check=True)
     found: dict[str, Any] = json.loads(out.read_text())
