@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -141,3 +142,32 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     found.wait_until(found.is_ready, "ready", START_S)
     yield found
     end(found)
+
+
+def post(server: Server, body: dict[str, object], receive_bytes: int | None = None) -> socket.socket:
+    """A request whose answer nobody has read yet."""
+    address = urlsplit(server.url)
+    data = json.dumps(body).encode()
+    connection = socket.socket()
+    if receive_bytes is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    connection.settimeout(30)
+    connection.connect((address.hostname, address.port))
+    lines = ("POST /v1/completions HTTP/1.1", "host: x", f"authorization: Bearer {KEY}", f"content-length: {len(data)}")
+    connection.sendall("\r\n".join([*lines, "", ""]).encode() + data)
+    return connection
+
+
+def engine_pid(server: Server) -> int:
+    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    (engine,) = (pid for pid in children if b"hotstart.engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return int(engine)
+
+
+def read_to_end(connection: socket.socket) -> bytes:
+    """All that the server still sends, in however many pieces it comes."""
+    answer = b""
+    with connection:
+        while part := connection.recv(65536):
+            answer += part
+    return answer

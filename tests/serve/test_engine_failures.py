@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.conftest import StartServer
-from serve.test_life import engine_pid, post, read_to_end
+from serve.conftest import StartServer, engine_pid, post, read_to_end
 
 # At a signal the engine's process loses its device, on a GPU by a fault in a kernel; at another its next step fails.
 FAIL = """

@@ -1,40 +1,17 @@
 """Clients that go away, floods, drains, and an engine that dies: every accepted request has an answer."""
 
 import asyncio
-import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import openai
 import pytest
 
-from serve.conftest import KEY, MODEL, Server, StartServer
-
-
-def post(server: Server, body: dict[str, object], receive_bytes: int | None = None) -> socket.socket:
-    """A request whose answer nobody has read yet."""
-    address = urlsplit(server.url)
-    data = json.dumps(body).encode()
-    connection = socket.socket()
-    if receive_bytes is not None:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-    connection.settimeout(30)
-    connection.connect((address.hostname, address.port))
-    lines = ("POST /v1/completions HTTP/1.1", "host: x", f"authorization: Bearer {KEY}", f"content-length: {len(data)}")
-    connection.sendall("\r\n".join([*lines, "", ""]).encode() + data)
-    return connection
-
-
-def engine_pid(server: Server) -> int:
-    children = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
-    (engine,) = (pid for pid in children if b"hotstart.engine.worker" in Path(f"/proc/{pid}/cmdline").read_bytes())
-    return int(engine)
+from serve.conftest import KEY, MODEL, Server, StartServer, engine_pid, post, read_to_end
 
 
 def test_the_process_that_speaks_http_has_no_torch(server: Server) -> None:
@@ -170,15 +147,6 @@ def test_what_exceeds_the_queue_is_refused_at_once(start_server: StartServer) ->
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
         connection.close()
     assert server.process.wait(20) == 0
-
-
-def read_to_end(connection: socket.socket) -> bytes:
-    """All that the server still sends, in however many pieces it comes."""
-    answer = b""
-    with connection:
-        while part := connection.recv(65536):
-            answer += part
-    return answer
 
 
 def test_an_engine_that_dies_is_answered_for(start_server: StartServer) -> None:
