@@ -7,7 +7,8 @@ compile and tune nothing while they are timed.  Attention is replayed as a CUDA 
 
     decode     gated attention of one new token to a paged context; beside it torch's scaled_dot_product_attention on
                dense keys and values of equal lengths, ungated; the floor is the bytes of keys and values
-    prefill    prompts from zero; beside it the same function, causal, ungated
+    prefill    prompts, some behind tokens that are computed; beside it the same function, causal, ungated; the floor is
+               the products or the bytes
     sample     a token for each row of logits; beside it our torch form
 """
 
@@ -24,8 +25,11 @@ import triton
 import triton.testing
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
 
 from bench.device import copy_rate
+from bench.floors import FLOPS_PER_S
+from hotstart.bench.record import commit
 from hotstart.cache.step import DecodeInputs, EndInputs, PrefillInputs, StepInputs
 from hotstart.kernels.attention import paged_attention
 from hotstart.kernels.draw import sample
@@ -34,11 +38,21 @@ from hotstart.kernels.sampling import SamplingRows, candidates, sample_torch
 
 PAGE = 16
 ATTENTION = AttentionDims(16, 4, 256, 64, 1e-6)  # Qwen3.5-4B and 9B
-DECODES = [(1, 1024), (1, 32768), (16, 4096), (64, 1024), (256, 1024)]
-PREFILLS = [(1, 512), (1, 2048), (1, 8192), (8, 512), (32, 64)]
+# Sequences, tokens of each in this step, tokens before them.
+DECODES = [(1, 1, 1023), (1, 1, 32767), (16, 1, 4095), (64, 1, 1023), (256, 1, 1023)]
+PREFILLS = [
+    (1, 512, 0),
+    (1, 1024, 0),
+    (1, 2048, 0),
+    (1, 8192, 0),
+    (1, 8192, 24576),
+    (8, 512, 0),
+    (8, 1024, 0),
+    (32, 64, 0),
+]
 VOCAB, ROWS = 248320, (1, 64, 128)
 SETTINGS = {"greedy": (0.0, 0, 1.0), "plain": (1.0, 0, 1.0), "k 20, p 0.95": (0.6, 20, 0.95), "p 0.8": (1.0, 0, 0.8)}
-Pair = tuple[str, Callable[[], object], Callable[[], object], float]  # what, ours, torch's, bytes that must move
+Pair = tuple[str, Callable[[], object], Callable[[], object], float, float]  # what, ours, torch's, bytes, operations
 
 
 def normal(*shape: int, scale: float = 1.0) -> Tensor:
@@ -79,11 +93,11 @@ def make_step(count: int, length: int, context: int) -> StepInputs:
     return StepInputs(tokens, unused, unused, unused.long(), decode, prefill, ends, False, unused)
 
 
-def attention(shapes: list[tuple[int, int]], decoding: bool) -> Iterator[Pair]:
+def attention(shapes: list[tuple[int, int, int]]) -> Iterator[Pair]:
     dims = ATTENTION
     H, Hkv, D = dims.num_heads, dims.num_kv_heads, dims.head_dim
-    for count, context in shapes:
-        length = 1 if decoding else context
+    for count, length, before in shapes:
+        context = before + length
         step = make_step(count, length, context)
         keys, values = (normal(step_pages(count, context), PAGE, Hkv, D) for _ in range(2))
         q, packed = normal(count * length, H, D), normal(count * length, dims.packed_width)
@@ -93,11 +107,17 @@ def attention(shapes: list[tuple[int, int]], decoding: bool) -> Iterator[Pair]:
         def ours(q=q, packed=packed, keys=keys, values=values, step=step) -> object:
             return paged_attention(q, packed, keys, values, step, dims)
 
-        def theirs(q=dense_q, k=dense_k, v=dense_v) -> object:
-            with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
-                return F.scaled_dot_product_attention(q, k, v, is_causal=not decoding, enable_gqa=True)
+        mask = (
+            {"attn_mask": causal_lower_right(length, context)} if before and length > 1 else {"is_causal": length > 1}
+        )
 
-        yield f"{count}x{context}", ours, theirs, 2.0 * count * context * Hkv * D * 2
+        def theirs(q=dense_q, k=dense_k, v=dense_v, mask=mask) -> object:
+            with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
+                return F.scaled_dot_product_attention(q, k, v, **mask, enable_gqa=True)
+
+        what = f"{count}x{context}" if length == 1 or not before else f"{count}x{length} after {before}"
+        operations = 4.0 * count * H * D * (length * before + length * length / 2)
+        yield what, ours, theirs, 2.0 * count * context * Hkv * D * 2, operations
 
 
 def step_pages(count: int, context: int) -> int:
@@ -129,12 +149,12 @@ def sampling() -> Iterator[Pair]:
             def theirs(logits=logits, rows=rows) -> object:
                 return sample_torch(logits, rows, history)
 
-            yield f"{count} rows, {name}", ours, theirs, 2.0 * count * VOCAB
+            yield f"{count} rows, {name}", ours, theirs, 2.0 * count * VOCAB, 0.0
 
 
 PARTS: dict[str, Callable[[], Iterator[Pair]]] = {
-    "decode": lambda: attention(DECODES, decoding=True),
-    "prefill": lambda: attention(PREFILLS, decoding=False),
+    "decode": lambda: attention(DECODES),
+    "prefill": lambda: attention(PREFILLS),
     "sample": sampling,
 }
 
@@ -158,10 +178,10 @@ def main() -> None:
     rows = []
     print("| part | what | us | torch us | floor us |\n|---|---|---|---|---|")
     for part in options.only:
-        for what, ours, theirs, num_bytes in PARTS[part]():
+        for what, ours, theirs, num_bytes, operations in PARTS[part]():
             us, torch_us = (microseconds(call, replayed=part in ("decode", "prefill")) for call in (ours, theirs))
             row = {"part": part, "what": what, "us": us, "torch_us": torch_us}
-            rows.append(row | {"floor_us": num_bytes / rate * 1e6})
+            rows.append(row | {"floor_us": 1e6 * max(num_bytes / rate, operations / FLOPS_PER_S)})
             print("| {part} | {what} | {us:.1f} | {torch_us:.1f} | {floor_us:.1f} |".format(**rows[-1]), flush=True)
             torch.cuda.empty_cache()
     facts = {
@@ -169,6 +189,7 @@ def main() -> None:
         "torch": str(torch.__version__),
         "triton": triton.__version__,
         "command": f"python -m bench.gpu_kernels --only {' '.join(options.only)}",
+        "commit": commit(),
         "attention": dataclasses.asdict(ATTENTION),
         "copy_bytes_per_s": rate,
     }
