@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from hotstart.kernels.attention_prefill_hopper import attend_on_hopper, hopper_serves
 from hotstart.kernels.key import type_name
 from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 from hotstart.kernels.ops import AttentionDims, Step
@@ -26,7 +27,6 @@ from hotstart.kernels.tiles import Trial, Tunable
 
 __all__ = ["attention_prefill"]
 
-FAR = 2048  # tokens of a context; in shorter ones the longer start of _attend_behind costs what the rest saves
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -42,7 +42,6 @@ class Tiles:
     keys: int
     warps: int
     stages: int
-    behind: bool = False  # values a tile behind the keys, where contexts are long: see _attend_behind
 
 
 @triton.jit
@@ -89,56 +88,6 @@ def _attend(
 
 
 @triton.jit
-def _attend_behind(
-    b_o,
-    b_max,
-    b_sum,
-    b_p,
-    b_shrink,
-    b_q,
-    p_keys,
-    p_values,
-    p_table,
-    o_m,
-    begin,
-    end,
-    scale,
-    HKV: tl.constexpr,
-    D: tl.constexpr,
-    PAGE: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    MASKED: tl.constexpr,
-):
-    """The same with the values a tile behind: their product runs while the scores of the next keys become weights.
-
-    b_p, b_shrink: of the tile before `begin`, which is whole; those of the last tile are returned.
-    """
-    o_n, o_d = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
-    m_d = (o_d < D)[None, :]
-    i_page = tl.load(p_table + (begin + o_n) // PAGE, mask=begin + o_n < end, other=0)
-    for start in range(begin, end, BLOCK_N):
-        o_t = start + o_n
-        # A pool has fewer than 2^31 tokens.  Keys past the end are those of some page: no query sees them.
-        o_k = (i_page * PAGE + o_t % PAGE).to(tl.int64)[:, None] * (HKV * D) + o_d[None, :]
-        o_v = _rows(p_table, o_t - BLOCK_N, PAGE)[:, None] * (HKV * D) + o_d[None, :]
-        b_k = tl.load(p_keys + o_k) if D == BLOCK_D else tl.load(p_keys + o_k, mask=m_d, other=0)
-        b_v = tl.load(p_values + o_v) if D == BLOCK_D else tl.load(p_values + o_v, mask=m_d, other=0)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3")
-        b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o * b_shrink[:, None], input_precision="tf32x3")
-        if MASKED:
-            b_s = tl.where(o_t[None, :] <= o_m[:, None], b_s, float("-inf"))
-        b_p, b_shrink, b_max, b_sum = _weigh(b_s, b_max, b_sum, scale)
-        i_page = tl.load(p_table + (o_t + BLOCK_N) // PAGE, mask=o_t + BLOCK_N < end, other=0)
-    return b_o, b_max, b_sum, b_p, b_shrink
-
-
-@triton.jit
-def _rows(p_table, o_t, PAGE: tl.constexpr):
-    return (tl.load(p_table + o_t // PAGE) * PAGE + o_t % PAGE).to(tl.int64)
-
-
-@triton.jit
 def _weigh(b_s, b_max, b_sum, scale):
     """Weights of a tile's scores, and by how much those of the tiles before it shrink."""
     b_new_max = tl.maximum(b_max, tl.max(b_s, axis=1) * scale)
@@ -171,7 +120,6 @@ def _attention_prefill_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    BEHIND: tl.constexpr,
 ):
     """Program: block of rows x key head.  Late blocks, which see most keys, come first."""
     G: tl.constexpr = H // HKV
@@ -211,35 +159,14 @@ def _attention_prefill_kernel(
     o_m = past + o_t
     seen_by_all = (past + first // G + 1) // BLOCK_N * BLOCK_N
     seen_by_some = tl.minimum(past + (first + BLOCK_M - 1) // G + 1, context)
-    if BEHIND:
-        o_n, m_d = tl.arange(0, BLOCK_N), (o_d < D)[None, :]
-        m_n = o_n < seen_by_some
-        o_kv = _rows(p_table, tl.where(m_n, o_n, 0), PAGE)[:, None] * (HKV * D) + o_d[None, :]
-        b_s = tl.dot(b_q, tl.trans(tl.load(p_keys + o_kv, mask=m_d, other=0)), input_precision="tf32x3")
-        b_s = tl.where(o_n[None, :] <= o_m[:, None], b_s, float("-inf"))
-        b_p, b_shrink, b_max, b_sum = _weigh(b_s, b_max, b_sum, scale)
-        b_o, b_max, b_sum, b_p, b_shrink = _attend_behind(
-            b_o, b_max, b_sum, b_p, b_shrink, b_q, p_keys, p_values, p_table, o_m, BLOCK_N, seen_by_all, scale,
-            HKV, D, PAGE, BLOCK_N, BLOCK_D, False,
-        )  # fmt: skip
-        b_o, b_max, b_sum, b_p, b_shrink = _attend_behind(
-            b_o, b_max, b_sum, b_p, b_shrink, b_q, p_keys, p_values, p_table, o_m,
-            tl.maximum(seen_by_all, BLOCK_N), seen_by_some, scale, HKV, D, PAGE, BLOCK_N, BLOCK_D, True,
-        )  # fmt: skip
-        o_n += (seen_by_some - 1) // BLOCK_N * BLOCK_N
-        m_n = o_n < seen_by_some
-        o_kv = _rows(p_table, tl.where(m_n, o_n, 0), PAGE)[:, None] * (HKV * D) + o_d[None, :]
-        b_v = tl.load(p_values + o_kv, mask=m_n[:, None] & m_d, other=0)
-        b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o * b_shrink[:, None], input_precision="tf32x3")
-    else:
-        b_o, b_max, b_sum = _attend(
-            b_o, b_max, b_sum, b_q, p_keys, p_values, p_table, o_m, 0, seen_by_all, scale,
-            HKV, D, PAGE, BLOCK_N, BLOCK_D, False,
-        )  # fmt: skip
-        b_o, b_max, b_sum = _attend(
-            b_o, b_max, b_sum, b_q, p_keys, p_values, p_table, o_m, seen_by_all, seen_by_some, scale,
-            HKV, D, PAGE, BLOCK_N, BLOCK_D, True,
-        )  # fmt: skip
+    b_o, b_max, b_sum = _attend(
+        b_o, b_max, b_sum, b_q, p_keys, p_values, p_table, o_m, 0, seen_by_all, scale,
+        HKV, D, PAGE, BLOCK_N, BLOCK_D, False,
+    )  # fmt: skip
+    b_o, b_max, b_sum = _attend(
+        b_o, b_max, b_sum, b_q, p_keys, p_values, p_table, o_m, seen_by_all, seen_by_some, scale,
+        HKV, D, PAGE, BLOCK_N, BLOCK_D, True,
+    )  # fmt: skip
     p_gate = packed_ptr + (begin + o_t).to(tl.int64)[:, None] * ROW + ((i_h * G + o_g) * 2 * D + D)[:, None]
     b_gate = tl.load(p_gate + o_d[None, :], mask=m_q, other=0).to(tl.float32)
     # sigmoid(x) = 1 / (1 + exp(-x)), whose division is the square of a reciprocal root: one instruction, not eight.
@@ -255,14 +182,11 @@ def attention_prefill(
 
     queries: [T, H, D]; packed: [T, *], (query, gate) by head; keys, values: [pages, page_size, Hkv, D].
     """
-    near, far = _near_and_far(_tiles(Family(dims.head_dim, type_name(queries.dtype))))
-    tiles = far if max(step.prefill.contexts) >= FAR else near  # not a bit of a result depends on it
-    _attend_prompts(queries, packed, keys, values, step, dims, out, tiles)
-
-
-@cache
-def _near_and_far(tiles: Tiles) -> tuple[Tiles, Tiles]:
-    return replace(tiles, behind=False), tiles
+    if hopper_serves(dims, queries.dtype, keys.shape[1]):
+        attend_on_hopper(queries, packed, keys, values, step, dims, out)
+    else:
+        tiles = _tiles(Family(dims.head_dim, type_name(queries.dtype)))
+        _attend_prompts(queries, packed, keys, values, step, dims, out, tiles)
 
 
 def _attend_prompts(
@@ -297,7 +221,6 @@ def _bound(dims: AttentionDims, row: int, page: int, tiles: Tiles) -> BoundLaunc
         BLOCK_M=tiles.rows,
         BLOCK_N=tiles.keys,
         BLOCK_D=_block_d(dims.head_dim),
-        BEHIND=tiles.behind,
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )
@@ -312,10 +235,10 @@ def _candidates(target: Target, family: Family) -> tuple[Tiles, ...]:
         return (Tiles(16, 16, 4, 1),)
     row = 2 * _block_d(family.head_dim)  # bytes
     if 90 <= target.arch < 120:  # wgmma: 64 rows to each four warps
-        tiles = [Tiles(128, 64, 8, 2, behind=True), Tiles(128, 64, 8, 2), Tiles(128, 32, 8, 3), Tiles(64, 32, 4, 2)]
+        tiles = [Tiles(128, 64, 8, 2), Tiles(128, 32, 8, 3), Tiles(64, 32, 4, 2)]
     else:
         tiles = [Tiles(64, 32, 8, 2), Tiles(64, 64, 8, 2), Tiles(64, 32, 8, 3), Tiles(32, 32, 4, 2)]
-    fitting = (t for t in tiles if (t.rows + (2 * t.stages + t.behind) * t.keys) * row <= target.shared_bytes)
+    fitting = (t for t in tiles if (t.rows + 2 * t.stages * t.keys) * row <= target.shared_bytes)
     return tuple(fitting) or (Tiles(16, 16, 4, 1),)
 
 
@@ -345,7 +268,9 @@ def _trial(space: LaunchSpace, family: Family, lengths: tuple[int, ...]) -> Tria
 def _families(space: LaunchSpace) -> tuple[Family, ...]:
     if space.attention is None:
         return ()
-    return tuple(Family(space.attention.head_dim, type_name(dtype)) for dtype in space.activation_dtypes)
+    dims, page = space.attention, space.page_size
+    dtypes = (dtype for dtype in space.activation_dtypes if not hopper_serves(dims, dtype, page))
+    return tuple(Family(dims.head_dim, type_name(dtype)) for dtype in dtypes)
 
 
 def _warmup(space: LaunchSpace) -> None:
@@ -356,8 +281,7 @@ def _warmup(space: LaunchSpace) -> None:
         packed, _, _, keys, values = space.attention_inputs(dims, dtype)
         queries = space.empty(space.num_tokens, dims.num_heads, dims.head_dim, dtype=dtype)
         out = space.tokens(dims.num_heads * dims.head_dim, dtype)
-        for tiles in dict.fromkeys(_near_and_far(_tiles(Family(dims.head_dim, type_name(dtype))))):
-            _attend_prompts(queries, packed, keys, values, space.step(space.device), dims, out, tiles)
+        attention_prefill(queries, packed, keys, values, space.step(space.device), dims, out)
 
 
 _launch = Launcher(_attention_prefill_kernel, warmup=_warmup)

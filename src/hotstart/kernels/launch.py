@@ -17,9 +17,9 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import partial, reduce
 from operator import attrgetter, or_
-from typing import Any, NoReturn
+from typing import Any, NoReturn, overload
 
 import torch
 import triton
@@ -71,13 +71,25 @@ class Kernel:
     constexprs: tuple[str, ...]
 
 
-def kernel(function: Callable[..., None]) -> Kernel:
+@overload
+def kernel(function: Callable[..., None]) -> Kernel: ...
+@overload
+def kernel(*, jit: Callable[..., Any]) -> Callable[[Callable[..., None]], Kernel]: ...
+def kernel(
+    function: Callable[..., None] | None = None, *, jit: Callable[..., Any] = triton.jit
+) -> Kernel | Callable[[Callable[..., None]], Kernel]:
     """Compile `function` with Triton, after checking that no argument's value can choose a binary by accident.
 
     A pointer is named `*_ptr`; a scalar is annotated (`eps: tl.float32`) and is put into `do_not_specialize`, because
     either alone still makes binaries for the values 1 and multiples of 16.  Pointers come first, constexprs last.
-    Anything else is a TypeError.
+    Anything else is a TypeError.  `@kernel(jit=gluon.jit)` is for a function in Gluon.
     """
+    if function is None:
+        return partial(_kernel_by, jit)
+    return _kernel_by(jit, function)
+
+
+def _kernel_by(jit: Callable[..., Any], function: Callable[..., None]) -> Kernel:
     name = function.__name__
     types: dict[str, str | None] = {}
     constexprs: list[str] = []
@@ -102,8 +114,8 @@ def kernel(function: Callable[..., None]) -> Kernel:
                 "a scalar annotated with a Triton type (tl.int32, tl.float32)"
             )
     scalars = [n for n, scalar_type in types.items() if scalar_type is not None]
-    jit = triton.jit(function, do_not_specialize=scalars)
-    return Kernel(name, jit, tuple(types), tuple(types.values()), len(types) - len(scalars), tuple(constexprs))
+    compiled = jit(function, do_not_specialize=scalars)
+    return Kernel(name, compiled, tuple(types), tuple(types.values()), len(types) - len(scalars), tuple(constexprs))
 
 
 @dataclass(slots=True)

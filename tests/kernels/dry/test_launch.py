@@ -102,7 +102,7 @@ def test_meta_tensors_compile_and_launch_nothing(add):
 def test_a_warm_up_reports_every_binary(space, own_kernels, caplog):
     report = warm_up(space)
     names = {key.kernel for key in report.keys}
-    assert names == own_kernels
+    assert names == own_kernels - {"_attention_prefill_hopper_kernel"}  # for no other GPU
     assert report.target == "sm_120"
     assert all(0 <= binary.shared_bytes <= 99 * 1024 for binary in report.binaries)
     assert "kernels warmed  target=sm_120" in caplog.text

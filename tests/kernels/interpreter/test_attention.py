@@ -4,7 +4,7 @@ import pytest
 import torch
 from attention_cases import assert_matches, make_case, run
 
-from hotstart.kernels import attention_decode, attention_prefill
+from hotstart.kernels import attention_decode
 from hotstart.kernels.attention import paged_attention
 from hotstart.kernels.attention_prefill import Family, Tiles, _tiles
 from hotstart.kernels.attention_prepare import attention_prepare
@@ -44,16 +44,6 @@ CASES = [(name, "six to a key head") for name in STEPS] + [
 def test_step_matches_attention_written_out(name, heads):
     case = make_case(*STEPS[name], HEADS[heads])
     assert_matches(case, run(case, attention_prepare, paged_attention))
-
-
-@pytest.mark.parametrize("name", ["one prompt", "prompts", "mixed"])
-def test_values_a_tile_behind_the_keys_change_nothing(name, monkeypatch):
-    monkeypatch.setattr(attention_prefill, "FAR", 1)
-    case = make_case(*STEPS[name], HEADS["six to a key head"])
-    expected, *_ = run(case, attention_prepare, paged_attention)
-    with _tiles.using(Family(24, "fp32"), Tiles(16, 16, 4, 1, behind=True)):
-        found, *_ = run(case, attention_prepare, paged_attention)
-    assert torch.equal(found, expected)
 
 
 def test_slabs_of_sequences_change_nothing(monkeypatch):
