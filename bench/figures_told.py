@@ -74,10 +74,6 @@ def rate_of_norm() -> list[str]:
     return [f"{3 * 2 * 8 * 1024 * 32 * 128 / seconds / 1e12:.1f}"]
 
 
-def busy_tensor_cores() -> list[str]:
-    return [f"{read('attention_forms_h200')['counters_1x8192']['tensor_cores_busy']:.0%}".removesuffix("%")]
-
-
 _KEPT = {"waits": "after asking for the state", "dependent_launch": "waits and triggers", "warps": 4, "maxnreg": 255}
 _KEPT |= {"load_hint": "none", "store_hint": "none", "barrier_after_state": True}
 
@@ -180,7 +176,6 @@ TOLD: dict[str, list[Sentence]] = {
         ("and up to {} times as fast on full batches.", flashinfer_on_batches),
         ("The same loads and stores without any arithmetic take {} us", copy_of_conv),
         ("- **norm** runs at {} TB/s.", rate_of_norm),
-        ("kept the tensor cores busy {} % of the time under the profiler", busy_tensor_cores),
     ],
     "docs/DECODE.md": [
         ("arithmetic adds {} % at 256 sequences and {} % at 64 to the best copy in place", arithmetic_over_a_copy),
