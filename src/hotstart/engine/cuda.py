@@ -42,6 +42,8 @@ class CudaDevice(GpuSizes):
         self.backend = backend
         if backend == "torch":  # whose attention takes parts of tensors: cuDNN's fails on the addresses of some
             torch.backends.cuda.enable_cudnn_sdp(False)
+        # The workspace of cuBLAS comes to stay: now, so that it is not cut out of the memory of a step.
+        torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]  # torch's own
         self.arena = Arena(self.torch_device)
         if capture_sizes:
             self.capture_sizes = capture_sizes
@@ -54,8 +56,7 @@ class CudaDevice(GpuSizes):
 
     def used_bytes(self) -> int:
         """What the driver has given out beside the arena, here and to others: contexts, modules, workspaces."""
-        torch.cuda.synchronize(self.torch_device)
-        torch.cuda.empty_cache()
+        self.trim()
         free, card = torch.cuda.mem_get_info(self.torch_device)
         return max(card - free - self.arena.reserved_bytes(), 0)
 
@@ -105,8 +106,7 @@ class CudaDevice(GpuSizes):
     @contextmanager
     def measure_peak(self) -> Iterator[Peak]:
         peak = Peak()
-        torch.cuda.synchronize(self.torch_device)
-        torch.cuda.empty_cache()
+        self.trim()
         filled = self._fill_gaps()
         torch.cuda.reset_peak_memory_stats(self.torch_device)
         before = torch.cuda.memory_reserved(self.torch_device)
@@ -127,10 +127,13 @@ class CudaDevice(GpuSizes):
         # The smallest block that is large enough is given: from the largest on, each gap gets what is as large.
         return [torch.empty(size, dtype=torch.uint8, device=self.torch_device) for size in sorted(gaps, reverse=True)]
 
-    def hold(self, num_bytes: int) -> None:
-        """Take what the worst step needs from the driver and give it to torch's allocator: steps find it there."""
+    def trim(self) -> None:
         torch.cuda.synchronize(self.torch_device)
         torch.cuda.empty_cache()
+
+    def hold(self, num_bytes: int) -> None:
+        """Take what the worst step needs from the driver and give it to torch's allocator: steps find it there."""
+        self.trim()
         sizes = [_SMALL_TENSOR] * (SMALL_BYTES // _SMALL_TENSOR) + [max(num_bytes - SMALL_BYTES, 0)]
         held = [torch.empty(size, dtype=torch.uint8, device=self.torch_device) for size in sizes]
         del held

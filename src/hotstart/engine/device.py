@@ -119,6 +119,9 @@ class Device(Sizes, Protocol):
         """None where nothing can be recorded."""
 
     def measure_peak(self) -> AbstractContextManager[Peak]: ...
+    def trim(self) -> None:
+        """Give back what no tensor needs: what comes to stay is not cut out of it, and pins no more than itself."""
+
     def hold(self, num_bytes: int) -> None:
         """See to it that steps of this peak find their memory without asking for any."""
 
@@ -226,6 +229,8 @@ class CpuDevice:
 
     def recorder(self) -> Recorder | None:
         return None
+
+    def trim(self) -> None: ...
 
     def hold(self, num_bytes: int) -> None:
         """The C heap keeps what a step frees (see heap.py)."""

@@ -6,6 +6,8 @@ Graphs share one pool of memory, largest first, so that the smaller ones fit int
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,10 +15,17 @@ from torch import Tensor
 from hotstart.engine.device import Arena, Recorder
 from hotstart.engine.inputs import GraphKey
 
-__all__ = ["StepGraphs"]
+__all__ = ["GraphBytes", "StepGraphs"]
 
 TRIAL_GRAPHS = 4
 LEAST_GRAPH_BYTES = 1 << 20  # the driver takes memory in pieces: one that seems to cost nothing may be the next's turn
+
+
+class GraphBytes(NamedTuple):
+    """Of a device."""
+
+    bound: int = 0  # of all graphs
+    kept: int = 0  # of these, what is still taken after the trial: the driver keeps it for the next captures
 
 
 class StepGraphs:
@@ -76,22 +85,23 @@ class StepGraphs:
         graph()
         return tokens
 
-    def trial(self, capture: Callable[[GraphKey], None]) -> int:
-        """Bytes that all graphs will take: the largest and a few more are captured, measured, and thrown away."""
+    def trial(self, capture: Callable[[GraphKey], None]) -> GraphBytes:
+        """What all graphs will take: the largest and a few more are captured, measured, and thrown away."""
         largest = [max(kind) for kind in self._kinds() if kind]
         more = [key for kind in self._kinds() for key in kind[1 : 1 + TRIAL_GRAPHS // 2]]
-        taken = []
+        taken = [self._recorder.taken_bytes()]
         for keys in (largest, more):
-            before = self._recorder.taken_bytes()
             for key in keys:
                 capture(key)
-            # Where the driver does not tell processes apart, another may have given memory back meanwhile.
-            taken.append(max(self._recorder.taken_bytes() - before, 0))
-        each = taken[1] // max(len(more), 1)
+            taken.append(self._recorder.taken_bytes())
+        # Where the driver does not tell processes apart, another may have given memory back meanwhile.
+        of_largest, of_more = (max(after - before, 0) for before, after in pairwise(taken))
+        each = of_more // max(len(more), 1)
         self._graphs.clear()
         self._draws.clear()
         self._recorder.forget()
-        return taken[0] + max(each, LEAST_GRAPH_BYTES) * (len(self.keys) - len(largest))
+        rest = max(each, LEAST_GRAPH_BYTES) * (len(self.keys) - len(largest))
+        return GraphBytes(of_largest + rest, max(self._recorder.taken_bytes() - taken[0], 0))
 
     def _kinds(self) -> tuple[list[GraphKey], list[GraphKey]]:
         return [key for key in self.keys if key.is_prompt], [key for key in self.keys if not key.is_prompt]

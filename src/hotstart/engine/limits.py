@@ -87,9 +87,18 @@ class StepLimits:
         return -(-self.vocab_size // 128) * 4
 
     @property
+    def sampling_sizes(self) -> tuple[int, int, int]:
+        """Bytes of masks, and of the last token and all tokens by slot (see masks.py, sampler.py)."""
+        masks, last, history = (
+            self.max_num_seqs * self.mask_words,
+            self.num_slots + 1,
+            self.num_slots * self.max_model_len,
+        )
+        return 4 * masks, 4 * last, 4 * history
+
+    @property
     def sampling_bytes(self) -> int:
-        """The last token and all tokens by slot, and masks (see sampler.py, masks.py)."""
-        return 4 * (self.num_slots + 1 + self.num_slots * self.max_model_len + self.max_num_seqs * self.mask_words)
+        return sum(self.sampling_sizes)
 
     def staging_bytes(self, token_rungs: Sequence[int], row_rungs: Sequence[int]) -> int:
         """A bound on the data of any step within the limits, with the padding of every section (see inputs.py)."""

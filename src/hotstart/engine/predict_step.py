@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 SMALL_BYTES = 32 << 20  # of a step's block, for small tensors (cuda.py)
-WORKSPACE_BYTES = 32 << 20  # that cuBLAS takes of torch's allocator at its first product
+WORKSPACE_BYTES = 32 << 20  # that cuBLAS takes of torch's allocator, once for each stream
 
 # Workspaces that kernels bound (gdn_workspace.py, gdn_slabs.py, attention_decode.py, moe_gemm.py, draw.py).
 _GDN_BYTES, _GDN_ALONE, _GDN_LONG, _GDN_APART = 104 << 20, 0.57, 130, 16 << 20
@@ -113,7 +113,7 @@ def worst_step_bytes(
     sizes: Sizes,
     num_tokens: int,
 ) -> int:
-    """What start-up would measure for steps of so many tokens; the first of them finds no workspace of cuBLAS yet."""
+    """What start-up would measure for steps of so many tokens."""
     rungs, rows = sizes.token_rungs(limits.max_num_batched_tokens), sizes.row_rungs(limits.slab_rows)
 
     def rung(tokens: int) -> int:
@@ -121,8 +121,7 @@ def worst_step_bytes(
 
     plans = worst_plans(rung(num_tokens), limits, thorough=True)
     shapes = [StepShapes.of(plan, rung(plan.num_tokens), limits, rows) for plan in plans]
-    found = [step_bytes(config, dtype, limits, traits, one) for one in shapes]
-    return max(found[0] + WORKSPACE_BYTES, *found) + SMALL_BYTES
+    return max(step_bytes(config, dtype, limits, traits, one) for one in shapes) + SMALL_BYTES
 
 
 def captured_bytes(

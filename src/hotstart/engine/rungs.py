@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from hotstart.engine.device import Device
 from hotstart.engine.engine import Engine
-from hotstart.engine.graphs import StepGraphs
+from hotstart.engine.graphs import GraphBytes, StepGraphs
 from hotstart.engine.inputs import GraphKey, InputBuilder
 from hotstart.engine.phases import RunningPhase
 from hotstart.engine.plan import StepPlan
@@ -87,8 +87,8 @@ def _plans_of_answers(inputs: InputBuilder) -> list[StepPlan]:
     return [*reversed(large), *reversed(small), *reversed(rows)]
 
 
-def try_capture(graphs: StepGraphs, runner: Runner, inputs: InputBuilder) -> int:
-    """A bound on the bytes of all graphs, from capturing some on a minimal cache."""
+def try_capture(graphs: StepGraphs, runner: Runner, inputs: InputBuilder) -> GraphBytes:
+    """What all graphs will take, from capturing some on a minimal cache."""
     return graphs.trial(lambda key: runner.capture(_plan_of(key, inputs)))
 
 

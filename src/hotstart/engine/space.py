@@ -1,7 +1,9 @@
 """launch_space(): all that can change a binary, from what start-up knows, with steps built by the code that serves."""
 
 import dataclasses
+from bisect import bisect_left
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -43,12 +45,13 @@ def launch_space(
         max_model_len=max(limits.max_model_len, longest),
         num_slots=max(limits.num_slots, _NUM_SLOTS),
     )
-    inputs = InputBuilder(limits, device)
+    rungs = device.token_rungs(limits.max_num_batched_tokens)
+    inputs = cache(lambda: InputBuilder(limits, device))  # at the first step: its memory is not to lie among weights
     rows = (5, 1, 0, 0), (0, 1, NO_SLOT, 1), (0, chunk + 1, NO_SLOT, 2), (chunk, chunk // 2, 3, 4)
     plan = _plan(rows, size)
 
     def step(on: torch.device) -> Step:
-        return moved(inputs.build(plan).inputs, on)
+        return moved(inputs().build(plan).inputs, on)
 
     def prompts(on: torch.device, lengths: tuple[int, ...]) -> Step:
         enough = dataclasses.replace(
@@ -67,7 +70,7 @@ def launch_space(
         activation_dtypes=(dtype,),
         step=step,
         prompts=prompts,
-        num_tokens=inputs.rung(plan.num_tokens),
+        num_tokens=rungs[bisect_left(rungs, plan.num_tokens)],
         num_slots=_NUM_SLOTS,
         num_pages=1,
         page_size=size,

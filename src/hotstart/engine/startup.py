@@ -22,7 +22,7 @@ from hotstart.engine.cuda import CudaDevice
 from hotstart.engine.device import CpuDevice, Device
 from hotstart.engine.engine import Engine
 from hotstart.engine.foretell import foretell_peaks
-from hotstart.engine.graphs import StepGraphs
+from hotstart.engine.graphs import GraphBytes, StepGraphs
 from hotstart.engine.guides import Guides
 from hotstart.engine.head_start import hash_compiler
 from hotstart.engine.inputs import InputBuilder
@@ -91,7 +91,7 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
 
 def _capture(parts: "_Parts", graphs: StepGraphs, runner: Runner, device: Device, running: RunningPhase) -> None:
     """For good.  Raises StartupError if that takes what the plan has given to others."""
-    plan, before = parts.plan, device.resident_bytes() or 0
+    plan, before = parts.plan, (device.resident_bytes() or 0) - parts.kept_bytes
     capture(graphs, runner, parts.inputs, plan.max_num_seqs, plan.max_num_batched_tokens, running)
     taken, bound = (device.resident_bytes() or 0) - before, plan.measured.graphs_bytes
     running.detail += f", {as_size(max(taken, 0))} of {as_size(bound)}"
@@ -118,7 +118,7 @@ class _Loaded:
     weights_bytes: int
     warm: WarmKernels | None
 
-    def measured(self, device: Device, peaks: Peaks, graphs_bytes: int = 0) -> Measured:
+    def measured(self, device: Device, peaks: Peaks) -> Measured:
         """What is known by now; where the driver's word can be had, it is asked again."""
         process_bytes, known = device.loaded_bytes(), self.known
         if process_bytes is not None:
@@ -126,7 +126,7 @@ class _Loaded:
         owners = device.arena.by_owner()
         buffers_bytes = sum(owners.values()) - self.weights_bytes - owners.get("minimal cache", 0)
         tuning_bytes = self.warm.tiles.scratch_bytes if self.warm else 0
-        return known.measured(self.layout, self.weights_bytes, buffers_bytes, peaks, tuning_bytes, graphs_bytes)
+        return known.measured(self.layout, self.weights_bytes, buffers_bytes, peaks, tuning_bytes)
 
 
 def _load_model(config: EngineConfig, device: Device, phases: PhaseLog) -> _Loaded:
@@ -170,6 +170,7 @@ class _Parts:
     inputs: InputBuilder
     runner: Callable[..., Runner]  # of a cache, and graphs or none
     graphs: StepGraphs | None
+    kept_bytes: int  # of what graphs take, already taken
 
 
 def _size(loaded: _Loaded, device: Device, phases: PhaseLog) -> _Parts:
@@ -180,6 +181,7 @@ def _size(loaded: _Loaded, device: Device, phases: PhaseLog) -> _Parts:
         return fits(wishes, loaded.measured(device, peaks), size)
 
     with phases.phase("run rungs") as running:
+        device.trim()
         inputs = InputBuilder(limits, device, loaded.guides.fill)
         sampler = Sampler(model.logits, model.ops, limits, device)
         num_weights = sum(p.numel() for p in model.parameters())
@@ -194,19 +196,21 @@ def _size(loaded: _Loaded, device: Device, phases: PhaseLog) -> _Parts:
             peaks = run_rungs(make_runner(minimal), kinds, inputs, sizes, enough, device, running)
             del minimal, kinds
             running.detail = f"{len(inputs.rungs)} rungs, step peak {as_size(max(peaks.values()))}"
-    graphs, graphs_bytes = _graphs(config, model, inputs, device), 0
+    device.trim()
+    graphs, taken = _graphs(config, model, inputs, device), GraphBytes()
+    measured = loaded.measured(device, peaks)  # before the trial: what that leaves is the graphs'
     if graphs is not None:
         with phases.phase("try capture") as running:
             runner = make_runner(_minimal_cache(loaded.layout, device), graphs)
-            graphs_bytes = try_capture(graphs, runner, inputs)
+            taken = try_capture(graphs, runner, inputs)
             del runner
-            running.detail = f"{len(graphs.keys)} sizes take at most {as_size(graphs_bytes)}"
+            running.detail = f"{len(graphs.keys)} sizes take at most {as_size(taken.bound)}"
     with phases.phase("plan memory") as running:
-        plan = solve(wishes, loaded.measured(device, peaks, graphs_bytes))
+        plan = solve(wishes, replace(measured, graphs_bytes=taken.bound))
         running.detail = f"{plan.num_pages} pages, {plan.num_slots} slots"
         for note in plan.notes:
             log.info("limit lowered", what=note)
-    return _Parts(plan, inputs, make_runner, graphs)
+    return _Parts(plan, inputs, make_runner, graphs, taken.kept)
 
 
 def _device(config: EngineConfig) -> Device:

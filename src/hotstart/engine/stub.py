@@ -83,6 +83,8 @@ class ReplayDevice(GpuSizes):
     def measure_peak(self) -> AbstractContextManager[Peak]:
         return metered_peak()
 
+    def trim(self) -> None: ...
+
     def hold(self, num_bytes: int) -> None: ...
 
     def alive(self) -> bool:
