@@ -100,8 +100,8 @@ class StepGraphs:
         self._graphs.clear()
         self._draws.clear()
         self._recorder.forget()
-        rest = max(each, LEAST_GRAPH_BYTES) * (len(self.keys) - len(largest))
-        return GraphBytes(of_largest + rest, max(self._recorder.taken_bytes() - taken[0], 0))
+        bound = of_largest + max(each, LEAST_GRAPH_BYTES) * (len(self.keys) - len(largest))
+        return GraphBytes(bound, min(max(self._recorder.taken_bytes() - taken[0], 0), bound))
 
     def _kinds(self) -> tuple[list[GraphKey], list[GraphKey]]:
         return [key for key in self.keys if key.is_prompt], [key for key in self.keys if not key.is_prompt]
