@@ -71,7 +71,12 @@ def test_defaults_give_way_tokens_if_enough_then_sequences_then_length(mib, expe
 
 def test_sequences_give_way_before_steps_become_unfairly_small():
     plan = solve(wishes(), dataclasses.replace(with_total(360), fair_tokens=256))
-    assert (plan.max_model_len, plan.max_num_seqs, plan.max_num_batched_tokens) == (4096, 1, 128)
+    assert (plan.max_num_seqs, plan.max_num_batched_tokens) == (1, 256)  # of whose sequences one is shorter
+    assert 256 < plan.max_model_len < 4096
+    plan = solve(wishes(), dataclasses.replace(with_total(336), fair_tokens=256))
+    assert (plan.max_model_len, plan.max_num_seqs, plan.max_num_batched_tokens) == (4096, 1, 64)
+    plan = solve(wishes({"max_num_seqs"}), dataclasses.replace(with_total(424), fair_tokens=256))
+    assert plan.max_num_batched_tokens == 256 and 256 < plan.max_model_len < 4096
 
 
 def test_states_leave_pages_as_much_unless_the_number_of_sequences_is_a_wish():

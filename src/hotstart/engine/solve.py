@@ -42,7 +42,7 @@ def _notes(trial: Trial, wishes: Wishes, m: Measured) -> tuple[str, ...]:
     within = f"which fits {as_size(m.total_bytes)} ({m.total_source})"
     caches = within if m.cache_wish is None else f"which fits {as_size(m.cache_wish)} (--kv-cache-memory-bytes)"
     reasons = {"--max-model-len": caches, "--max-num-seqs": caches, "--max-num-batched-tokens": within}
-    if trial.slot_bytes(m) <= trial.least_pages(m) * m.page_bytes:
+    if trial._replace(seqs=trial.seqs + 1, halves=False).spare_bytes(m) >= 0:
         reasons["--max-num-seqs"] += " and gives states no more than pages"
     return tuple(
         f"{flag} from its default {wish.value} to {found}, {reasons[flag]}"

@@ -74,8 +74,8 @@ class Trial(NamedTuple):
         return room - m.cache_wish if self.lacks_room(m) else m.cache_wish - self.cache_bytes(m)
 
     def lowered(self, wishes: Wishes, m: Measured) -> Self | None:
-        """The next smaller set: tokens of a step, if a fair number of them is enough; else sequences; then tokens
-        whatever they are; then the length of a sequence."""
+        """The next smaller set: tokens of a step, if a fair number of them is enough; else sequences; then tokens to
+        that number, and from there on tokens or the length of a sequence, whichever is more."""
         sizes = step_sizes(*wishes.max_num_batched_tokens)
         can_shrink = self.tokens > sizes[-1]
         smaller = self._replace(tokens=sizes[sizes.index(self.tokens) + 1]) if can_shrink else self
@@ -83,17 +83,24 @@ class Trial(NamedTuple):
             return smaller if can_shrink else None
         can_shrink &= m.cache_wish is None  # which smaller steps would leave as small as it is
         fair = self._replace(tokens=min(size for size in sizes if size >= min(m.fair_tokens, sizes[0])))
-        if can_shrink and smaller.tokens >= fair.tokens and fair.spare_bytes(m) >= 0:
+        is_fair = can_shrink and smaller.tokens >= fair.tokens
+        if is_fair and fair.spare_bytes(m) >= 0:
             return smaller
         if not wishes.max_num_seqs.explicit and self.seqs > 1:
             return self._replace(seqs=_fewer(self.seqs))
-        if can_shrink:
-            return smaller
-        if not wishes.max_model_len.explicit and self.model_len > m.page_size:
+        least = max(m.page_size, self.tokens if can_shrink else 0)
+        if not wishes.max_model_len.explicit and self.model_len > least and not is_fair:
             missing = -self.spare_bytes(m)
             pages = m.pages_for(self.model_len) - max(1, -(-missing // m.page_bytes) if m.page_bytes else 1)
-            return self._replace(model_len=max(pages, 1) * m.page_size)
-        return None
+            return self._replace(model_len=max(pages * m.page_size, least))
+        return smaller if can_shrink else None
+
+    def filled(self, wishes: Wishes, m: Measured) -> Self:
+        """As long as sequences can be in what is left: their length went down in large steps."""
+        if not m.page_bytes:
+            return self
+        pages = m.pages_for(self.model_len) + self.spare_bytes(m) // m.page_bytes
+        return self._replace(model_len=max(self.model_len, min(wishes.max_model_len.value, pages * m.page_size)))
 
 
 def _fewer(seqs: int) -> int:
@@ -118,4 +125,4 @@ def fitting(wishes: Wishes, m: Measured) -> tuple[Trial | None, Trial]:
     while trial is not None and trial.spare_bytes(m) < 0:
         last = trial
         trial = trial.lowered(wishes, m)
-    return trial, trial or last
+    return (trial and trial.filled(wishes, m)), trial or last
