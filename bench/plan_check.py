@@ -1,6 +1,6 @@
 """Keep beside each other what `hotstart plan --gpu` foretells and what start-up found, for shapes on a real card.
 
-python -m bench.plan_check [--folder FOLDER]    start each of them, one after the other; their files are kept there
+python -m bench.plan_check [--folder FOLDER] [--only N,N]    start each of them, or these; their files are kept there
 python -m bench.plan_check ROLE:FILE ...        files of `hotstart bench`, each fitted on ("fit") or not ("check")
 """
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,23 @@ from hotstart.config.engine import EngineConfig
 from hotstart.engine.predict import predict
 from hotstart.kernels.gpus import parse_gpu
 
-SMALL = ("--device", "cuda", "--dtype", "bfloat16", "--load-format", "dummy", "--max-model-len", "9216", "--quiet")
-SMALL += ("--max-num-batched-tokens", "8192", "--jit-monitor-mode", "error")
-GIB_32 = ("--device-memory-bytes", "32GiB")
+BARE = ("--device", "cuda", "--dtype", "bfloat16", "--load-format", "dummy", "--quiet", "--jit-monitor-mode", "error")
+SMALL = (*BARE, "--max-model-len", "9216", "--max-num-batched-tokens", "8192")
+GIB_32, GIB_80 = ("--device-memory-bytes", "32GiB"), ("--device-memory-bytes", "80GiB")
+SEQS_256, SEQS_1024 = ("--max-num-seqs", "256"), ("--max-num-seqs", "1024")
 STARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("check", "qwen3.5-9b", SMALL + GIB_32),
-    ("fit", "next-small", SMALL + GIB_32),
-    ("fit", "qwen3.5-4b", (*SMALL, "--max-num-seqs", "1024")),
+    ("check", "qwen3.5-9b", (*BARE, *GIB_32)),
+    ("check", "qwen3.5-9b", SMALL + GIB_32 + SEQS_256),
     ("check", "qwen3.5-9b", FLAGS),
-    ("fit", "next-small", FLAGS),
     ("check", "qwen3.5-27b", FLAGS),
+    ("check", "qwen3.5-35b-a3b", (*BARE, *GIB_80)),
     ("check", "qwen3.5-35b-a3b", FLAGS),
+    ("check", "qwen3.5-2b", BARE),
+    ("fit", "next-small", SMALL + GIB_32),
+    ("fit", "next-small", FLAGS),
+    ("fit", "qwen3.5-4b", SMALL + SEQS_1024),
+    ("fit", "qwen3.5-4b", FLAGS),
     ("fit", "qwen3.5-0.8b", FLAGS),
-    ("check", "qwen3.5-4b", FLAGS),
 )
 
 
@@ -53,13 +58,14 @@ def row(role: str, found: dict[str, Any]) -> dict[str, Any]:
         "lines": lines,
         "pages": {"foretold": plan.num_pages, "found": found["plan"]["num_pages"]},
         "slots": {"foretold": plan.num_slots, "found": found["plan"]["num_slots"]},
-        "facts": {name: found[name] for name in ("command", "date", "device", "cuda", "versions")},
+        "facts": {name: found[name] for name in ("command", "date", "device", "cuda", "versions", "commit")},
     }
 
 
-def measure(folder: Path) -> None:
+def measure(folder: Path, only: Sequence[int]) -> None:
     found: list[str] = []
-    for number, (role, shape, flags) in enumerate(STARTS):
+    for number in only:
+        role, shape, flags = STARTS[number]
         out, start = folder / f"{number}-{shape}.json", time.monotonic()
         with tempfile.TemporaryDirectory() as temporary:
             model = str(write_folder(shape, Path(temporary)))
@@ -83,12 +89,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", metavar="ROLE:FILE")
     parser.add_argument("--folder", type=Path, help="default: a temporary one")
+    numbers = ",".join(map(str, range(len(STARTS))))
+    parser.add_argument("--only", default=numbers, metavar="N,N", help=f"default: {numbers}")
     arguments = parser.parse_args()
     if arguments.files:
         return _write(arguments.files)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
-        return measure(folder)
+        return measure(folder, [int(number) for number in arguments.only.split(",")])
 
 
 if __name__ == "__main__":
