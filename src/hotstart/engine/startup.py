@@ -65,6 +65,7 @@ def _start(config: EngineConfig, device: Device, watch: Watch, phases: PhaseLog)
     parts = _size(loaded, device, phases)
     plan = parts.plan
     with phases.phase("allocate caches"):
+        device.trim()
         take = partial(device.arena.allocate, "cache")
         runner = parts.runner(CacheTensors(loaded.layout, plan.num_pages, plan.num_slots, take), parts.graphs)
     if parts.graphs is not None:
