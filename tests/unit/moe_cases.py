@@ -4,9 +4,11 @@ import torch
 from steps import Row, make_step
 
 from hotstart.kernels.moe import moe_reference
+from hotstart.kernels.moe_route import choosing, routing
 from hotstart.kernels.ops import MoeDims
+from hotstart.kernels.series import Series
 
-__all__ = ["CASES", "equals", "make_case"]
+__all__ = ["CASES", "choose", "equals", "make_case", "route"]
 
 CASES = [
     MoeDims(5, 2, 16, True, shares=True),
@@ -48,3 +50,21 @@ def equals(dims, num_tokens, dtype=torch.float32):
     logits = torch.randint(3, (num_tokens, dims.logit_width), generator=torch.Generator().manual_seed(0)).to(dtype)
     order = logits[:, : dims.num_experts].sort(dim=-1, descending=True, stable=True)
     return logits, torch.arange(num_tokens), order.indices[:, : dims.top_k].sort(-1).values
+
+
+def choose(logits, kv_index, dims):
+    """What `choosing` leaves, by name."""
+    return launched(choosing(len(logits), dims, block=1), logits, kv_index)
+
+
+def route(logits, kv_index, dims, rows):
+    """Weights [T, experts_per_token], pairs [P], tiles [*, 4]: what `routing` leaves for the products."""
+    left = launched(routing(len(logits), dims, rows), logits, kv_index)
+    return left["weights"].view(len(logits), -1), left["pairs"], left["tiles"].view(-1, 4)
+
+
+def launched(part, logits, kv_index):
+    calls, own = part
+    left = {name: torch.empty(one.elements, dtype=one.dtype, device=logits.device) for name, one in own.items()}
+    Series(" ".join(["logits kv_index", *left]), calls, {})(logits, kv_index, *left.values())
+    return left

@@ -259,17 +259,13 @@ class _Step:
         D, width, shared = config.hidden_size, config.moe_intermediate_size, config.shared_expert_intermediate_size
         normed, logits = self.take(T * D), self.take(T * logit_width(config))
         pairs = T * (config.num_experts_per_tok + (shared == width))
-        small = [self.take(pairs, 4) for _ in range(2)]  # weights and places, or experts
-        if T > _FEW_TOKENS:
-            with self.held((pairs, 4), (pairs, 4)):  # experts and ranks
-                pass
-        hidden = self.take(pairs * width)
+        taken = pairs * (4 * 4 + width * self.item)  # weights, experts, ranks, places; what is between the products
         if T > _FEW_TOKENS:
             columns = self.traits.expert_columns(T * config.num_experts_per_tok / config.num_experts, self.item)
             slab = max(1, min(ceil(D / columns), _EXPERT_BYTES // max(1, pairs * columns * self.item)))
-            with self.held((slab * pairs * columns, self.item)):
-                pass
-        self.free(*small, hidden)
+            taken += slab * pairs * columns * self.item
+        with self.held((taken, 1)):
+            pass
         if shared != width:
             sigmoid = self.take(T)
             inner = self._swiglu(shared, of_norm=False)

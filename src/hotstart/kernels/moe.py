@@ -11,6 +11,7 @@ of the tokens decides how much is launched.
 Source: Fedus et al. 2021, arXiv:2101.03961; routing as in Qwen3-MoE.
 """
 
+from functools import lru_cache
 from itertools import groupby
 
 import torch
@@ -19,14 +20,17 @@ from torch import Tensor
 
 from hotstart.kernels.activation import silu_mul_torch
 from hotstart.kernels.linear import Product, linear_torch
-from hotstart.kernels.moe_few import MOST_TOKENS, moe_few
-from hotstart.kernels.moe_gemm import expert_down, expert_gate_up
-from hotstart.kernels.moe_route import route
-from hotstart.kernels.moe_tiles import tiles_for
+from hotstart.kernels.moe_few import MOST_TOKENS, products_of_few
+from hotstart.kernels.moe_gemm import products
+from hotstart.kernels.moe_route import FEW_TOKENS, choosing, routing
+from hotstart.kernels.moe_tiles import Tiles, all_tiles, tiles_for
 from hotstart.kernels.norm import rms_norm_torch
 from hotstart.kernels.ops import MoeDims, Step
+from hotstart.kernels.series import Series
+from hotstart.kernels.space import LaunchSpace
+from hotstart.kernels.target import Target, current_target
 
-__all__ = ["moe", "moe_reference", "moe_torch", "norm_router_torch", "route_torch"]
+__all__ = ["moe", "moe_reference", "moe_torch", "norm_router_torch", "route_torch", "warmup"]
 
 
 def route_torch(logits: Tensor, dims: MoeDims) -> tuple[Tensor, Tensor]:
@@ -115,9 +119,42 @@ def moe(
     """
     (T, D), experts, width = x.shape, dims.stacked_experts, dims.width
     assert gate_up.shape == (experts, 2 * width, D) and down.shape == (experts, D, width), (gate_up.shape, dims)
-    if T <= MOST_TOKENS:
-        return moe_few(residual, x, logits, gate_up, down, dims, step.kv_index)
-    cut = tiles_for(T, dims, x.dtype)
-    routed = route(logits, step.kv_index, dims, cut.rows)
-    hidden = expert_gate_up(x, gate_up, routed, dims, cut)
-    return expert_down(residual, hidden, down, routed, step.kv_index, dims, cut)
+    assert logits.shape == (T, dims.logit_width) and residual.shape == (T, D), (logits.shape, residual.shape, dims)
+    cut = None if T <= MOST_TOKENS else tiles_for(T, dims, x.dtype)
+    series = _series(T, D, dims, x.dtype, cut, current_target())
+    series(residual, x, logits, gate_up, down, step.kv_index)
+    return residual
+
+
+# What the layers of a step share, for as many sizes of steps as there are.
+@lru_cache(maxsize=256)
+def _series(T: int, D: int, dims: MoeDims, dtype: torch.dtype, cut: Tiles | None, target: Target) -> Series:
+    """`cut`: None for few tokens, which are not sorted."""
+    if cut is None:
+        (first, chosen), (rest, worked) = choosing(T, dims, block=1), products_of_few(T, D, dims, dtype)
+    else:
+        (first, chosen), (rest, worked) = routing(T, dims, cut.rows), products(T, D, dims, dtype, cut)
+    return Series("residual x logits gate_up down kv_index", [*first, *rest], chosen | worked)
+
+
+def warmup(space: LaunchSpace) -> None:
+    """Of padding alone, so the weights of one expert are enough, where all of them may be most of the memory."""
+    dims, D = space.moe, space.hidden_size
+    if dims is None:
+        return
+    for dtype in space.activation_dtypes:
+        gate_up, down = space.weight(1, 2 * dims.width, D, dtype=dtype), space.weight(1, D, dims.width, dtype=dtype)
+        for T, cut in [(MOST_TOKENS, None), *_kinds(dims, dtype)]:
+            x, logits = space.empty(T, D, dtype=dtype), space.empty(T, dims.logit_width, dtype=dtype)
+            kv_index = torch.full((T,), -1, dtype=torch.int64, device=space.device)
+            _series(T, D, dims, dtype, cut, current_target())(x, x, logits, gate_up, down, kv_index)
+
+
+def _kinds(dims: MoeDims, dtype: torch.dtype) -> list[tuple[int, Tiles]]:
+    """Steps of small blocks of tokens and of large ones, where tiles are for so many."""
+    found, above = [], 0.0
+    for tiles in all_tiles(dtype):
+        most = tiles.up_to * dims.num_experts / dims.top_k  # tokens
+        found += [(2, tiles)] * (above < FEW_TOKENS) + [(FEW_TOKENS + 1, tiles)] * (most > FEW_TOKENS)
+        above = most
+    return found

@@ -3,20 +3,17 @@
 Nothing is sorted, and a program of the second product adds up all experts of its columns, in float32.
 """
 
-import functools
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
-from hotstart.kernels.moe_route import choose
+from hotstart.kernels.launch import Launcher, kernel
+from hotstart.kernels.moe_tiles import warmup
 from hotstart.kernels.ops import MoeDims
+from hotstart.kernels.series import Call, Own, Part
 
-__all__ = ["MOST_TOKENS", "moe_few"]
+__all__ = ["MOST_TOKENS", "products_of_few"]
 
 MOST_TOKENS = 2
 
@@ -137,40 +134,22 @@ def _piece(
     return tl.load(p_block + i_e * (D * WIDTH) + i % PIECES * DEPTH, mask=m_w, other=0)
 
 
-def moe_few(
-    residual: Tensor, x: Tensor, logits: Tensor, gate_up: Tensor, down: Tensor, dims: MoeDims, kv_index: Tensor
-) -> Tensor:
-    """See `moe`, for at most MOST_TOKENS tokens."""
-    T, D = x.shape
-    at = _constants(D, dims)
-    weights, experts, *_ = choose(logits, kv_index, dims, block=1)
-    hidden = x.new_empty(T * dims.experts_per_token, dims.width)
-    at.gate_up((T * dims.experts_per_token * at.gate_up_blocks,), x, experts, gate_up, hidden)
-    at.down((T * at.down_blocks,), hidden, down, weights, experts, residual)
-    return residual
-
-
-class Constants(NamedTuple):
-    gate_up: BoundLaunch
-    down: BoundLaunch
-    gate_up_blocks: int
-    down_blocks: int
-
-
 _GATE_UP = {"COLUMNS": 2, "DEPTH": 2048, "num_warps": 4}
 _DOWN = {"COLUMNS": 4, "DEPTH": 512, "num_warps": 2}
 AHEAD = 4  # pieces that are asked for before the wait
 
 
-@functools.cache
-def _constants(D: int, dims: MoeDims) -> Constants:
+def products_of_few(T: int, D: int, dims: MoeDims, dtype: torch.dtype) -> Part:
+    """As `products` (moe_gemm.py), from what `choosing` leaves; for at most MOST_TOKENS tokens."""
     common = {"D": D, "WIDTH": dims.width, "PER_TOKEN": dims.experts_per_token}
-    return Constants(
-        _launch_gate_up.bind(**_fitting(_GATE_UP, D), **common),
-        _launch_down.bind(**_fitting(_DOWN, dims.width), AHEAD=min(AHEAD, dims.experts_per_token), **common),
-        triton.cdiv(dims.width, _GATE_UP["COLUMNS"]),
-        triton.cdiv(D, _DOWN["COLUMNS"]),
-    )
+    gate_up = _launch_gate_up.bind(**_fitting(_GATE_UP, D), **common)
+    down = _launch_down.bind(**_fitting(_DOWN, dims.width), AHEAD=min(AHEAD, dims.experts_per_token), **common)
+    pairs = T * dims.experts_per_token
+    calls = [
+        Call(gate_up, "x experts gate_up hidden", (pairs * triton.cdiv(dims.width, _GATE_UP["COLUMNS"]),), ()),
+        Call(down, "hidden down weights experts residual", (T * triton.cdiv(D, _DOWN["COLUMNS"]),), ()),
+    ]
+    return calls, {"hidden": Own(dtype, pairs * dims.width)}
 
 
 def _fitting(tiles: dict[str, int], length: int) -> dict[str, int]:
@@ -178,17 +157,5 @@ def _fitting(tiles: dict[str, int], length: int) -> dict[str, int]:
     return tiles | {"DEPTH": min(tiles["DEPTH"], int(triton.next_power_of_2(length)))}
 
 
-def _warmup(space: LaunchSpace) -> None:
-    """Of padding alone, so the weights of one expert are enough, where all of them may be most of the memory."""
-    if space.moe is None:
-        return
-    dims, T, D = space.moe, 2, space.hidden_size
-    kv_index = torch.full((T,), -1, dtype=torch.int64, device=space.device)
-    for dtype in space.activation_dtypes:
-        gate_up, down = space.weight(1, 2 * dims.width, D, dtype=dtype), space.weight(1, D, dims.width, dtype=dtype)
-        x, logits = space.empty(T, D, dtype=dtype), space.empty(T, dims.logit_width, dtype=dtype)
-        moe_few(x, x, logits, gate_up, down, dims, kv_index)
-
-
-_launch_gate_up = Launcher(_few_gate_up_kernel, warmup=_warmup)
-_launch_down = Launcher(_few_down_kernel, warmup=_warmup, in_place=True)
+_launch_gate_up = Launcher(_few_gate_up_kernel, warmup=warmup)
+_launch_down = Launcher(_few_down_kernel, warmup=warmup, in_place=True)

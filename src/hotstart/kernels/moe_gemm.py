@@ -7,21 +7,18 @@ where 8 are enough.  Every element of every product is summed in one order, what
 neighbour nor the number of tokens changes a bit of it.
 """
 
-import functools
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
-from hotstart.kernels.moe_route import Routed
-from hotstart.kernels.moe_tiles import Tiles, all_tiles
+from hotstart.kernels.launch import Launcher, kernel
+from hotstart.kernels.moe_route import num_tiles
+from hotstart.kernels.moe_tiles import Cut, Tiles, warmup
 from hotstart.kernels.ops import MoeDims
+from hotstart.kernels.series import Call, Own, Part
 
-__all__ = ["expert_down", "expert_gate_up"]
+__all__ = ["products"]
 
 PARTS_BYTES = 128 << 20  # of parts at once: more columns go one slab after the other
 _SUM_BLOCK = 1024  # columns
@@ -195,79 +192,38 @@ def _sum_kernel(
     tl.store(p_residual, b_y.to(residual_ptr.dtype.element_ty), mask=m_c)
 
 
-class Constants(NamedTuple):
-    gate_up: BoundLaunch
-    down: BoundLaunch
-    sum: BoundLaunch
-    gate_up_blocks: int
-    sum_block: int
+def products(T: int, D: int, dims: MoeDims, dtype: torch.dtype, cut: Tiles) -> Part:
+    """From x [T, D], and what `routing` leaves, to the residual [T, D], in place.
 
-
-@functools.cache
-def _constants(D: int, dims: MoeDims, cut: Tiles) -> Constants:
+    gate_up: [experts, 2 I, D]; down: [experts, D, I].
+    """
+    P, columns = T * dims.experts_per_token, cut.down.columns
+    last_tile = num_tiles(P, dims.stacked_experts, cut.rows)
     tiles = {"D": D, "WIDTH": dims.width, "ROWS": cut.rows, "SWAPPED": cut.swapped}
+    gate_up = _launch_gate_up.bind(PER_TOKEN=dims.experts_per_token, **_options(cut.gate_up), **tiles)
+    down = _launch_down.bind(**_options(cut.down), **tiles)
     block = min(_SUM_BLOCK, int(triton.next_power_of_2(D)))
-
-    def options(product: str) -> dict[str, int]:
-        one = getattr(cut, product)
-        names = {"COLUMNS": one.columns, "DEPTH": one.depth}
-        return names | {"num_warps": one.warps, "num_stages": one.stages}
-
-    return Constants(
-        _launch_gate_up.bind(PER_TOKEN=dims.experts_per_token, **options("gate_up"), **tiles),
-        _launch_down.bind(**options("down"), **tiles),
-        _launch_sum.bind(
-            D=D, PER_TOKEN=dims.experts_per_token, COLUMNS=cut.down.columns, BLOCK=block, num_warps=max(1, block // 256)
-        ),
-        triton.cdiv(dims.width, cut.gate_up.columns),
-        block,
+    add = _launch_sum.bind(
+        D=D, PER_TOKEN=dims.experts_per_token, COLUMNS=columns, BLOCK=block, num_warps=max(1, block // 256)
     )
-
-
-def expert_gate_up(x: Tensor, weight: Tensor, routed: Routed, dims: MoeDims, cut: Tiles) -> Tensor:
-    """silu(gate) * up of every pair, [P, I].  x: [T, D]; weight: [experts, 2 I, D]."""
-    at = _constants(x.shape[1], dims, cut)
-    hidden = x.new_empty(routed.pairs.shape[0], dims.width)
-    last_tile = routed.tiles.shape[0] - 1
-    at.gate_up((last_tile * at.gate_up_blocks,), x, weight, routed.pairs, routed.tiles, hidden, last_tile)
-    return hidden
-
-
-def expert_down(
-    residual: Tensor, hidden: Tensor, weight: Tensor, routed: Routed, kv_index: Tensor, dims: MoeDims, cut: Tiles
-) -> Tensor:
-    """Adds the weighted sum of a token's experts to its residual [T, D].  hidden: [P, I]; weight: [experts, D, I]."""
-    weights, pairs, tiles = routed
-    T, D, columns, last_tile = weights.shape[0], weight.shape[1], cut.down.columns, tiles.shape[0] - 1
-    at = _constants(D, dims, cut)
     blocks = triton.cdiv(D, columns)
-    slab = max(1, min(blocks, PARTS_BYTES // max(1, pairs.shape[0] * columns * hidden.element_size())))
-    parts = hidden.new_empty(pairs.shape[0], slab * columns)
+    slab = max(1, min(blocks, PARTS_BYTES // max(1, P * columns * dtype.itemsize)))
+    own = {"hidden": Own(dtype, P * dims.width), "parts": Own(dtype, P * slab * columns)}
+    grid = (last_tile * triton.cdiv(dims.width, cut.gate_up.columns),)
+    calls = [Call(gate_up, "x gate_up pairs tiles hidden", grid, (last_tile,))]
     for first in range(0, blocks, slab):
         count = min(slab, blocks - first)
-        at.down((last_tile * count,), hidden, weight, pairs, tiles, parts, last_tile, count, first)
-        sums = T * triton.cdiv(count * columns, at.sum_block)
-        at.sum((sums,), parts, weights, kv_index, residual, count, first)
-    return residual
+        part = (last_tile, count, first)
+        calls.append(Call(down, "hidden down pairs tiles parts", (last_tile * count,), part))
+        sums = (T * triton.cdiv(count * columns, block),)
+        calls.append(Call(add, "parts weights kv_index residual", sums, (count, first)))
+    return calls, own
 
 
-def _warmup(space: LaunchSpace) -> None:
-    """There is no tile, so the weights of one expert are enough, where all of them may be most of the memory."""
-    if space.moe is None:
-        return
-    dims, T, D = space.moe, space.num_tokens, space.hidden_size
-    kv_index = torch.full((T,), -1, dtype=torch.int64, device=space.device)
-    tiles = torch.zeros(T + 1, 4, dtype=torch.int32, device=space.device)
-    weights = torch.zeros(T, dims.experts_per_token, dtype=torch.float32, device=space.device)
-    pairs = torch.zeros(T * dims.experts_per_token, dtype=torch.int32, device=space.device)
-    routed = Routed(weights, pairs, tiles)
-    for dtype in space.activation_dtypes:
-        gate_up, down = space.weight(1, 2 * dims.width, D, dtype=dtype), space.weight(1, D, dims.width, dtype=dtype)
-        for cut in all_tiles(dtype):
-            hidden = expert_gate_up(space.tokens(D, dtype), gate_up, routed, dims, cut)
-            expert_down(space.tokens(D, dtype), hidden, down, routed, kv_index, dims, cut)
+def _options(cut: Cut) -> dict[str, int]:
+    return {"COLUMNS": cut.columns, "DEPTH": cut.depth, "num_warps": cut.warps, "num_stages": cut.stages}
 
 
-_launch_gate_up = Launcher(_gate_up_kernel, warmup=_warmup)
-_launch_down = Launcher(_down_kernel, warmup=_warmup)
-_launch_sum = Launcher(_sum_kernel, warmup=_warmup, in_place=True)
+_launch_gate_up = Launcher(_gate_up_kernel, warmup=warmup)
+_launch_down = Launcher(_down_kernel, warmup=warmup)
+_launch_sum = Launcher(_sum_kernel, warmup=warmup, in_place=True)

@@ -9,36 +9,20 @@ Ranks within a block of tokens and counts of the blocks before give each pair it
 the order is the stable one.
 """
 
-import functools
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
-from hotstart.kernels.moe_tiles import all_tiles
+from hotstart.kernels.launch import Launcher, kernel
+from hotstart.kernels.moe_tiles import warmup
 from hotstart.kernels.ops import MoeDims
+from hotstart.kernels.series import Call, Own, Part
 from hotstart.kernels.target import current_target
 
-__all__ = ["Chosen", "Routed", "choose", "num_tiles", "route"]
+__all__ = ["FEW_TOKENS", "choosing", "num_tiles", "routing"]
 
-_FEW_TOKENS = 256  # spread over programs; more of them are counted in larger blocks
-
-
-class Chosen(NamedTuple):
-    weights: Tensor  # [T, experts_per_token] float32
-    experts: Tensor  # [T, experts_per_token] int32, -1 for padding
-    ranks: Tensor  # [T, experts_per_token] int32: among the pairs of this expert in the block
-    counts: Tensor  # [blocks, *] int32: pairs of each expert
-
-
-class Routed(NamedTuple):
-    weights: Tensor  # [T, experts_per_token] float32
-    pairs: Tensor  # [P] int32: token * experts_per_token + which of its; by expert, those of padding missing at the end
-    tiles: Tensor  # [most tiles + 1, 4] int32: expert, first and end of its rows among the pairs; last: how many
+FEW_TOKENS = 256  # spread over programs; more of them are counted in larger blocks
 
 
 @triton.jit
@@ -174,45 +158,13 @@ def num_tiles(num_pairs: int, num_experts: int, rows: int) -> int:
     return min(num_pairs, num_pairs // rows + num_experts)
 
 
-def choose(logits: Tensor, kv_index: Tensor, dims: MoeDims, block: int) -> Chosen:
-    """Of each token, in blocks of so many.  logits: [T, logit_width]; kv_index: [T], negative for padding."""
-    T, device = logits.shape[0], logits.device
-    assert logits.shape[1] == dims.logit_width, (logits.shape, dims)
-    launch, width = _choosing(dims, block)
-    weights = torch.empty(T, dims.experts_per_token, dtype=torch.float32, device=device)
-    experts, ranks = (torch.empty(T, dims.experts_per_token, dtype=torch.int32, device=device) for _ in range(2))
-    blocks = triton.cdiv(T, block)
-    counts = torch.empty(blocks, width, dtype=torch.int32, device=device)
-    launch((blocks,), logits, kv_index, weights, experts, ranks, counts, T)
-    return Chosen(weights, experts, ranks, counts)
+def choosing(T: int, dims: MoeDims, block: int) -> Part:
+    """The experts of each token, in blocks of so many.  logits: [T, logit_width]; kv_index: [T], negative for padding.
 
-
-def route(logits: Tensor, kv_index: Tensor, dims: MoeDims, rows: int) -> Routed:
-    """What the grouped products read, in tiles of at most `rows` pairs.  See `choose`."""
-    T, device = logits.shape[0], logits.device
-    block = _block(T, dims)
-    weights, experts, ranks, counts = choose(logits, kv_index, dims, block)
-    num_pairs, blocks = T * dims.experts_per_token, counts.shape[0]
-    last_tile = num_tiles(num_pairs, dims.stacked_experts, rows)
-    pairs = torch.empty(num_pairs, dtype=torch.int32, device=device)
-    tiles = torch.empty(last_tile + 1, 4, dtype=torch.int32, device=device)
-    launch = _placing(dims, block, rows)
-    launch((blocks,), experts, ranks, counts, pairs, tiles, num_pairs, blocks, last_tile)
-    return Routed(weights, pairs, tiles)
-
-
-def _block(num_tokens: int, dims: MoeDims) -> int:
-    if num_tokens <= _FEW_TOKENS:
-        return 4
-    # Logits of a block: Triton 3.6 wants 8 bytes of shared memory for each, 3.7 half as many.
-    most = 16384 if current_target().shared_bytes > 16384 * 8 else 8192
-    width: int = triton.next_power_of_2(dims.num_experts)
-    return min(128, max(8, most // width))
-
-
-@functools.cache
-def _choosing(dims: MoeDims, block: int) -> tuple[BoundLaunch, int]:
-    """And the width of a row of counts."""
+    Leaves weights [T, experts_per_token] and experts [T, experts_per_token], -1 for padding; ranks, of a pair among
+    those of its expert in the block, and counts, of each expert in each block.
+    """
+    pairs, blocks = T * dims.experts_per_token, triton.cdiv(T, block)
     block_e, width = (triton.next_power_of_2(n) for n in (dims.num_experts, dims.stacked_experts))
     launch = _launch_choose.bind(
         E=dims.num_experts,
@@ -225,12 +177,26 @@ def _choosing(dims: MoeDims, block: int) -> tuple[BoundLaunch, int]:
         BLOCK_C=width,
         num_warps=min(block, 8),
     )
-    return launch, width
+    own = {
+        "weights": Own(torch.float32, pairs),
+        "experts": Own(torch.int32, pairs),
+        "ranks": Own(torch.int32, pairs),
+        "counts": Own(torch.int32, blocks * width),
+    }
+    return [Call(launch, "logits kv_index weights experts ranks counts", (blocks,), (T,))], own
 
 
-@functools.cache
-def _placing(dims: MoeDims, block: int, rows: int) -> BoundLaunch:
-    return _launch_place.bind(
+def routing(T: int, dims: MoeDims, rows: int) -> Part:
+    """And what the grouped products read, in tiles of at most `rows` pairs.
+
+    Leaves pairs [P], token * experts_per_token + which of its, by expert, those of padding missing at the end; and
+    tiles [most tiles + 1, 4]: expert, first and end of its rows among the pairs; last: how many.
+    """
+    block = _block(T, dims)
+    calls, own = choosing(T, dims, block)
+    num_pairs, blocks = T * dims.experts_per_token, triton.cdiv(T, block)
+    last_tile = num_tiles(num_pairs, dims.stacked_experts, rows)
+    launch = _launch_place.bind(
         EXPERTS=dims.stacked_experts,
         PER_TOKEN=dims.experts_per_token,
         ROWS=rows,
@@ -238,23 +204,19 @@ def _placing(dims: MoeDims, block: int, rows: int) -> BoundLaunch:
         BLOCK_C=triton.next_power_of_2(dims.stacked_experts),
         BLOCK_P=triton.next_power_of_2(block * dims.experts_per_token),
     )
+    place = Call(launch, "experts ranks counts pairs tiles", (blocks,), (num_pairs, blocks, last_tile))
+    placed = {"pairs": Own(torch.int32, num_pairs), "tiles": Own(torch.int32, (last_tile + 1) * 4)}
+    return [*calls, place], own | placed
 
 
-def _warmup(space: LaunchSpace) -> None:
-    """Steps of small blocks and of large ones, where tiles are for so many tokens."""
-    dims = space.moe
-    if dims is None:
-        return
-    for dtype in space.activation_dtypes:
-        above = 0.0
-        for tiles in all_tiles(dtype):
-            most = tiles.up_to * dims.num_experts / dims.top_k  # tokens
-            few, many = (2,) * (above < _FEW_TOKENS), (_FEW_TOKENS + 1,) * (most > _FEW_TOKENS)
-            for num_tokens in few + many:
-                kv_index = torch.zeros(num_tokens, dtype=torch.int64, device=space.device)
-                route(space.empty(num_tokens, dims.logit_width, dtype=dtype), kv_index, dims, tiles.rows)
-            above = most
+def _block(num_tokens: int, dims: MoeDims) -> int:
+    if num_tokens <= FEW_TOKENS:
+        return 4
+    # Logits of a block: Triton 3.6 wants 8 bytes of shared memory for each, 3.7 half as many.
+    most = 16384 if current_target().shared_bytes > 16384 * 8 else 8192
+    width: int = triton.next_power_of_2(dims.num_experts)
+    return min(128, max(8, most // width))
 
 
-_launch_choose = Launcher(_choose_kernel, warmup=_warmup)
-_launch_place = Launcher(_place_kernel, warmup=_warmup)
+_launch_choose = Launcher(_choose_kernel, warmup=warmup)
+_launch_place = Launcher(_place_kernel, warmup=warmup)

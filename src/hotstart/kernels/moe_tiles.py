@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from hotstart.kernels.ops import MoeDims
+from hotstart.kernels.space import LaunchSpace
 from hotstart.kernels.target import Target, current_target
 
-__all__ = ["Cut", "Tiles", "all_tiles", "tiles_for"]
+__all__ = ["Cut", "Tiles", "all_tiles", "tiles_for", "warmup"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +63,10 @@ def _tiles_on(target: Target, dtype: torch.dtype) -> tuple[Tiles, ...]:
         Tiles(16, 16, False, Cut(32, 128, 4, 3), Cut(64, 128, 4, 3)),
         Tiles(ALL, 64, False, Cut(64, 64, 4, 3), Cut(128, 64, 4, 3)),
     )
+
+
+def warmup(space: LaunchSpace) -> None:
+    """Of every kernel that is cut so: the op that launches them all, which imports them."""
+    from hotstart.kernels import moe
+
+    moe.warmup(space)

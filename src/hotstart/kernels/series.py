@@ -19,7 +19,7 @@ from hotstart.kernels.direct import Fire
 from hotstart.kernels.launch import BoundLaunch, addresses_of, is_profiled, is_recorded
 from hotstart.kernels.target import active_driver
 
-__all__ = ["Call", "Own", "Series"]
+__all__ = ["Call", "Own", "Part", "Series"]
 
 _PIECE = 512  # bytes: where each of the op's own tensors begins, as if it had been taken alone
 
@@ -36,6 +36,9 @@ class Own(NamedTuple):
 
     dtype: torch.dtype
     elements: int
+
+
+Part = tuple[list[Call], dict[str, Own]]  # of a series: launches, and what they need or leave
 
 
 class _Ready(NamedTuple):

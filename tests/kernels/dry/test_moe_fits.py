@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from moe_cases import route
 
 from hotstart.kernels import dry
 from hotstart.kernels.launch import recording
-from hotstart.kernels.moe_route import route
 from hotstart.kernels.ops import MoeDims
 
 

@@ -5,13 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from moe_cases import CASES, equals, make_case
+from moe_cases import CASES, equals, make_case, route
 from steps import Row, make_step, moved
 from tolerances import assert_close, relative_error
 
 from hotstart.kernels.activation import silu_mul, silu_mul_torch
 from hotstart.kernels.moe import moe, norm_router_torch, route_torch
-from hotstart.kernels.moe_route import route
 from hotstart.kernels.moe_router import norm_router
 from hotstart.kernels.moe_tiles import all_tiles
 from hotstart.kernels.ops import MoeDims
