@@ -127,6 +127,58 @@ def _mix(x):
     return x ^ (x >> 31)
 
 
+@triton.jit
+def _candidates(
+    p_row, p_values, p_ids, b_best, top_k, top_p, min_p, best, scale,
+    V: tl.constexpr, GUESS: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Whether few tokens hold all that is kept, and how many they are; without top-k, what the whole row weighs."""
+    _, mass, _, _ = _weigh(p_row, tl.where(top_k < V, 0, V), V, 0, best, scale, BITS, BLOCK)
+    wanted = tl.where(top_k < V, top_k, GUESS)
+    searched = ((top_k < V) | (top_p < 1)) & (wanted <= BLOCK // 2)
+    tl.store(p_values + tl.arange(0, BLOCK), b_best.to(p_values.dtype.element_ty))
+    tl.debug_barrier()
+    key = _threshold(p_values, tl.where(searched, BLOCK, 0), BLOCK, wanted, best, scale, False, BITS, BLOCK)
+    tl.debug_barrier()
+    count = _gather(p_row, tl.where(searched, V, 0), key, p_values, p_ids, V, BITS, BLOCK)
+    tl.debug_barrier()
+    _, found, _, _ = _weigh(p_values, tl.minimum(count, BLOCK), count, 0, best, scale, BITS, BLOCK)
+    few = searched & (count <= BLOCK) & ((top_k < V) | ((found >= top_p * mass) & (min_p <= 0)))
+    return few, count, mass
+
+
+@triton.jit
+def _cut(
+    p_x, n, top_k, top_p, min_p, mass, best, scale, V: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """What top-k, then min-p, then top-p leave of n tokens of this mass: the least key, how many that have it, and the
+    mass."""
+    stop = tl.where(top_k < V, n, 0)
+    key = _threshold(p_x, stop, n, top_k, best, scale, False, BITS, BLOCK)
+    above, weights, ties, tie = _weigh(p_x, stop, n, key, best, scale, BITS, BLOCK)
+    if top_k < V:
+        ties = top_k - above
+        mass = weights + ties * tie
+    if min_p > 0:
+        floor = _floor(p_x, n, n, min_p, best, scale, BITS, BLOCK)
+        if floor > key:
+            key = floor
+            above, weights, ties, tie = _weigh(p_x, n, n, key, best, scale, BITS, BLOCK)
+            mass = weights + ties * tie
+    if top_p < 1:
+        target = top_p * mass
+        key_p = _threshold(p_x, n, n, target, best, scale, True, BITS, BLOCK)
+        above, weights, ties_p, tie = _weigh(p_x, n, n, tl.maximum(key, key_p), best, scale, BITS, BLOCK)
+        if key_p > key:
+            ties = ties_p
+        key = tl.maximum(key, key_p)
+        # Of equal tokens one is kept while those before it weigh less than the target.
+        before = tl.minimum((target - weights) / tl.maximum(tie, 1e-30), ties.to(tl.float32))
+        ties = tl.minimum(ties, tl.maximum(tl.ceil(before), 1).to(tl.int32))
+        mass = weights + ties * tie
+    return key, ties, mass
+
+
 @kernel
 def _draw_kernel(
     logits_ptr,  # [R, V]
@@ -162,49 +214,15 @@ def _draw_kernel(
         p_values, p_ids = values_ptr + i_r * BLOCK, ids_ptr + i_r * BLOCK
         top_k, top_p, min_p = tl.load(top_k_ptr + i_r), tl.load(top_p_ptr + i_r), tl.load(min_p_ptr + i_r)
         top_k = tl.where((top_k <= 0) | (top_k > V), V, top_k).to(tl.int32)
-
-        # Without top-k the whole row decides what mass p is.
-        _, mass, _, _ = _weigh(p_row, tl.where(top_k < V, 0, V), V, 0, best, scale, BITS, BLOCK)
-        wanted = tl.where(top_k < V, top_k, GUESS)
-        searched = ((top_k < V) | (top_p < 1)) & (wanted <= BLOCK // 2)
-        tl.store(p_values + o_lane, b_best.to(values_ptr.dtype.element_ty))
-        tl.debug_barrier()
-        key = _threshold(p_values, tl.where(searched, BLOCK, 0), BLOCK, wanted, best, scale, False, BITS, BLOCK)
-        tl.debug_barrier()
-        count = _gather(p_row, tl.where(searched, V, 0), key, p_values, p_ids, V, BITS, BLOCK)
-        tl.debug_barrier()
-        _, found, _, _ = _weigh(p_values, tl.minimum(count, BLOCK), count, 0, best, scale, BITS, BLOCK)
-        few = searched & (count <= BLOCK) & ((top_k < V) | ((found >= top_p * mass) & (min_p <= 0)))
+        few, count, mass = _candidates(
+            p_row, p_values, p_ids, b_best, top_k, top_p, min_p, best, scale, V, GUESS, BITS, BLOCK
+        )
         p_x, n = p_row, tl.full([], V, tl.int32)
         if few:
             p_x, n = p_values, tl.cdiv(count, 16) * 16
         if V % 16 == 0:
             n = tl.multiple_of(n, 16)
-
-        stop = tl.where(top_k < V, n, 0)
-        key = _threshold(p_x, stop, n, top_k, best, scale, False, BITS, BLOCK)
-        above, weights, ties, tie = _weigh(p_x, stop, n, key, best, scale, BITS, BLOCK)
-        if top_k < V:
-            ties = top_k - above
-            mass = weights + ties * tie
-        if min_p > 0:
-            floor = _floor(p_x, n, n, min_p, best, scale, BITS, BLOCK)
-            if floor > key:
-                key = floor
-                above, weights, ties, tie = _weigh(p_x, n, n, key, best, scale, BITS, BLOCK)
-                mass = weights + ties * tie
-        if top_p < 1:
-            target = top_p * mass
-            key_p = _threshold(p_x, n, n, target, best, scale, True, BITS, BLOCK)
-            above, weights, ties_p, tie = _weigh(p_x, n, n, tl.maximum(key, key_p), best, scale, BITS, BLOCK)
-            if key_p > key:
-                ties = ties_p
-            key = tl.maximum(key, key_p)
-            # Of equal tokens one is kept while those before it weigh less than the target.
-            before = tl.minimum((target - weights) / tl.maximum(tie, 1e-30), ties.to(tl.float32))
-            ties = tl.minimum(ties, tl.maximum(tl.ceil(before), 1).to(tl.int32))
-            mass = weights + ties * tie
-
+        key, ties, mass = _cut(p_x, n, top_k, top_p, min_p, mass, best, scale, V, BITS, BLOCK)
         u = _uniform(tl.load(seed_ptr + i_r), tl.load(position_ptr + i_r))
         place = _invert(p_x, n, key, ties, u * mass.to(tl.float64), best, scale, BITS, BLOCK)
         token = place
