@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from bench.device import copy_rate, facts, samples_us
+from bench.device import copy_rate, facts, host_us, samples_us
 from bench.floors import FLOPS_PER_S
 from hotstart.kernels.activation import silu_mul
 from hotstart.kernels.moe import moe, route_torch
@@ -64,6 +64,7 @@ def measured(name: str, dims: MoeDims, tokens: int, layers: list[tuple[Tensor, T
         "tokens": tokens,
         "experts_read": used,
         "samples_us": samples_us(calls(partial(moe, residual), step)),
+        "host_us": host_us(calls(partial(moe, residual), step)[0]),
         "torch_samples_us": samples_us(calls(partial(grouped, residual))),
         "bytes": 2 * used * 3 * dims.width * HIDDEN,
         "flops": 2 * tokens * dims.experts_per_token * 3 * dims.width * HIDDEN,
