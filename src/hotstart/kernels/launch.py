@@ -42,7 +42,6 @@ __all__ = [
     "Launcher",
     "Loaded",
     "MemoryWatch",
-    "ReadyLaunch",
     "Recording",
     "Watch",
     "addresses_of",
@@ -126,6 +125,14 @@ class Loaded:
     fire: Fire
     scratch_bytes: int  # that a launch brings for each program
     constexprs: tuple[object, ...]
+
+    def launch(self, grid: tuple[int, ...], stream: int, args: tuple[Any, ...]) -> None:
+        x, y, z = (*grid, 1, 1)[:3]
+        scratch = None
+        if self.scratch_bytes:
+            memory = take_scratch(x * y * z * self.scratch_bytes, 128, stream)
+            scratch = memory.data_ptr()
+        self.fire(x, y, z, stream, scratch, args)
 
 
 @dataclass(slots=True, eq=False)
@@ -257,19 +264,22 @@ class BoundLaunch:
         return self._loaded.get((device, *signature))
 
     def __call__(self, grid: tuple[int, ...], *args: Any) -> None:
-        self.on(*args[: self._num_pointers])(grid, *args[self._num_pointers :])
-
-    def on(self, *tensors: torch.Tensor) -> "ReadyLaunch":
-        """This launch on these tensors, which are looked at here: `ready(grid, *scalars)`, any number of times."""
+        tensors = args[: self._num_pointers]
         addresses = addresses_of(tensors) or self._refuse(tensors)
         signature = tensors[0].device, *map(_dtype, tensors)
-        loaded, stream = None, 0
+        if _recordings:
+            self._note(args)
         # The path of serving: Triton's own binding and key are skipped, since ours is complete.
         if self._loaded and not is_profiled():
             active = active_driver()
             index = active.get_current_device()
-            loaded, stream = self._loaded.get((index, *signature)), active.get_current_stream(index)
-        return ReadyLaunch(self, tensors, addresses, signature, loaded, stream)
+            loaded = self._loaded.get((index, *signature))
+            if loaded is not None:
+                if 0 not in grid:
+                    scalars, stream = args[self._num_pointers :], active.get_current_stream(index)
+                    loaded.launch(grid, stream, (*addresses, *scalars, *loaded.constexprs))
+                return
+        self._first(grid, args, signature)
 
     def _refuse(self, tensors: tuple[torch.Tensor, ...]) -> NoReturn:
         kernel, device = self._launcher.kernel, tensors[0].device
@@ -280,12 +290,12 @@ class BoundLaunch:
             assert tensor.is_contiguous(), f"{name} is not dense: {tuple(tensor.shape)}, {tensor.stride()}"
         raise AssertionError(f"{kernel.name} refuses {tensors}")
 
-    def note(self, args: tuple[Any, ...]) -> None:
+    def _note(self, args: tuple[Any, ...]) -> None:
         key = self._launcher.key(args, self.constexprs)
         for record in _recordings:
             record.note(key)
 
-    def first(self, grid: tuple[int, ...], args: tuple[Any, ...], signature: tuple[Any, ...]) -> None:
+    def _first(self, grid: tuple[int, ...], args: tuple[Any, ...], signature: tuple[Any, ...]) -> None:
         kernel, device, constexprs = self._launcher.kernel, signature[0], self.constexprs
         if device.type == "meta":
             self._compile(args, constexprs)
@@ -316,42 +326,6 @@ class BoundLaunch:
         launcher.known.add(key)
         for record in _recordings:
             record.binaries.setdefault(key, compiled)
-
-
-class ReadyLaunch:
-    """A launch that lacks its grid and scalars, on the stream that was current.  It holds its tensors."""
-
-    __slots__ = ("_addresses", "_bound", "_loaded", "_signature", "_stream", "_tensors")
-
-    def __init__(
-        self,
-        bound: BoundLaunch,
-        tensors: tuple[torch.Tensor, ...],
-        addresses: tuple[int, ...],
-        signature: tuple[object, ...],
-        loaded: Loaded | None,
-        stream: int,
-    ) -> None:
-        self._bound = bound
-        self._tensors = tensors
-        self._addresses = addresses
-        self._signature = signature
-        self._loaded = loaded
-        self._stream = stream
-
-    def __call__(self, grid: tuple[int, ...], *scalars: Any) -> None:
-        loaded = self._loaded
-        if _recordings:
-            self._bound.note((*self._tensors, *scalars))
-        if loaded is None:
-            self._bound.first(grid, (*self._tensors, *scalars), self._signature)
-        elif 0 not in grid:
-            x, y, z = (*grid, 1, 1)[:3]
-            scratch = None
-            if loaded.scratch_bytes:
-                memory = take_scratch(x * y * z * loaded.scratch_bytes, 128, self._stream)
-                scratch = memory.data_ptr()
-            loaded.fire(x, y, z, self._stream, scratch, (*self._addresses, *scalars, *loaded.constexprs))
 
 
 def seal(mode: str = "warn", memory: tuple[MemoryWatch, ...] = ()) -> Watch:
