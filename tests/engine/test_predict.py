@@ -16,12 +16,14 @@ from hotstart.config.engine import EngineConfig
 from hotstart.config.model import ModelConfig
 from hotstart.config.published import PUBLISHED, published_config
 from hotstart.engine.allocator import Segments
+from hotstart.engine.foretell import least_peak
 from hotstart.engine.limits import StepLimits
 from hotstart.engine.predict import predict, weight_tensors
 from hotstart.engine.predict_step import SMALL_BYTES, GpuTraits, StepShapes, _Step, step_bytes
 from hotstart.engine.rehearsal import worst_plans
 from hotstart.engine.sizes import GpuSizes, padded_rows
 from hotstart.errors import ConfigError
+from hotstart.kernels import dry
 from hotstart.kernels.backends import ops_for
 from hotstart.kernels.gpus import parse_gpu
 from hotstart.models import build_model
@@ -132,6 +134,15 @@ def test_no_step_takes_more_than_start_up_held_for_the_worst(
         before = held.reserved
         _Step(config, dtype, limits, traits, shape, held).run()
         assert held.peak == before, shape
+
+
+def test_large_steps_are_known_before_anything_is_loaded() -> None:
+    config, size = published_config("qwen3.5-27b"), 65536
+    found = foretold("qwen3.5-27b", "h200", max_num_batched_tokens=size, max_num_seqs=256)
+    step = {guess.name: guess for guess in found.guesses}["step peak"]
+    limits = StepLimits(256, size, 32768, 16, 64, GpuSizes.slab_rows, 256, 1, config.vocab_size)
+    with dry.gpu("h200"):
+        assert 8 << 30 < least_peak(config, torch.bfloat16, limits, size) <= step.low
 
 
 def test_segments_follow_the_allocators_rules() -> None:

@@ -48,6 +48,7 @@ class Measured:
     total_share: float | None = None  # where the flag is a share, what it is
     card_bytes: int | None = None  # more than that there is not, whatever the flag
     fair_tokens: int = FEWEST_TOKENS  # of a step: a default is not lowered below while sequences can give way
+    is_least: bool = False  # nothing has been loaded yet: it will be no less
     tuning_bytes: int = 0  # scratch of tuning: held before the caches were sized, and free again
 
     @property

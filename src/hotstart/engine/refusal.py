@@ -29,19 +29,17 @@ def refusal(trial: Trial, wishes: Wishes, m: Measured) -> str:
         remedies.append(f"raise --kv-cache-memory-bytes to {trial.cache_bytes(m) // MIB + 1}MiB")
         head = f"--kv-cache-memory-bytes is {as_size(m.cache_wish)}, {as_size(trial.cache_bytes(m))} are needed"
         return f"{head}: {_listed(caches)}; {', or '.join(remedies)}"
-    step_bytes = m.step_peak(trial.tokens)
     parts = {
         "process": m.process_bytes,
         "weights": m.weights_bytes,
         "buffers": m.buffers_bytes,
-        f"a step of {as_count(trial.tokens, 'token')}": step_bytes,
+        f"a step of {as_count(trial.tokens, 'token')}": m.step_peak(trial.tokens),
         "graphs": m.graphs_bytes,
         "reserve": m.reserve_bytes,
         **caches,
     }
     needed = sum(parts.values())
-    # Before anything is loaded, nobody knows what steps take.
-    least = "" if step_bytes else "at least "
+    least = "at least " if m.is_least else ""
     head = f"{least}{as_size(needed)} are needed and {as_size(m.total_bytes)} may be taken ({m.total_source})"
     return f"{head}: {_listed(parts)}; {', or '.join([*remedies, _larger(needed, m)])}"
 

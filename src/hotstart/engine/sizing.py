@@ -49,6 +49,7 @@ class Known:
         peaks: Peaks,
         tuning_bytes: int = 0,
         graphs_bytes: int = 0,
+        is_least: bool = False,
     ) -> Measured:
         return Measured(
             total_bytes=self.budget.num_bytes,
@@ -70,6 +71,7 @@ class Known:
             page_bytes=layout.page_bytes,
             slot_bytes=layout.slot_bytes,
             tuning_bytes=tuning_bytes,
+            is_least=is_least,
         )
 
 

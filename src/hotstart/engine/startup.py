@@ -21,7 +21,7 @@ from hotstart.config.model import ModelConfig, read_model_config
 from hotstart.engine.cuda import CudaDevice
 from hotstart.engine.device import CpuDevice, Device
 from hotstart.engine.engine import Engine
-from hotstart.engine.foretell import foretell_peaks
+from hotstart.engine.foretell import foretell_peaks, least_peak
 from hotstart.engine.graphs import GraphBytes, StepGraphs
 from hotstart.engine.guides import Guides
 from hotstart.engine.head_start import hash_compiler
@@ -151,7 +151,12 @@ def _load_model(config: EngineConfig, device: Device, phases: PhaseLog) -> _Load
         # What cannot fit is refused here, before a byte of it is loaded.
         token_rungs, row_rungs = device.token_rungs(limits.max_num_batched_tokens), device.row_rungs(limits.slab_rows)
         buffers_bytes = limits.staging_bytes(token_rungs, row_rungs) + limits.sampling_bytes
-        solve(wishes, known.measured(layout, weights_bytes, buffers_bytes, {limits.max_num_batched_tokens: 0}))
+        least = 0
+        if kernels.space is not None and kernels.prefill.name == "triton":
+            size = step_sizes(*wishes.max_num_batched_tokens)[-1]
+            least = least_peak(model_config, model.dtype, limits, size)
+        peaks = {limits.max_num_batched_tokens: least}
+        solve(wishes, known.measured(layout, weights_bytes, buffers_bytes, peaks, is_least=True))
         running.detail = f"{as_size(weights_bytes)} of weights, on meta"
     with phases.phase("load weights") as running:
         _load(config, model, device, running)
