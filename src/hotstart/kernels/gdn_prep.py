@@ -66,16 +66,27 @@ def _inverse_lengths(xx, i, j):
 
 @triton.jit
 def _inverse(k, beta, i, j, C: tl.constexpr, HALF: tl.constexpr):
-    """T, with the norms of k in its rows and beta in its columns, and these norms."""
+    """T, with the norms of k in its rows and beta in its columns, in two summands; and these norms."""
     kk = tl.dot(k, tl.trans(k), input_precision="tf32x3")
     k_norm = _inverse_lengths(kk, i, j)
     a = kk * (beta * k_norm)[:, None] * k_norm[None, :]
     # beta here, though it could join the gates: what is left would round alike in all columns where keys are the same.
-    return (_solve(a.to(HALF), C) * k_norm[:, None] * beta[None, :]).to(k.dtype), k_norm
+    whole = _solve(a.to(HALF), C) * k_norm[:, None] * beta[None, :]
+    t = whole.to(k.dtype)
+    return t, (whole - t.to(tl.float32)).to(k.dtype), k_norm
 
 
 @triton.jit
-def _to_outputs(q, k, t, total, i, j, K: tl.constexpr):
+def _times(x, t, rest):
+    """x T.  In bfloat16 with both summands: where keys are alike, sums over T nearly cancel, and one's error would not."""
+    product = tl.dot(x, t, input_precision="tf32x3")
+    if x.dtype == tl.bfloat16:
+        product = tl.dot(x, rest, product, input_precision="tf32x3")
+    return product
+
+
+@triton.jit
+def _to_outputs(q, k, t, rest, total, i, j, K: tl.constexpr):
     """X, and log2 of exp(G) with the norm of q: the factor of Q S."""
     q_norm = tl.log2(_inverse_lengths(tl.dot(q, tl.trans(q), input_precision="tf32x3"), i, j) * K**-0.5)
     qk = tl.where(i >= j, tl.dot(q, tl.trans(k), input_precision="tf32x3"), 0.0)
@@ -87,7 +98,7 @@ def _to_outputs(q, k, t, total, i, j, K: tl.constexpr):
     rows = total if q.dtype == tl.float16 else grown
     # Masked before exp2: above the diagonal the exponents are positive and overflow.
     gates = tl.exp2(tl.where(i >= j, rows[:, None] - total[None, :], float("-inf")))
-    return tl.dot(qk, t, input_precision="tf32x3") * gates, grown
+    return _times(qk, t, rest) * gates, grown
 
 
 @kernel
@@ -166,12 +177,12 @@ def _gdn_prep_kernel(
     g = tl.maximum(g * LOG2E, -126.0)
     total, last = tl.cumsum(g, 0), tl.sum(g, 0)
 
-    t, k_norm = _inverse(k, beta, i, j, C, HALF)
+    t, rest, k_norm = _inverse(k, beta, i, j, C, HALF)
     q = tl.load(q_ptr + q_at * UNIT + o_qk, m_qk, 0.0).to(dot)
-    x, grown = _to_outputs(q, k, t, total, i, j, K)
+    x, grown = _to_outputs(q, k, t, rest, total, i, j, K)
     p_x, p_factor = x_and_factors(x_ptr, floats_ptr, (first_place + i_c) * HV + i_hv, HV, K, V, C)
     tl.store(p_x + (i * C + j), x.to(dot))
-    z = tl.dot(tl.trans(k), t, input_precision="tf32x3") * tl.exp2(last - total)[None, :]
+    z = _times(tl.trans(k), t, rest) * tl.exp2(last - total)[None, :]
     # All rows of a chunk, though the sequence may end within: the scan multiplies what is there by zero.
     z_first, z_column = z_of_head(z_apart, z_at * UNIT, (first_place + i_c) * HV + i_hv, token, i_hv, K, C)
     m_z = (o_k < K)[:, None] & (o_c < (z_rows - z_first).to(tl.int32))[None, :]
