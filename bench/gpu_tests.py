@@ -9,6 +9,7 @@ joined.  With --match, what FILE tells of the other files stays.
 
 import argparse
 import datetime
+import itertools
 import json
 import subprocess
 import sys
@@ -24,28 +25,54 @@ from bench.device import facts
 from bench.measure import RESULTS
 
 ROOT = Path(__file__).parents[1]
-# What compiles or calculates long is cut; the slowest files stand first.
-PARTS = {"test_backends": 99, "test_logits": 4, "test_gdn_prefill": 4, "test_attention": 3, "test_engine": 2}
-PARTS |= {"test_gdn_decode": 2, "test_moe": 2, "test_linear": 1}
+EACH = 99
+# How many processes a file is worth, and about how many seconds they take together; others take 10 in one.
+FILES = {
+    "test_backends": (EACH, 300),  # which share nothing
+    "test_gdn_prefill": (4, 140),
+    "test_logits": (4, 240),
+    "test_attention": (3, 110),
+    "test_gdn_decode": (2, 40),
+    "test_draw": (1, 25),
+    "test_gdn_tiles": (1, 25),
+    "test_moe": (2, 20),
+    "test_linear": (1, 20),
+    "test_engine": (2, 380),  # 50, but no other process shares them
+    "test_weights": (1, 60),
+}
 TOGETHER = ("test_our_errors",)  # of a file in parts: cases for which a library compiles the same
 ALONE = ("test_engine", "test_weights")  # which look at the memory of the whole card: nothing else runs on it then
 
 Part = tuple[str, ...]  # tests of one file, named as pytest names them
 
 
+def _worth(name: str) -> tuple[int, int]:
+    return next((worth for key, worth in FILES.items() if key in name), (1, 10))
+
+
 def cut(tests: Sequence[str]) -> list[Part]:
     """The tests of one file, in runs: neighbours share what they compile."""
     name = tests[0].partition("::")[0]
-    count = next((n for key, n in PARTS.items() if key in name), 1)
-    size = -(-len(tests) // count)
+    size = -(-len(tests) // _worth(name)[0])
     runs = [tuple(test for test in tests if word in test) for word in TOGETHER]
     rest = [test for test in tests if not any(word in test for word in TOGETHER)]
     runs += [tuple(rest[i : i + size]) for i in range(0, len(rest), size)]
     return [part for part in runs if part]
 
 
-def parts(words: Sequence[str]) -> list[Part]:
-    """Of all files whose name has one of the words, the slowest first."""
+def share(files: Sequence[str], i: int, n: int) -> list[str]:
+    """The i-th of n shares of files, counted from 1, all of about as many seconds; the longest stand first."""
+    shares: list[list[str]] = [[] for _ in range(n)]
+    for name in sorted(files, key=lambda name: (-_worth(name)[1], name)):
+        min(shares, key=lambda some: sum(_worth(one)[1] for one in some)).append(name)
+    return shares[i - 1]
+
+
+def parts(words: Sequence[str], i: int, n: int) -> list[Part]:
+    """Of a share of the files whose name has one of the words.
+
+    All files by turns, so that what the first part of one compiles its other parts find on the disk.
+    """
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "--collect-only", "tests/gpu", "tests/kernels/gpu"]
     told = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
     found: dict[str, list[str]] = {}
@@ -53,9 +80,10 @@ def parts(words: Sequence[str]) -> list[Part]:
         name = test.partition("::")[0]
         if not words or any(word in name for word in words):
             found.setdefault(name, []).append(test)
-    order = {key: i for i, key in enumerate(PARTS)}
-    names = sorted(found, key=lambda name: min([i for key, i in order.items() if key in name], default=len(order)))
-    return [part for name in names for part in cut(found[name])]
+    names = share(list(found), i, n)
+    apart = [part for name in names if _worth(name)[0] == EACH for part in cut(found[name])]
+    by_turns = itertools.zip_longest(*(cut(found[name]) for name in names if _worth(name)[0] != EACH))
+    return [*apart, *(part for turn in by_turns for part in turn if part)]
 
 
 def run(part: Part, until: float) -> dict[str, Any]:
@@ -127,8 +155,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     record = facts("python -m bench.gpu_tests")
     here = {"date": today, "commit": record.pop("commit")}
-    share, shares = (int(number) for number in arguments.shard.split("/"))
-    wanted = parts(arguments.match)[share - 1 :: shares]
+    wanted = parts(arguments.match, *(int(number) for number in arguments.shard.split("/")))
     names = {part[0].partition("::")[0] for part in wanted}
     before = json.loads(arguments.out.read_text())["rows"] if arguments.match and arguments.out.exists() else []
     record["rows"] = [row for row in before if row["what"] not in names]

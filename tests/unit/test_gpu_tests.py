@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.gpu_tests import cut, join
+from bench.gpu_tests import cut, join, share
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 50])
@@ -36,3 +36,10 @@ def test_parts_and_shards_join_to_a_row_a_file_and_commit():
     }
     assert second == part | {"commit": "d"}
     assert join([first, second]) == [first, second]
+
+
+def test_each_file_is_in_one_share():
+    files = ["test_backends.py", "test_engine_gpu.py", *(f"test_{i}.py" for i in range(9))]
+    shares = [share(files, i, 3) for i in (1, 2, 3)]
+    assert sorted(name for some in shares for name in some) == sorted(files)
+    assert shares[0][0] == "test_engine_gpu.py" and shares[1][0] == "test_backends.py"
