@@ -78,7 +78,7 @@ def _inverse(k, beta, i, j, C: tl.constexpr, HALF: tl.constexpr):
 
 @triton.jit
 def _times(x, t, rest):
-    """x T.  In bfloat16 with both summands: where keys are alike, sums over T nearly cancel, and one's error would not."""
+    """x T.  In bfloat16 both summands, since sums over T nearly cancel where keys are alike, and errors would not."""
     product = tl.dot(x, t, input_precision="tf32x3")
     if x.dtype == tl.bfloat16:
         product = tl.dot(x, rest, product, input_precision="tf32x3")

@@ -21,8 +21,9 @@ from hotstart.kernels.target import Target, current_target
 
 HEADS = [(16, 16), (16, 32), (16, 48), (16, 64), (8, 24), (4, 8), (2, 8), (1, 1), (1, 3)]
 SIZES = [(96, 192), (64, 48), (256, 256), (128, 64), (64, 128)]
-OUT, STATE = 5e-3, 4.5e-3
+OUT, STATE = 4.5e-3, 4e-3
 SLOW_OUT, SLOW_STATE = 1e-2, 1.5e-2  # of states that hardly decay, and of keys that are nearly parallel
+RULE_OUT, RULE_STATE = 3.5e-3, 3e-3  # of the rule alone, whose inputs nobody has rounded on the way, on any keys
 KIB = 1024
 RAGGED = [
     Row(1, read=1, write=1),
@@ -226,8 +227,8 @@ def test_the_rule_alone_with_keys_of_every_kind(keys):
     step, out = moved(make_step([], [Row(512, read=1, write=1)]), "cuda"), torch.empty_like(v)
     wanted, after = rule_in_float64(q, k, v, g, beta, state[1])
     gated_delta_rule_chunked(q, k, v, g, beta, state, step.prefill, out)
-    assert relative_error(out, wanted) < SLOW_OUT
-    assert relative_error(state[1], after) < SLOW_STATE
+    assert relative_error(out, wanted) < RULE_OUT
+    assert relative_error(state[1], after) < RULE_STATE
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-6, 1e3, 1e15])
@@ -238,8 +239,8 @@ def test_values_of_any_size(size):
     wanted, after = rule_in_float64(q, k, v, g, beta, state[1])
     gated_delta_rule_chunked(q, k, v, g, beta, state, step.prefill, out)
     assert out.isfinite().all()
-    assert relative_error(out, wanted) < OUT
-    assert relative_error(state[1], after) < STATE
+    assert relative_error(out, wanted) < RULE_OUT
+    assert relative_error(state[1], after) < RULE_STATE
 
 
 def test_a_long_prompt_in_constant_memory():
