@@ -54,7 +54,10 @@ class EngineConfig:
         metavar="N",
         minimum=2,  # a token of the prompt, and one of the answer
     )
-    max_num_seqs: int | None = count("sequences that run at the same time; default: 16 (256 on a GPU) or what fits")
+    max_num_seqs: int | None = count(
+        "sequences that run at the same time; default: 16 (256 on a GPU), or what fits and leaves pages as much as "
+        "states"
+    )
     max_num_batched_tokens: int | None = count("tokens of one step; default: 1024 (8192 on a GPU) or what fits")
     block_size: int = count("tokens of one page of the KV cache", 16)
     cpu_memory: int | None = size(
