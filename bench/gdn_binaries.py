@@ -18,10 +18,10 @@ import triton
 from torch import Tensor
 from triton import knobs
 
-from hotstart.cache.step import PrefillInputs
 from hotstart.kernels import dry, gdn_chunked
 from hotstart.kernels.launch import recording
 from hotstart.kernels.ops import GdnDims, GdnWeights
+from hotstart.kernels.step import PrefillInputs
 
 DIMS = GdnDims(16, 32, 128, 128, conv_width=4, eps=1e-6)
 TOKENS = 1024

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from bench.device import MIN_TOUCHED, copy_rate, facts, host_us, samples_us
-from hotstart.cache.step import DecodeInputs
 from hotstart.kernels.gdn_decode import gdn_decode
 from hotstart.kernels.ops import GdnDims, GdnWeights
+from hotstart.kernels.step import DecodeInputs
 
 
 def decode_inputs(slots: Tensor, context_lens: Tensor) -> DecodeInputs:

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from bench.device import MIN_TOUCHED, copy_rate, facts, host_us, samples_us
-from hotstart.cache.step import PrefillInputs
 from hotstart.engine.sizes import GpuSizes
 from hotstart.kernels.backends import ops_for
 from hotstart.kernels.gdn_chunked import gated_delta_rule_chunked, gdn_prefill
 from hotstart.kernels.ops import GdnDims, GdnWeights, Prefill
+from hotstart.kernels.step import PrefillInputs
 
 SHAPES = [(1, 64), (1, 512), (1, 2048), (1, 8192), (1, 32768), (32, 256), (8, 1024), (64, 16)]
 SHORT = [(1, 1), (1, 16), (1, 32), (1, 64), (1, 128), (8, 16), (64, 16), (64, 64)]

@@ -30,11 +30,11 @@ from torch.nn.attention.bias import causal_lower_right
 from bench.device import copy_rate
 from bench.floors import FLOPS_PER_S
 from hotstart.bench.record import commit
-from hotstart.cache.step import DecodeInputs, EndInputs, PrefillInputs, StepInputs
 from hotstart.kernels.attention import paged_attention
 from hotstart.kernels.draw import sample
 from hotstart.kernels.ops import AttentionDims
 from hotstart.kernels.sampling import SamplingRows, candidates, sample_torch
+from hotstart.kernels.step import DecodeInputs, EndInputs, PrefillInputs, StepInputs
 
 PAGE = 16
 ATTENTION = AttentionDims(16, 4, 256, 64, 1e-6)  # Qwen3.5-4B and 9B

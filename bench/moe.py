@@ -23,7 +23,8 @@ from bench.device import copy_rate, facts, host_us, samples_us
 from bench.floors import FLOPS_PER_S
 from hotstart.kernels.activation import silu_mul
 from hotstart.kernels.moe import moe, route_torch
-from hotstart.kernels.ops import MoeDims, Step
+from hotstart.kernels.ops import MoeDims
+from hotstart.kernels.step import Step
 
 HIDDEN = 2048
 SHAPES = {

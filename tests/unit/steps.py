@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hotstart.cache.step import DecodeInputs, EndInputs, PrefillInputs, StepInputs
+from hotstart.kernels.step import DecodeInputs, EndInputs, PrefillInputs, StepInputs
 
 __all__ = ["Row", "make_step", "moved"]
 

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hotstart.cache.step import DecodeInputs, EndInputs, PrefillInputs
 from hotstart.engine.plan import Span, StepPlan
 from hotstart.engine.sheet import Section
+from hotstart.kernels.step import DecodeInputs, EndInputs, PrefillInputs
 
 __all__ = ["end_inputs", "end_sections", "no_ends", "no_prompts", "write_ends"]
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from hotstart.cache.step import DecodeInputs, PrefillInputs, StepInputs
 from hotstart.engine.device import Device
 from hotstart.engine.ends import end_inputs, end_sections, no_ends, no_prompts, write_ends
 from hotstart.engine.limits import StepLimits
@@ -21,6 +20,7 @@ from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Span, StepPlan
 from hotstart.engine.rows import PromptRows, RowList, SampleRows, row_sections
 from hotstart.engine.sheet import Section, Sheet
 from hotstart.engine.sizes import prompt_rungs
+from hotstart.kernels.step import DecodeInputs, PrefillInputs, StepInputs
 
 __all__ = ["BuiltStep", "GraphKey", "InputBuilder"]
 

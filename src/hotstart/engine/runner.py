@@ -8,12 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hotstart.cache.step import StepInputs
 from hotstart.cache.tensors import CacheTensors
 from hotstart.engine.graphs import StepGraphs
 from hotstart.engine.inputs import BuiltStep, InputBuilder
 from hotstart.engine.plan import StepPlan, StepResult
 from hotstart.engine.sampler import Sampled, Sampler
+from hotstart.kernels.step import StepInputs
 
 __all__ = ["FailedFlight", "Flight", "Forward", "Runner", "StepScope", "in_inference_mode"]
 

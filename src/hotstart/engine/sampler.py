@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hotstart.cache.step import StepInputs
 from hotstart.engine.device import Device, Fetched
 from hotstart.engine.inputs import BuiltStep
 from hotstart.engine.limits import StepLimits
@@ -14,6 +13,7 @@ from hotstart.engine.plan import SpanResult, StepPlan, StepResult
 from hotstart.engine.rows import PromptRows, SampleRows
 from hotstart.kernels.ops import Ops
 from hotstart.kernels.sampling import TokenLogprobs, token_logprobs
+from hotstart.kernels.step import StepInputs
 from hotstart.request import MAX_LOGPROBS, PositionLogprobs
 
 __all__ = ["Sampled", "Sampler"]

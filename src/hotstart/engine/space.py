@@ -14,8 +14,9 @@ from hotstart.engine.device import Device
 from hotstart.engine.inputs import InputBuilder
 from hotstart.engine.limits import StepLimits
 from hotstart.engine.plan import NO_SLOT, Span, StepPlan
-from hotstart.kernels.ops import Prefill, Step
+from hotstart.kernels.ops import Prefill
 from hotstart.kernels.space import LaunchSpace
+from hotstart.kernels.step import Step
 from hotstart.layers.attention import attention_dims
 from hotstart.layers.gated_delta_net import gdn_dims
 from hotstart.layers.moe import moe_dims

@@ -14,7 +14,8 @@ from torch import Tensor
 from hotstart.kernels.activation import sigmoid_mul_torch
 from hotstart.kernels.attention_decode import attention_decode
 from hotstart.kernels.attention_prefill import attention_prefill
-from hotstart.kernels.ops import AttentionDims, DecodeStep, Step
+from hotstart.kernels.ops import AttentionDims
+from hotstart.kernels.step import DecodeInputs, Step
 
 __all__ = ["attention_reference", "paged_attention", "paged_attention_torch"]
 
@@ -103,7 +104,7 @@ def _attend_together(q: Tensor, keys: Tensor, values: Tensor, step: Step) -> Ten
 
 # The same for all layers of a step.
 @lru_cache(maxsize=1)
-def _places(decode: DecodeStep, kv_index: Tensor, page_size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+def _places(decode: DecodeInputs, kv_index: Tensor, page_size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
     """Where the keys of each context lie, [N * longest], and what is added to scores, [N, 1, 1, longest]."""
     n, longest = decode.num_sequences, decode.max_context
     positions = torch.arange(-(-longest // page_size) * page_size, device=kv_index.device)

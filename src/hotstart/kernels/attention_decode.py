@@ -17,7 +17,8 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
-from hotstart.kernels.ops import AttentionDims, Step
+from hotstart.kernels.ops import AttentionDims
+from hotstart.kernels.step import Step
 
 __all__ = ["attention_decode"]
 

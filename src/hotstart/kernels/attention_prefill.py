@@ -21,7 +21,8 @@ from torch import Tensor
 from hotstart.kernels.attention_prefill_hopper import attend_on_hopper, hopper_serves
 from hotstart.kernels.key import type_name
 from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
-from hotstart.kernels.ops import AttentionDims, Step
+from hotstart.kernels.ops import AttentionDims
+from hotstart.kernels.step import Step
 from hotstart.kernels.target import Target
 from hotstart.kernels.tiles import Trial, Tunable
 

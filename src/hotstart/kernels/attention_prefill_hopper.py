@@ -27,7 +27,8 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
-from hotstart.kernels.ops import AttentionDims, Step
+from hotstart.kernels.ops import AttentionDims
+from hotstart.kernels.step import Step
 from hotstart.kernels.target import current_target
 
 __all__ = ["attend_on_hopper", "hopper_serves"]

@@ -16,8 +16,9 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 from hotstart.kernels.norm import in_dtype, norm_scale, row_length
-from hotstart.kernels.ops import AttentionDims, Step
+from hotstart.kernels.ops import AttentionDims
 from hotstart.kernels.rotary import apply_rotary
+from hotstart.kernels.step import Step
 
 __all__ = ["attention_prepare", "attention_prepare_torch"]
 

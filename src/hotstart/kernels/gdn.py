@@ -26,8 +26,9 @@ from torch import Tensor
 from hotstart.kernels.causal_conv import causal_conv, causal_conv_reference, causal_conv_step, ring_rows
 from hotstart.kernels.gdn_batches import Batch, batch_of, groups
 from hotstart.kernels.norm import row_length
-from hotstart.kernels.ops import DecodeStep, GdnDims, GdnWeights, PrefillStep
+from hotstart.kernels.ops import GdnDims, GdnWeights
 from hotstart.kernels.slots import bring, store, stretches, take
+from hotstart.kernels.step import DecodeInputs, PrefillInputs
 
 __all__ = [
     "CPU_CHUNK_LENGTH",
@@ -185,7 +186,7 @@ def gdn_decode(
     weights: GdnWeights,
     conv: Tensor,
     state: Tensor,
-    decode: DecodeStep,
+    decode: DecodeInputs,
     dims: GdnDims,
     out: Tensor,
 ) -> None:
@@ -243,7 +244,7 @@ def gdn_prefill(
     weights: GdnWeights,
     conv: Tensor,
     state: Tensor,
-    prefill: PrefillStep,
+    prefill: PrefillInputs,
     dims: GdnDims,
     out: Tensor,
 ) -> None:

@@ -28,8 +28,9 @@ from hotstart.kernels.gdn_slabs import Slab, slabs
 from hotstart.kernels.gdn_tiles import mixer_tiles, scan_stages
 from hotstart.kernels.gdn_workspace import Columns, columns, slab_limit, unit_of, workspace
 from hotstart.kernels.launch import BoundLaunch, LaunchSpace
-from hotstart.kernels.ops import GdnDims, GdnWeights, PrefillStep
+from hotstart.kernels.ops import GdnDims, GdnWeights
 from hotstart.kernels.series import Call, Own, Series
+from hotstart.kernels.step import PrefillInputs
 from hotstart.kernels.target import Target, current_target
 from hotstart.kernels.tiles import choices_made
 
@@ -149,7 +150,7 @@ def gdn_prefill(
     weights: GdnWeights,
     conv: Tensor,
     state: Tensor,
-    prefill: PrefillStep,
+    prefill: PrefillInputs,
     dims: GdnDims,
     out: Tensor,
     *,
@@ -182,7 +183,7 @@ def gated_delta_rule_chunked(
     g: Tensor,
     beta: Tensor,
     state: Tensor,
-    prefill: PrefillStep,
+    prefill: PrefillInputs,
     out: Tensor,
     *,
     choose: Choose = _cut_for,

@@ -24,7 +24,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from hotstart.kernels.gdn_math import L2_EPS, bounded, log_decay
 from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
-from hotstart.kernels.ops import DecodeStep, GdnDims, GdnWeights
+from hotstart.kernels.ops import GdnDims, GdnWeights
+from hotstart.kernels.step import DecodeInputs
 
 __all__ = ["gdn_decode"]
 
@@ -197,7 +198,7 @@ def gdn_decode(
     weights: GdnWeights,
     conv: Tensor,
     state: Tensor,
-    decode: DecodeStep,
+    decode: DecodeInputs,
     dims: GdnDims,
     out: Tensor,
 ) -> None:

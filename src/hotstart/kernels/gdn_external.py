@@ -26,7 +26,8 @@ from hotstart.kernels.gdn_conv import keep_inputs
 from hotstart.kernels.gdn_math import L2_EPS, log_decay
 from hotstart.kernels.gdn_norm import launch_norm
 from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
-from hotstart.kernels.ops import EXTERNAL, GdnDims, GdnWeights, PrefillStep
+from hotstart.kernels.ops import EXTERNAL, GdnDims, GdnWeights
+from hotstart.kernels.step import PrefillInputs
 
 __all__ = ["gdn_prefill_fla", "gdn_prefill_flashinfer", "warmup"]
 
@@ -210,7 +211,7 @@ def _gdn_prefill(
     weights: GdnWeights,
     conv: Tensor,
     state: Tensor,
-    prefill: PrefillStep,
+    prefill: PrefillInputs,
     dims: GdnDims,
     out: Tensor,
 ) -> None:
@@ -263,14 +264,14 @@ def _gdn_prefill(
     )
 
 
-def _gather(state: Tensor, prefill: PrefillStep) -> Tensor:
+def _gather(state: Tensor, prefill: PrefillInputs) -> Tensor:
     """What each sequence starts from, float32; zeros where it starts anew, whatever the slot held, NaN too."""
     reads = prefill.read_slots.long()
     states = state.index_select(0, reads.clamp(min=0)).float()
     return states.masked_fill_((reads < 0).view(-1, 1, 1, 1), 0)
 
 
-def _scatter(state: Tensor, states: Tensor, prefill: PrefillStep) -> None:
+def _scatter(state: Tensor, states: Tensor, prefill: PrefillInputs) -> None:
     writes = prefill.write_slots.long()
     if min(prefill.writes) < 0:  # such a row leaves nothing behind
         kept = torch.tensor([i for i, slot in enumerate(prefill.writes) if slot >= 0], device=state.device)
@@ -283,7 +284,7 @@ def gdn_prefill_fla(
     weights: GdnWeights,
     conv: Tensor,
     state: Tensor,
-    prefill: PrefillStep,
+    prefill: PrefillInputs,
     dims: GdnDims,
     out: Tensor,
 ) -> None:
@@ -297,7 +298,7 @@ def gdn_prefill_flashinfer(
     weights: GdnWeights,
     conv: Tensor,
     state: Tensor,
-    prefill: PrefillStep,
+    prefill: PrefillInputs,
     dims: GdnDims,
     out: Tensor,
 ) -> None:

@@ -25,9 +25,10 @@ from hotstart.kernels.moe_gemm import products
 from hotstart.kernels.moe_route import FEW_TOKENS, choosing, routing
 from hotstart.kernels.moe_tiles import Tiles, all_tiles, tiles_for
 from hotstart.kernels.norm import rms_norm_torch
-from hotstart.kernels.ops import MoeDims, Step
+from hotstart.kernels.ops import MoeDims
 from hotstart.kernels.series import Series
 from hotstart.kernels.space import LaunchSpace
+from hotstart.kernels.step import Step
 from hotstart.kernels.target import Target, current_target
 
 __all__ = ["moe", "moe_reference", "moe_torch", "norm_router_torch", "route_torch", "warmup"]

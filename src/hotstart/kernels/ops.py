@@ -1,15 +1,15 @@
 """Ops: the table of functions that layers call, one table for each backend.
 
 Which table a model gets comes from configuration, never from where a tensor lives: the same layer code
-runs on the CPU, on a GPU, and on meta tensors under either table.  Every function takes plain tensors; step data
-arrives as `StepInputs`' parts, which this package only reads (structurally: see the protocols below).
+runs on the CPU, on a GPU, and on meta tensors under either table.  Every function takes plain tensors, and of a step
+what it needs (step.py).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,94 +17,15 @@ from torch import Tensor
 __all__ = [
     "EXTERNAL",
     "AttentionDims",
-    "DecodeStep",
     "GdnDims",
     "GdnWeights",
     "MoeDims",
     "Ops",
     "Prefill",
-    "PrefillStep",
-    "Step",
 ]
 
 Prefill = Literal["torch", "triton", "fla", "flashinfer"]  # whose chunked delta rule runs
 EXTERNAL: frozenset[Prefill] = frozenset({"fla", "flashinfer"})
-
-
-class DecodeStep(Protocol):
-    """What ops read of `DecodeInputs`; the fields are described there."""
-
-    def __hash__(self) -> int: ...
-    @property
-    def num_sequences(self) -> int: ...
-    @property
-    def max_context(self) -> int: ...
-    @property
-    def contexts(self) -> tuple[int, ...]: ...
-    @property
-    def reads(self) -> tuple[int, ...]: ...
-    @property
-    def writes(self) -> tuple[int, ...]: ...
-    @property
-    def page_table(self) -> Tensor: ...
-    @property
-    def context_lens(self) -> Tensor: ...
-    @property
-    def read_slots(self) -> Tensor: ...
-    @property
-    def write_slots(self) -> Tensor: ...
-
-
-class PrefillStep(Protocol):
-    """What ops read of `PrefillInputs`; the fields are described there."""
-
-    @property
-    def num_sequences(self) -> int: ...
-    @property
-    def first_token(self) -> int: ...
-    @property
-    def lengths(self) -> tuple[int, ...]: ...
-    @property
-    def contexts(self) -> tuple[int, ...]: ...
-    @property
-    def reads(self) -> tuple[int, ...]: ...
-    @property
-    def writes(self) -> tuple[int, ...]: ...
-    @property
-    def num_chunks(self) -> int: ...
-    @property
-    def chunk_length(self) -> int: ...
-    @property
-    def cu_seqlens(self) -> Tensor: ...
-    @property
-    def context_lens(self) -> Tensor: ...
-    @property
-    def page_table(self) -> Tensor: ...
-    @property
-    def read_slots(self) -> Tensor: ...
-    @property
-    def write_slots(self) -> Tensor: ...
-    @property
-    def chunks(self) -> Tensor: ...
-    @property
-    def cu_chunks(self) -> Tensor: ...
-
-
-class Step(Protocol):
-    """What ops read of `StepInputs`; the fields are described there."""
-
-    @property
-    def num_tokens(self) -> int: ...
-    @property
-    def positions(self) -> Tensor: ...
-    @property
-    def kv_index(self) -> Tensor: ...
-    @property
-    def decode(self) -> DecodeStep: ...
-    @property
-    def prefill(self) -> PrefillStep: ...
-    @property
-    def num_decodes(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from hotstart.kernels.ops import AttentionDims, GdnDims, GdnWeights, MoeDims, Prefill, Step
+from hotstart.kernels.ops import AttentionDims, GdnDims, GdnWeights, MoeDims, Prefill
+from hotstart.kernels.step import Step
 
 __all__ = ["LaunchSpace"]
 

@@ -7,10 +7,10 @@ interleaved by key head, which is undone while loading.
 import torch
 from torch import Tensor
 
-from hotstart.cache.step import StepInputs
 from hotstart.cache.tensors import CacheTensors
 from hotstart.config.model import ModelConfig
 from hotstart.kernels.ops import GdnDims, GdnWeights, Ops
+from hotstart.kernels.step import StepInputs
 from hotstart.layers.fused import Fused, Piece, by_rows
 from hotstart.layers.linear import Layer, Linear, meta_parameter
 from hotstart.layers.norm import RMSNorm

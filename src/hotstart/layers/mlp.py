@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from hotstart.kernels.ops import Ops, Step
+from hotstart.kernels.ops import Ops
+from hotstart.kernels.step import Step
 from hotstart.layers.fused import Fused, by_rows
 from hotstart.layers.linear import Layer, Linear
 from hotstart.layers.norm import RMSNorm

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from hotstart.config.model import ModelConfig
-from hotstart.kernels.ops import MoeDims, Ops, Step
+from hotstart.kernels.ops import MoeDims, Ops
+from hotstart.kernels.step import Step
 from hotstart.layers.fused import Fused, Piece, by_rows
 from hotstart.layers.linear import Layer, Linear, meta_parameter
 from hotstart.layers.mlp import MLP

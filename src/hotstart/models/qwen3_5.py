@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from hotstart.cache.layout import CacheLayout, cache_layout
-from hotstart.cache.step import StepInputs
 from hotstart.cache.tensors import CacheTensors
 from hotstart.config.model import ModelConfig
 from hotstart.kernels.ops import Ops
+from hotstart.kernels.step import StepInputs
 from hotstart.layers.attention import GatedAttention
 from hotstart.layers.embedding import Embedding
 from hotstart.layers.gated_delta_net import GatedDeltaNet

@@ -7,11 +7,11 @@ import pytest
 import torch
 from steps import Row, make_step, moved
 
-from hotstart.cache.step import StepInputs
 from hotstart.kernels import dry, gdn_external
 from hotstart.kernels.backends import ops_for
 from hotstart.kernels.launch import LAUNCHERS, LaunchSpace
 from hotstart.kernels.ops import AttentionDims, GdnDims, MoeDims
+from hotstart.kernels.step import StepInputs
 
 
 @pytest.fixture(autouse=True)

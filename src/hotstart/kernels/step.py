@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = ["DecodeInputs", "EndInputs", "PrefillInputs", "StepInputs"]
+__all__ = ["DecodeInputs", "EndInputs", "PrefillInputs", "Step", "StepInputs"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # by identity: what an op derives from one serves all layers of its step
@@ -89,3 +89,6 @@ class StepInputs:
     @property
     def num_decodes(self) -> int:
         return self.decode.num_sequences
+
+
+Step = StepInputs | EndInputs  # what ops read of either is the same
