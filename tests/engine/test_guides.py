@@ -10,7 +10,7 @@ import pytest
 from hotstart import LLM, SamplingParams, StructuredOutputsParams
 from hotstart.engine.device import CpuDevice
 from hotstart.engine.guides import Guide
-from hotstart.errors import InvalidSamplingParams, RequestError
+from hotstart.errors import InvalidSamplingParams, PromptTooLong, RequestError
 from hotstart.request import Request
 
 CHECKPOINT = "checkpoints/tiny-qwen3.5"
@@ -134,6 +134,8 @@ def test_what_cannot_be_followed_ends_alone(llm):
         with pytest.raises(InvalidSamplingParams, match=f"prompt 1: .*{message}"):
             llm.generate(["Add: 1", "Add: 1"], [beside, params], use_tqdm=False)
         llm.engine.add(Request(f"bad {number}", (1, 2), params, 0.0))  # a client whose server knows less
+    with pytest.raises(PromptTooLong):  # at once, whatever its grammar
+        llm.engine.add(Request("long", (1,) * 256, params, 0.0))
     llm.engine.add(Request("good", (1, 2), beside, 0.0))
     ends = {}
     while llm.engine.has_work:

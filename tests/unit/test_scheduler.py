@@ -5,7 +5,7 @@ from simulated_model import SimulatedModel, answer
 
 from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, SpanResult, StepPlan, StepResult
 from hotstart.engine.scheduler import Scheduler, SchedulerLimits
-from hotstart.errors import InvalidPrompt, PromptTooLong, QueueFull, RequestError, StepError
+from hotstart.errors import InvalidPrompt, PromptTooLong, RequestError, StepError
 from hotstart.request import FinishReason, Request, SamplingParams, TokenEvent
 
 
@@ -46,7 +46,6 @@ def shape(plan: StepPlan | None) -> list[tuple[int, int, int]]:
         (0, {}, InvalidPrompt, "empty"),
         (200, {}, PromptTooLong, "200 tokens, at most 199"),
         (190, {"num_pages": 47}, PromptTooLong, "190 tokens and needs 48 pages of 4, the cache has 47"),
-        (5, {"max_num_queued": 0}, QueueFull, "at most 0"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )

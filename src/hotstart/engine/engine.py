@@ -202,11 +202,8 @@ class Engine:
         for request, guide in self._guides.ready(COMPILE_WAIT_S if idle else 0.0):
             if isinstance(guide, RequestError):
                 refused.append((request, guide))
-                continue
-            try:
+            else:
                 self._guides.bind(request.id, self._scheduler.add(request), guide)
-            except RequestError as error:
-                refused.append((request, error))
         return [TokenEvent(one.id, finish_reason=FinishReason.ERROR, error=error) for one, error in refused]
 
     def _follow(self, events: list[TokenEvent]) -> list[TokenEvent]:

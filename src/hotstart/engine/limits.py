@@ -22,7 +22,6 @@ class SchedulerLimits:
     chunk_length: int  # long prompts are cut at multiples of it
     eos_token_ids: tuple[int, ...] = ()
     seed: int = 0  # from which requests without a seed draw one
-    max_num_queued: int | None = None
     enable_prefix_caching: bool = False
     packs_slots: bool = False  # sequences move to the lowest slots, so that their states lie side by side
 

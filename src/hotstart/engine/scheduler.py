@@ -19,7 +19,7 @@ from hotstart.engine.limits import SchedulerLimits
 from hotstart.engine.pending import DraftStep, PendingStep
 from hotstart.engine.plan import IN_FLIGHT, NO_SLOT, Span, SpanResult, StepPlan, StepResult
 from hotstart.engine.sequence import Sequence, Status
-from hotstart.errors import HotstartError, QueueFull
+from hotstart.errors import HotstartError
 from hotstart.request import FinishReason, PositionLogprobs, Request, TokenEvent
 
 __all__ = ["Scheduler", "SchedulerLimits"]
@@ -60,14 +60,10 @@ class Scheduler:
         return request_id in self._live
 
     def add(self, request: Request) -> int:
-        """The id of its sequence.  Raises InvalidPrompt, PromptTooLong or QueueFull; then nothing has changed."""
+        """The id of its sequence.  Raises InvalidPrompt or PromptTooLong; then nothing has changed."""
         limits = self.limits
         assert request.id not in self, f"request id {request.id!r} is in use"
         limits.check_prompt(len(request.prompt_token_ids))
-        if limits.max_num_queued is not None and len(self._waiting) >= limits.max_num_queued:
-            raise QueueFull(
-                f"{len(self._waiting)} requests are waiting, at most {limits.max_num_queued} may; try again later"
-            )
         self._num_added += 1
         params = request.params
         assert params.n == 1, "a request is one answer: SamplingParams.choices() makes n of them"
