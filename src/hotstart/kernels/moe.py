@@ -22,7 +22,7 @@ from hotstart.kernels.activation import silu_mul_torch
 from hotstart.kernels.linear import Product, linear_torch
 from hotstart.kernels.moe_few import MOST_TOKENS, products_of_few
 from hotstart.kernels.moe_gemm import products
-from hotstart.kernels.moe_route import FEW_TOKENS, choosing, routing
+from hotstart.kernels.moe_route import SPREAD_TOKENS, choosing, routing
 from hotstart.kernels.moe_tiles import Tiles, all_tiles, tiles_for
 from hotstart.kernels.norm import rms_norm_torch
 from hotstart.kernels.ops import MoeDims
@@ -156,6 +156,6 @@ def _kinds(dims: MoeDims, dtype: torch.dtype) -> list[tuple[int, Tiles]]:
     found, above = [], 0.0
     for tiles in all_tiles(dtype):
         most = tiles.up_to * dims.num_experts / dims.top_k  # tokens
-        found += [(2, tiles)] * (above < FEW_TOKENS) + [(FEW_TOKENS + 1, tiles)] * (most > FEW_TOKENS)
+        found += [(2, tiles)] * (above < SPREAD_TOKENS) + [(SPREAD_TOKENS + 1, tiles)] * (most > SPREAD_TOKENS)
         above = most
     return found

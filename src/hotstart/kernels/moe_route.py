@@ -20,9 +20,9 @@ from hotstart.kernels.ops import MoeDims
 from hotstart.kernels.series import Call, Own, Part
 from hotstart.kernels.target import current_target
 
-__all__ = ["FEW_TOKENS", "choosing", "num_tiles", "routing"]
+__all__ = ["SPREAD_TOKENS", "choosing", "num_tiles", "routing"]
 
-FEW_TOKENS = 256  # spread over programs; more of them are counted in larger blocks
+SPREAD_TOKENS = 256  # up to here over more programs; more of them are counted in larger blocks
 
 
 @triton.jit
@@ -210,7 +210,7 @@ def routing(T: int, dims: MoeDims, rows: int) -> Part:
 
 
 def _block(num_tokens: int, dims: MoeDims) -> int:
-    if num_tokens <= FEW_TOKENS:
+    if num_tokens <= SPREAD_TOKENS:
         return 4
     # Logits of a block: Triton 3.6 wants 8 bytes of shared memory for each, 3.7 half as many.
     most = 16384 if current_target().shared_bytes > 16384 * 8 else 8192
