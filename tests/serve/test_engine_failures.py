@@ -121,3 +121,21 @@ def test_a_failed_step_answers_its_requests_and_the_server_serves_on(
     assert b"[DONE]" in later[0] and all(a.startswith(b"HTTP/1.1 200") and b'"error"' not in a for a in later)
     assert server.process.wait(20) == 0
     assert "made up" in server.log.read_text()
+
+
+@pytest.mark.parametrize("is_second_signal", [False, True])
+def test_who_outlives_the_drain_is_answered(is_second_signal: bool, start_server: StartServer) -> None:
+    """Two run, one waits: each is told when the time is over, or a second signal comes."""
+    server = start_server(*LONG, "--shutdown-timeout", "60" if is_second_signal else "1")
+    server.wait_until(server.is_ready, "ready", 90)
+    body = {"prompt": "Copy: a", "max_tokens": 4000, "ignore_eos": True}
+    held = [post(server, {**body, "stream": stream}) for stream in (True, False, True)]
+    server.wait_until(lambda: server.metric("vllm:num_requests_waiting") == 1, "full")
+    server.process.send_signal(signal.SIGTERM)
+    if is_second_signal:
+        server.wait_until(lambda: server.ask("/ready", key=None)[1]["status"] == "draining", "draining")
+        server.process.send_signal(signal.SIGTERM)
+    for connection in held:
+        answer = read_to_end(connection)
+        assert b'"code":"engine_dead"' in answer and b"[DONE]" not in answer, answer[-500:]
+    assert server.process.wait(20) == 0
