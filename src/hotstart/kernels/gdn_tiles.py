@@ -126,7 +126,7 @@ def _prep_candidates(target: Target, shape: RuleShape) -> tuple[PrepTiles, ...]:
 def _scan_candidates(target: Target, shape: RuleShape) -> tuple[ScanTiles, ...]:
     block_v, itemsize = triton.next_power_of_2(shape.value_dim), getattr(torch, shape.dtype).itemsize
     pairs = _scan_pairs(target, triton.next_power_of_2(shape.key_dim))
-    cuts = [cut for pair in pairs for cut in (_within(*pair[0], block_v) + _within(*pair[1], block_v),)]
+    cuts = [_within(*few, block_v) + _within(*many, block_v) for few, many in pairs]
     found = []
     for cut in dict.fromkeys(cuts):
         widths = cut[0], cut[2]

@@ -130,7 +130,7 @@ def moe(
 # What the layers of a step share, for as many sizes of steps as there are.
 @lru_cache(maxsize=256)
 def _series(T: int, D: int, dims: MoeDims, dtype: torch.dtype, cut: Tiles | None, target: Target) -> Series:
-    """`cut`: None for few tokens, which are not sorted."""
+    """`cut`: None for few tokens, which are not sorted.  `target`: whose memory decides about blocks of tokens."""
     if cut is None:
         (first, chosen), (rest, worked) = choosing(T, dims, block=1), products_of_few(T, D, dims, dtype)
     else:

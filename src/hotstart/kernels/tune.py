@@ -99,7 +99,7 @@ def resolve(
         cases += [
             _Case(tunable, family, space, tunable.candidates(target, family)) for family, space in families.items()
         ]
-    known = {case: None if mode == "force" else _stored(case, target, tables) for case in cases}
+    known = {case: None if mode == "force" else _stored(case, tables) for case in cases}
     tuner = _Tuner(target, command, time_limit_s, on_tuning)
     if mode != "off":
         tuner.compile([case for case in cases if known[case] is None and len(case.candidates) > 1])
@@ -130,7 +130,7 @@ class _Case:
         return self.tunable.trial(self.space.on(device), self.family, lengths)
 
 
-def _stored(case: _Case, target: Target, tables: tuple[tuple[Origin, Table], ...]) -> Choice | None:
+def _stored(case: _Case, tables: tuple[tuple[Origin, Table], ...]) -> Choice | None:
     """Only tiles that are still among the candidates: what a file says beyond them was never compiled for this GPU."""
     for origin, table in tables:
         entry = table.find(case.tunable.name, dataclasses.asdict(case.family))
