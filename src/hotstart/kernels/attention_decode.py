@@ -37,6 +37,39 @@ def _part_length(context, MAX_PARTS: tl.constexpr, PART_TOKENS: tl.constexpr):
     return tl.cdiv(tl.cdiv(context, tl.maximum(parts, 1)), 64) * 64
 
 
+@triton.jit
+def _attend(
+    b_q, keys_ptr, values_ptr, p_table, i_h, o_d, m_d, begin, end, scale,
+    HKV: tl.constexpr, D: tl.constexpr, PAGE: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """To keys [begin, end): weighted values, the largest score, and the sum of weights, by query head."""
+    o_n = tl.arange(0, BLOCK_N)
+    o_head = i_h * D + o_d[None, :]
+    b_o = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    b_max = tl.full([BLOCK_G], float("-inf"), tl.float32)
+    b_sum = tl.zeros([BLOCK_G], tl.float32)
+    # A tile ahead, so that keys and values are loads that wait for no other.
+    i_page = tl.load(p_table + (begin + o_n) // PAGE, mask=begin + o_n < end, other=0)
+    for start in range(begin, end, BLOCK_N):
+        o_t = start + o_n
+        m_n = o_t < end
+        o_kv = (i_page.to(tl.int64) * PAGE + o_t % PAGE)[:, None] * (HKV * D) + o_head
+        m_kv = m_n[:, None] & m_d[None, :]
+        b_k = tl.load(keys_ptr + o_kv, mask=m_kv, other=0)
+        b_v = tl.load(values_ptr + o_kv, mask=m_kv, other=0)
+        i_page = tl.load(p_table + (o_t + BLOCK_N) // PAGE, mask=o_t + BLOCK_N < end, other=0)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3") * scale
+        b_s = tl.where(m_n[None, :], b_s, float("-inf"))
+        b_new_max = tl.maximum(b_max, tl.max(b_s, axis=1))
+        b_p = tl.exp2(b_s - b_new_max[:, None])
+        b_shrink = tl.exp2(b_max - b_new_max)
+        b_sum = b_sum * b_shrink + tl.sum(b_p, axis=1)
+        b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o * b_shrink[:, None], input_precision="tf32x3")
+        b_max = b_new_max
+    return b_o, b_max, b_sum
+
+
 @kernel
 def _attend_kernel(
     queries_ptr,  # [T, H, D]
@@ -91,29 +124,9 @@ def _attend_kernel(
 
     b_q = tl.load(queries_ptr + (i_t * H + i_h * G) * D + o_q, mask=m_q, other=0)
     p_table = page_table_ptr + i_t * table_width
-    o_n = tl.arange(0, BLOCK_N)
-    o_head = i_h * D + o_d[None, :]
-    b_o = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
-    b_max = tl.full([BLOCK_G], float("-inf"), tl.float32)
-    b_sum = tl.zeros([BLOCK_G], tl.float32)
-    # A tile ahead, so that keys and values are loads that wait for no other.
-    i_page = tl.load(p_table + (begin + o_n) // PAGE, mask=begin + o_n < end, other=0)
-    for start in range(begin, end, BLOCK_N):
-        o_t = start + o_n
-        m_n = o_t < end
-        o_kv = (i_page.to(tl.int64) * PAGE + o_t % PAGE)[:, None] * (HKV * D) + o_head
-        m_kv = m_n[:, None] & m_d[None, :]
-        b_k = tl.load(keys_ptr + o_kv, mask=m_kv, other=0)
-        b_v = tl.load(values_ptr + o_kv, mask=m_kv, other=0)
-        i_page = tl.load(p_table + (o_t + BLOCK_N) // PAGE, mask=o_t + BLOCK_N < end, other=0)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision="tf32x3") * scale
-        b_s = tl.where(m_n[None, :], b_s, float("-inf"))
-        b_new_max = tl.maximum(b_max, tl.max(b_s, axis=1))
-        b_p = tl.exp2(b_s - b_new_max[:, None])
-        b_shrink = tl.exp2(b_max - b_new_max)
-        b_sum = b_sum * b_shrink + tl.sum(b_p, axis=1)
-        b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o * b_shrink[:, None], input_precision="tf32x3")
-        b_max = b_new_max
+    b_o, b_max, b_sum = _attend(
+        b_q, keys_ptr, values_ptr, p_table, i_h, o_d, m_d, begin, end, scale, HKV, D, PAGE, BLOCK_G, BLOCK_D, BLOCK_N
+    )
     b_o /= b_sum[:, None]
 
     if length >= context:
