@@ -1,10 +1,9 @@
 """Causal attention of prompts on Hopper: what attention_prefill.py computes, by warps that have roles.
 
-One warp has the copy engine bring keys and values from their pages to shared memory, as far ahead as it has room; two
+Two warps, for keys and for values, have the copy engine bring pages to shared memory, as far ahead as it has room; two
 groups of four warps multiply, 64 rows of a block each.  A group waits for data and for nothing else, so one has its
 products running while the other turns scores into weights; and within a group the values are a tile behind the keys,
-for the same reason.  Half of each query stays in registers: a product whose operands both lie in shared memory reads
-it for as long as it multiplies, and copies need it, too.
+for the same reason.
 
 Source: Shah et al. 2024, arXiv:2407.08608.  In Gluon, whose names change from version to version of Triton.
 """
@@ -48,18 +47,12 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @gluon.jit
-def _copy(
-    p_keys, p_values, keys, values, p_table, num_tiles, context, HKV: gl.constexpr, D: gl.constexpr, PAGE: gl.constexpr
-):
-    """All tiles of a block; values a tile behind the keys, as they are asked for."""
+def _copy(p_cache, stages, p_table, num_tiles, context, HKV: gl.constexpr, D: gl.constexpr, PAGE: gl.constexpr):
+    """All tiles of a block: of keys, or of values."""
     if num_tiles > 0:
-        key_rows = tma.make_tensor_descriptor(p_keys, [_NOWHERE, D], [HKV * D, 1], [PAGE, _COLUMNS], _TILES)
-        value_rows = tma.make_tensor_descriptor(p_values, [_NOWHERE, D], [HKV * D, 1], [PAGE, _COLUMNS], _TILES)
-        for i in range(num_tiles + 1):
-            if i < num_tiles:
-                _ask(key_rows, keys, i, p_table, context, PAGE)
-            if i > 0:
-                _ask(value_rows, values, i - 1, p_table, context, PAGE)
+        rows = tma.make_tensor_descriptor(p_cache, [_NOWHERE, D], [HKV * D, 1], [PAGE, _COLUMNS], _TILES)
+        for i in range(num_tiles):
+            _ask(rows, stages, i, p_table, context, PAGE)
 
 
 @gluon.jit
@@ -119,13 +112,10 @@ def _give_back(stages, i):
 
 
 @gluon.jit
-def _scores(b_q, q_smem, k_smem, SCORES: gl.constexpr):
-    """q k^T, asked for.  b_q: the first half of q's columns."""
-    HALF: gl.constexpr = q_smem.shape[1] // 2
+def _scores(q_smem, k_smem, SCORES: gl.constexpr):
+    """q k^T, asked for."""
     zero = gl.zeros([_GROUP, KEYS], gl.float32, SCORES)
-    k_first, k_second = k_smem.slice(0, HALF, dim=1), k_smem.slice(HALF, HALF, dim=1)
-    b_s = warpgroup_mma(b_q, k_first.permute((1, 0)), zero, use_acc=False, is_async=True)
-    return warpgroup_mma(q_smem.slice(HALF, HALF, dim=1), k_second.permute((1, 0)), b_s, is_async=True)
+    return warpgroup_mma(q_smem, k_smem.permute((1, 0)), zero, use_acc=False, is_async=True)
 
 
 @gluon.jit
@@ -143,7 +133,6 @@ def _attend(
     b_max,
     b_sum,
     b_p,
-    b_q,
     q_smem,
     keys,
     values,
@@ -160,7 +149,7 @@ def _attend(
     b_p: weights of the tile before `begin`; those of the last tile are returned.
     """
     for i in range(begin, end):
-        b_s = _scores(b_q, q_smem, _await(keys, i), SCORES)
+        b_s = _scores(q_smem, _await(keys, i), SCORES)
         b_o = warpgroup_mma(b_p, _await(values, i - 1), b_o, is_async=True)
         b_s = warpgroup_mma_wait(1, deps=[b_s])
         _give_back(keys, i)
@@ -212,8 +201,7 @@ def _multiply(
         async_copy.commit_group()
         async_copy.wait_group(0)
         fence_async_shared()
-        b_q = q_smem.slice(0, D // 2, dim=1).load(gl.DotOperandLayout(0, SCORES, 2))
-        b_s = warpgroup_mma_wait(0, deps=[_scores(b_q, q_smem, _await(keys, 0), SCORES)])
+        b_s = warpgroup_mma_wait(0, deps=[_scores(q_smem, _await(keys, 0), SCORES)])
         _give_back(keys, 0)
         o_m = past + (first + gl.arange(0, _GROUP, gl.SliceLayout(1, SCORES))) // G
         b_s = gl.where(gl.arange(0, KEYS, gl.SliceLayout(0, SCORES))[None, :] <= o_m[:, None], b_s, float("-inf"))
@@ -222,10 +210,10 @@ def _multiply(
         b_p = gl.convert_layout(b_w.to(dtype), gl.DotOperandLayout(0, OUT, 2))
         middle = gl.maximum(seen_by_all, 1)
         b_o, b_max, b_sum, b_p = _attend(
-            b_o, b_max, b_sum, b_p, b_q, q_smem, keys, values, o_m, 1, middle, scale, False, SCORES, OUT
+            b_o, b_max, b_sum, b_p, q_smem, keys, values, o_m, 1, middle, scale, False, SCORES, OUT
         )
         b_o, b_max, b_sum, b_p = _attend(
-            b_o, b_max, b_sum, b_p, b_q, q_smem, keys, values, o_m, middle, num_tiles, scale, True, SCORES, OUT
+            b_o, b_max, b_sum, b_p, q_smem, keys, values, o_m, middle, num_tiles, scale, True, SCORES, OUT
         )
         # The gates take the queries' place, for which nobody asks any more.
         first = _anew(first)
@@ -320,10 +308,11 @@ def _attention_prefill_hopper_kernel(
                          values, H, HKV, D, ROW, PAGE)),
             (_multiply, (1, p_queries, p_gates, p_y, num_rows, past, context, first, num_tiles, scale, q_smem, keys,
                          values, H, HKV, D, ROW, PAGE)),
-            (_copy, (p_keys, p_values, keys, values, p_table, num_tiles, context, HKV, D, PAGE)),
+            (_copy, (p_keys, keys, p_table, num_tiles, context, HKV, D, PAGE)),
+            (_copy, (p_values, values, p_table, num_tiles, context, HKV, D, PAGE)),
         ],
-        [_WARPS, 1],
-        [_MULTIPLY_REGISTERS, _COPY_REGISTERS],
+        [_WARPS, 1, 1],
+        [_MULTIPLY_REGISTERS, _COPY_REGISTERS, _COPY_REGISTERS],
     )  # fmt: skip
 
 
