@@ -42,7 +42,9 @@ class CudaDevice(GpuSizes):
         self.backend = backend
         if backend == "torch":  # whose attention takes parts of tensors: cuDNN's fails on the addresses of some
             torch.backends.cuda.enable_cudnn_sdp(False)
-        # The workspace of cuBLAS comes to stay: now, so that it is not cut out of the memory of a step.
+        # The workspace of cuBLAS comes to stay: now, so that it is not cut out of the memory of a step.  A tensor makes
+        # this thread's context, which cuBLAS would warn about.
+        torch.zeros(1, device=self.torch_device)
         torch.cuda.current_blas_handle()  # type: ignore[no-untyped-call]  # torch's own
         self.arena = Arena(self.torch_device)
         if capture_sizes:
