@@ -1,9 +1,9 @@
 """Figures of attention's kernels: beside PyTorch's own on dense keys and values, and the floor."""
 
+import statistics
 from typing import Any
 
 from bench.figures_gpu import read
-from bench.floors import FLOPS_PER_S
 
 __all__ = ["answers", "forms", "prompts"]
 
@@ -21,35 +21,30 @@ def answers() -> list[str]:
 
 def prompts() -> list[str]:
     record = read("attention_h200")
-    at, lines = record["attention"], ["| sequences x tokens | ours | torch's | floor: products | of the floor |"]
-    lines.append("|---|---:|---:|---:|---:|")
-    for row in (row for row in record["rows"] if row["part"] == "prefill"):
-        count, length = map(int, row["what"].split("x"))
-        products = 2 * count * length * length * at["num_heads"] * at["head_dim"]  # twice, of half of the square
-        lines.append(_line(row, max(1e6 * products / FLOPS_PER_S, row["floor_us"])))
+    lines = ["| sequences x tokens | ours | torch's | floor | of the floor |", "|---|---:|---:|---:|---:|"]
+    lines += [_line(row, row["floor_us"]) for row in record["rows"] if row["part"] == "prefill"]
     return [*lines, "", _where(record)]
 
 
-_FORMS: list[tuple[str, dict[str, Any]]] = [
-    ("the kernel that serves", {"form": "serves"}),
-    ("roles, key heads one after the other", {"heads": "one after the other", "copies": "waited for, then told"}),
-    ("key heads side by side", {"heads": "side by side"}),
-    ("copies tell those who wait by themselves", {"copies": "tell themselves"}),
-    ("and nobody fences", {"copies": "tell themselves, no fence"}),
-    ("40 registers for a thread that copies, not 72", {"copy_registers": 40}),
-    ("tiles of 32 keys", {"keys": 32}),
-    ("a program a multiprocessor, which takes block after block", {"programs": "one a multiprocessor"}),
-]
+_FORMS = {
+    "triton": "the Triton form, values a tile behind the keys",
+    "serves": "roles, as they serve",
+    "half": "half of each query in registers",
+    "one": "one warp copies keys and values",
+    "stages": "two stages of keys and three of values, not three and two",
+    "turns": "groups take turns at the tensor cores",
+    "heads": "key heads one after the other, not side by side",
+    "threads": "four warps copy row by row, a quarter of each query in registers",
+}
 
 
 def forms() -> list[str]:
-    """One line for each form that was tried; the first row that fits is meant."""
     record = read("attention_forms_h200")
     lines = [f"| | {' | '.join(record['shapes'])} |", "|---|" + "---:|" * len(record["shapes"])]
-    for label, wanted in _FORMS:
-        row = next(row for row in record["rows"] if wanted.items() <= row.items())
-        lines.append(f"| {label} | {' | '.join(f'{us:.1f}' for us in row['us'])} |")
-    return [*lines, "", f"{record['gpu']}, torch {record['torch']}, Triton {record['triton']}; microseconds"]
+    for form, label in _FORMS.items():
+        lines.append(f"| {label} | {' | '.join(f'{statistics.median(us):.1f}' for us in record['us'][form])} |")
+    where = f"{record['gpu']}, torch {record['torch']}, Triton {record['triton']}; bfloat16, microseconds"
+    return [*lines, "", f"{where}; commit {record['commit']}"]
 
 
 def _line(row: dict[str, Any], floor: float) -> str:
