@@ -224,9 +224,9 @@ def _warmup(space: LaunchSpace) -> None:
             if space.mlp_widths:
                 norm_swiglu(x, norm, space.eps, weight)
         for width in sorted(widths):
-            add_linear(x, space.empty(count, width, dtype=dtype), space.weight(D, width, dtype=dtype))
+            add_linear(x, space.empty(count, width, dtype=dtype), space.empty(D, width, dtype=dtype))
         for width in (D, *space.shared_widths):
-            linear(space.empty(count, width, dtype=dtype), space.weight(64, width, dtype=dtype))
+            linear(space.empty(count, width, dtype=dtype), space.empty(64, width, dtype=dtype))
 
 
 _launch = Launcher(_linear_few_kernel, warmup=_warmup, in_place=True)

@@ -144,7 +144,7 @@ def warmup(space: LaunchSpace) -> None:
     if dims is None:
         return
     for dtype in space.activation_dtypes:
-        gate_up, down = space.weight(1, 2 * dims.width, D, dtype=dtype), space.weight(1, D, dims.width, dtype=dtype)
+        gate_up, down = space.empty(1, 2 * dims.width, D, dtype=dtype), space.empty(1, D, dims.width, dtype=dtype)
         for T, cut in [(MOST_TOKENS, None), *_kinds(dims, dtype)]:
             x, logits = space.empty(T, D, dtype=dtype), space.empty(T, dims.logit_width, dtype=dtype)
             kv_index = torch.full((T,), -1, dtype=torch.int64, device=space.device)

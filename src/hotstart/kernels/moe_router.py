@@ -87,7 +87,7 @@ def _warmup(space: LaunchSpace) -> None:
         return
     D = space.hidden_size
     for dtype in space.activation_dtypes:
-        norm, router = space.weight(D, dtype=dtype), space.weight(space.moe.logit_width, D, dtype=dtype)
+        norm, router = space.empty(D, dtype=dtype), space.empty(space.moe.logit_width, D, dtype=dtype)
         norm_router(space.empty(_MOST_TOKENS, D, dtype=dtype), norm, space.eps, router)
 
 

@@ -82,7 +82,7 @@ def _bound(D: int) -> BoundLaunch:
 
 def _warmup(space: LaunchSpace) -> None:
     for dtype in space.activation_dtypes:
-        weight = space.weight(space.hidden_size, dtype=dtype)
+        weight = space.empty(space.hidden_size, dtype=dtype)
         rms_norm(space.tokens(space.hidden_size, dtype), weight, space.eps)
 
 

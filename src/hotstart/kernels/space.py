@@ -62,9 +62,6 @@ class LaunchSpace:
     def tokens(self, width: int, dtype: torch.dtype) -> Tensor:
         return self.empty(self.num_tokens, width, dtype=dtype)
 
-    def weight(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        return self.empty(*shape, dtype=dtype)
-
     def slots(self, *shape: int, dtype: torch.dtype) -> Tensor:
         return self.empty(self.num_slots, *shape, dtype=dtype)
 
@@ -75,17 +72,17 @@ class LaunchSpace:
         self, dims: AttentionDims, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """A packed projection, a norm weight, a rotary table, and small pools of key and value pages."""
-        rope = self.weight(self.num_positions, dims.rotary_dim, dtype=torch.float32)
+        rope = self.empty(self.num_positions, dims.rotary_dim, dtype=torch.float32)
         keys, values = (self.pages(dims.num_kv_heads, dims.head_dim, dtype=dtype) for _ in range(2))
-        return self.tokens(dims.packed_width, dtype), self.weight(dims.head_dim, dtype=dtype), rope, keys, values
+        return self.tokens(dims.packed_width, dtype), self.empty(dims.head_dim, dtype=dtype), rope, keys, values
 
     def gdn_inputs(self, dims: GdnDims, dtype: torch.dtype) -> tuple[Tensor, GdnWeights, Tensor, Tensor]:
         """A packed projection, the weights of a mixer, and small pools of its conv and recurrent states."""
         weights = GdnWeights(
-            conv=self.weight(dims.conv_channels, dims.conv_width, dtype=dtype),
-            A_log=self.weight(dims.num_value_heads, dtype=torch.float32),
-            dt_bias=self.weight(dims.num_value_heads, dtype=torch.float32),
-            norm=self.weight(dims.value_dim, dtype=torch.float32),
+            conv=self.empty(dims.conv_channels, dims.conv_width, dtype=dtype),
+            A_log=self.empty(dims.num_value_heads, dtype=torch.float32),
+            dt_bias=self.empty(dims.num_value_heads, dtype=torch.float32),
+            norm=self.empty(dims.value_dim, dtype=torch.float32),
         )
         conv = self.slots(dims.conv_width, dims.conv_channels, dtype=dtype)
         state = self.slots(dims.num_value_heads, dims.value_dim, dims.key_dim, dtype=self.state_dtype)
