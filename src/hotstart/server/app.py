@@ -201,7 +201,7 @@ class App:
         if (request.prompt is None) == (request.messages is None):
             raise ApiError(400, "invalid_value", "give either prompt or messages", param="prompt")
         ids = await service.prepare(exchange, lambda: _tokenized(service, request))
-        texts = [service.text.tokenizer.token_text(i) for i in ids] if request.return_token_strs else None
+        texts = [service.edge.tokenizer.token_text(i) for i in ids] if request.return_token_strs else None
         await exchange.answer_json(Tokens(len(ids), service.ready.limits.max_model_len, list(ids), texts))
 
     async def _detokenize(self, exchange: Exchange) -> None:
@@ -212,7 +212,7 @@ class App:
         limit = service.ready.vocab_size
         if request.tokens and max(request.tokens) >= limit:
             raise ApiError(400, "invalid_value", f"token ids must be below {limit}, one of them is not", param="tokens")
-        text = service.text.tokenizer.decode(request.tokens, skip_special_tokens=False)
+        text = service.edge.tokenizer.decode(request.tokens, skip_special_tokens=False)
         await exchange.answer_json(DetokenizedText(text))
 
 

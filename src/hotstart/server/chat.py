@@ -61,9 +61,9 @@ def render(
     add_generation_prompt: bool = True,
 ) -> str:
     """A conversation as the model reads it.  Raises an ApiError where the template refuses it."""
-    template = service.text.template
+    template = service.edge.template
     if template is None:
-        raise bad_request(service.text.template_error, "messages")
+        raise bad_request(service.edge.template_error, "messages")
     try:
         return template.render(
             [_as_template_sees(turn) for turn in messages],

@@ -165,7 +165,7 @@ class ChatWriter:
         return ChatLogprobs([self._token_logprob(p) for p in positions]) if positions else None
 
     def _token_logprob(self, position: PositionLogprobs) -> TokenLogprob:
-        tokenizer = self._service.text.tokenizer
+        tokenizer = self._service.edge.tokenizer
         top = [
             TopLogprob(tokenizer.token_text(token_id), logprob, list(tokenizer.token_bytes(token_id)))
             for token_id, logprob in zip(position.top_ids, position.top_logprobs, strict=True)

@@ -147,7 +147,7 @@ class _Writer:
         if request.echo and first:
             prompt = self._prompts[choice.number]
             text = (
-                self._service.text.tokenizer.decode(prompt.ids, False) if prompt.text is None else prompt.text
+                self._service.edge.tokenizer.decode(prompt.ids, False) if prompt.text is None else prompt.text
             ) + text
             positions = [*choice.builder.prompt_logprobs, *positions]
         logprobs = None
@@ -167,7 +167,7 @@ class _Writer:
     def _logprobs(
         self, choice: Choice, ids: Sequence[int], positions: Sequence[PositionLogprobs | None]
     ) -> TextLogprobs:
-        text = self._service.text.tokenizer.token_text
+        text = self._service.edge.tokenizer.token_text
         found = TextLogprobs([], [], [], [])
         offset = choice.logprobs_offset
         for token_id, position in zip(ids, positions, strict=True):

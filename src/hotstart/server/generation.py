@@ -83,7 +83,7 @@ class Generation:
         self._began = time.monotonic()
         self._error: ApiError | None = None
         self._submission = service.submit(wishes)
-        tokenizer = service.text.tokenizer
+        tokenizer = service.edge.tokenizer
         requests = [Request(request_id, ids, params, self._began) for ids, params in wishes]
         self.choices = [Choice(n, OutputBuilder(request, None, tokenizer)) for n, request in enumerate(requests)]
         self._num_unfinished = len(self.choices)

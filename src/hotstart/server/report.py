@@ -81,7 +81,7 @@ def plan(service: "Service") -> dict[str, Any]:
         "models": list(service.model_names),
         "device": ready.device if ready else None,
         "strict": service.config.jit_monitor_mode == "error",
-        "chat": bool(service.edge and service.edge.template),
+        "chat": service.has_chat,
         "startup": [
             {"name": p.name, "seconds": p.seconds, "num_bytes": p.num_bytes, "detail": p.detail} for p in startup.phases
         ],

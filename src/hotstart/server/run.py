@@ -20,7 +20,7 @@ from hotstart.server.client import EngineClient
 from hotstart.server.cors import Cors
 from hotstart.server.listener import Listener
 from hotstart.server.protocol import Protocol
-from hotstart.server.service import Edge, Service
+from hotstart.server.service import Service
 from hotstart.server.warmup import warm_up
 
 __all__ = ["serve"]
@@ -98,7 +98,7 @@ async def _serve(
 
 
 async def _open(service: Service, listener: Listener, token: str, on_ready: OnReady) -> None:
-    service.edge = await asyncio.to_thread(Edge.read, await service.client.wait_checkpoint(), service.server)
+    await service.read()
     await service.client.wait_ready()
     await warm_up(service, listener, token)
     await service.open()

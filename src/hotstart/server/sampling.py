@@ -44,7 +44,7 @@ def params_of(
 ) -> SamplingParams:
     """Raises an ApiError that names the field."""
     wishes: dict[str, Any] = {name: getattr(fields, name) for name in COPIED}
-    tokenizer = service.text.tokenizer
+    tokenizer = service.edge.tokenizer
     if fields.bad_words:
         wishes["bad_word_ids"] = _bad_word_ids(fields.bad_words, tokenizer)
     wishes["stop"] = (fields.stop,) if isinstance(fields.stop, str) else fields.stop
@@ -56,7 +56,7 @@ def params_of(
     given = {name: value for name, value in wishes.items() if value is not None}
     try:
         params = replace(
-            service.text.defaults,
+            service.edge.defaults,
             **given,
             max_tokens=max_tokens,
             logprobs=logprobs,

@@ -25,7 +25,7 @@ from hotstart.text.chat import ChatTemplate, read_chat_template
 from hotstart.text.grammar import Grammars
 from hotstart.text.tokenizer import Tokenizer
 
-__all__ = ["LONG_BODY_BYTES", "Edge", "Service"]
+__all__ = ["LONG_BODY_BYTES", "Service"]
 
 LONG_BODY_BYTES = 16 * 2**10
 T = TypeVar("T")
@@ -70,10 +70,14 @@ class Service:
         self.model_names = server.model_names(config.model)
         self.metrics = self.make_metrics()
         self.created = int(time.time())
-        self.edge: Edge | None = None
+        self._edge: Edge | None = None
         self.imports = ImportWatch()
         self.is_open = False  # sealed and warm: requests of clients are served
         self.is_draining = False
+
+    async def read(self) -> None:
+        """What text needs, once the checkpoint is here.  Raises CheckpointError, ConfigError or UnsupportedModel."""
+        self._edge = await asyncio.to_thread(Edge.read, await self.client.wait_checkpoint(), self.server)
 
     async def open(self) -> None:
         """From here on clients are served, and what this process or the engine's imports is late."""
@@ -98,9 +102,13 @@ class Service:
         return self.client.ready
 
     @property
-    def text(self) -> Edge:
-        assert self.edge is not None, "asked before the tokenizer was read"
-        return self.edge
+    def edge(self) -> Edge:
+        assert self._edge is not None, "asked before the tokenizer was read"
+        return self._edge
+
+    @property
+    def has_chat(self) -> bool:
+        return self._edge is not None and self._edge.template is not None
 
     def check_open(self, is_warmup: bool) -> None:
         """Raises the ApiError that says why nothing is served now."""
@@ -145,13 +153,13 @@ class Service:
             )
 
     def encode(self, text: str, field: str, add_special_tokens: bool = True) -> tuple[int, ...]:
-        fewest = len(text) // self.text.tokenizer.longest_token_bytes
+        fewest = len(text) // self.edge.tokenizer.longest_token_bytes
         limit = self.ready.limits.max_model_len
         if fewest > limit:
             message = f"the prompt has at least {fewest} tokens, this model reads {limit}; shorten it"
             raise bad_request(message, field, "context_length_exceeded")
         try:
-            return tuple(self.text.tokenizer.encode(text, add_special_tokens))
+            return tuple(self.edge.tokenizer.encode(text, add_special_tokens))
         except RequestError as error:
             raise bad_request(str(error), field) from None
 

@@ -95,7 +95,7 @@ def _calls(service: Service, request: ChatRequest, answer: _Wish | None) -> _Wis
         return None
     if isinstance(choice, NamedTool):
         tools = [tool for tool in tools if tool.function.name == choice.function.name]
-    template = service.text.template
+    template = service.edge.template
     assert template is not None, "a chat was rendered without a template"
     try:
         grammar = tool_grammar(
@@ -121,7 +121,7 @@ async def _compiled(service: Service, field: str, wish: Mapping[str, Any]) -> St
     except InvalidSamplingParams as error:
         raise bad_request(str(error), field) from None
     try:
-        await asyncio.to_thread(service.text.grammars.matcher, shape)
+        await asyncio.to_thread(service.edge.grammars.matcher, shape)
     except GrammarError as error:
         raise bad_request(f"{field}: {error.hint}", field) from None
     return shape

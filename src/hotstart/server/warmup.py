@@ -75,7 +75,7 @@ def _asks(service: Service) -> list[_Ask]:
         _Ask("a long body", "POST", "/tokenize", {"prompt": "Warm", "padding": "x" * 2 * LONG_BODY_BYTES}),
         _Ask("/detokenize", "POST", "/detokenize", {"tokens": [0]}),
     ]
-    if service.text.template is not None:
+    if service.has_chat:
         chat = {"messages": [{"role": "user", "content": "Warm"}], "max_tokens": 2}
         logprobs = {"logprobs": True, "top_logprobs": 2}
         tool = {"type": "function", "function": {"name": "warm", "parameters": {"type": "object", "properties": {}}}}
