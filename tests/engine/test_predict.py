@@ -192,14 +192,14 @@ def test_wishes_are_respected(wishes, check) -> None:
 
 
 def test_what_was_foretold_was_found_on_the_card() -> None:
-    """Of `bench.plan_check`: pages and slots within 3 %, no line off by more than 64 MiB or 15 %, fitted on or not."""
+    """Of `bench.plan_check`: pages and slots within 3 %, no line off by 64 MiB nor by 15 %, fitted on or not."""
     rows = json.loads((ROOT / "bench" / "results" / "plan_check.json").read_text())["rows"]
     for row in rows:
         for pool in (row["pages"], row["slots"]):
             assert abs(pool["foretold"] / pool["found"] - 1) < 0.03
         for line in row["lines"]:
             off = abs(line["foretold"] - line["found"])
-            assert off <= max(64 * MIB, 0.15 * line["found"]), (row["model"], line)
+            assert off <= min(64 * MIB, 0.15 * line["found"]), (row["model"], line)
     assert {row["options"].get("device_memory_bytes") for row in rows if row["role"] == "check"} >= {None, "32GiB"}
 
 
