@@ -187,3 +187,5 @@ def test_without_a_tokenizer(llm: LLM) -> None:
         )
         with pytest.raises(RequestError, match="stop strings need a tokenizer"):
             bare.generate(ids, SamplingParams(stop="x"))
+        with pytest.raises(RequestError, match="bad_words need a tokenizer"):
+            bare.generate(ids, SamplingParams(bad_words=("x",)))

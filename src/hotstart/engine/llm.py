@@ -26,8 +26,8 @@ from hotstart.engine.startup import start
 from hotstart.errors import ConfigError, InvalidPrompt, RequestError
 from hotstart.kernels.watch import LateEvent
 from hotstart.request import Request, SamplingParams
-from hotstart.text.bad_words import bad_word_ids
 from hotstart.text.chat import ChatTemplate, Message, read_chat_template
+from hotstart.text.params import with_tokens
 from hotstart.text.tokenizer import Tokenizer
 
 __all__ = ["LLM", "Prompt"]
@@ -204,14 +204,12 @@ class LLM:
             ids = self.get_tokenizer().encode(text)
         if not isinstance(params, SamplingParams):
             raise RequestError(f"sampling_params is {params!r}, expected SamplingParams")
-        if params.stop and self.tokenizer is None:
+        if self.tokenizer is not None:
+            params = with_tokens(params, self.tokenizer)
+        elif params.stop:
             raise RequestError("stop strings need a tokenizer; give stop_token_ids instead")
-        if self.tokenizer and self.tokenizer.eos_token_id is not None and not params.ignore_eos:
-            # The tokenizer's end token may be none of those that the model's config names.
-            stops = {*params.stop_token_ids, self.tokenizer.eos_token_id}
-            params = dataclasses.replace(params, stop_token_ids=tuple(sorted(stops)))
-        if params.bad_words:
-            params = dataclasses.replace(params, bad_word_ids=bad_word_ids(params.bad_words, self.get_tokenizer()))
+        elif params.bad_words:
+            raise RequestError("bad_words need a tokenizer; give bad_word_ids instead")
         if params.structured_outputs is not None:
             self.engine.check_shape(params.structured_outputs)
         now = time.monotonic()
