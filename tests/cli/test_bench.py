@@ -28,12 +28,12 @@ def test_all_suites_in_one_process(tmp_path: Path) -> None:
     what = "startup,first-request,latency,steps,options,lengths,traffic"
     model = str(ROOT / "checkpoints" / "tiny-qwen3.5")
     layout = cache_layout(read_model_config(model), 16, "float32", "float32")
-    few_pages = ["--tokenizer", model, "--kv-cache-memory-bytes", str(8 * layout.slot_bytes + 20 * layout.page_bytes)]
+    few_pages = ["--tokenizer", model, "--kv-cache-memory-bytes", str(8 * layout.slot_bytes + 30 * layout.page_bytes)]
     assert main(["bench", what, model, *SMALL, *few_pages, "--requests", "40", f"--output={out}", "--quiet"]) == 0
     found = json.loads(out.read_text())
     assert found["num_late"] == 0 and found["reserved_growth_bytes"] == 0
     traffic = found["traffic"]
-    assert traffic["failed"] == 0 == len(traffic["missing"]) and traffic["brought"]["preemptions"] > 5
+    assert traffic["failed"] == 0 == len(traffic["missing"]) and traffic["brought"]["preemptions"] > 2
     assert traffic["options"].keys() >= {f.name for f in fields(SamplingParams)} - ABOVE_THE_ENGINE - OF_EVERY_REQUEST
     assert len(found["first-request"]["times_ms"]) == 21 and len(found["lengths"]["samples_ms"]) == 50
     assert list(found["latency"]["ttft_ms"]) == ["64"] and found["startup"]["ready_s"] > 0
