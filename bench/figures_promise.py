@@ -161,14 +161,13 @@ def first_requests() -> list[str]:
         )
     facts = record["rows"][0]["facts"]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-    left, commits = record["left_bytes"] / GIB, {row["facts"].get("commit") for row in record["rows"]}
-    told = f"; commit {facts['commit']}" if len(commits) == 1 and None not in commits else ""
-    return [
-        *lines,
-        "",
-        f"{facts['device']} with {left:.1f} GiB left, {versions}; {facts['date']}{told}; "
-        "`python -m bench.first_request`",
-    ]
+    left, commits = record["left_bytes"] / GIB, dict[str, list[str]]()
+    for row in record["rows"]:
+        if row["warm"] and "commit" in row["facts"]:
+            commits.setdefault(row["facts"]["commit"], []).append(row["case"])
+    each = (f"; commit {commit}: {', '.join(cases)}" for commit, cases in commits.items())
+    where = f"{facts['device']} with {left:.1f} GiB left, {versions}; {facts['date']}{''.join(each)}"
+    return [*lines, "", f"{where}; `python -m bench.first_request`"]
 
 
 def _late(row: Record, kind: str) -> tuple[int, float]:
