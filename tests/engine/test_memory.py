@@ -170,6 +170,7 @@ def test_whatever_is_solved_adds_up_and_serves_one_full_sequence(
     assert sum(line.num_bytes for line in plan.lines) == plan.total_bytes
     assert all(line.num_bytes >= 0 for line in plan.lines)
     assert plan.num_pages * 16 >= plan.max_model_len and plan.num_slots >= plan.max_num_seqs
+    assert plan.max_num_batched_tokens >= min(tokens, plan.max_num_seqs)
     if "max_num_seqs" not in explicit and page_bytes and plan.max_num_seqs > 1:
         states_have_no_more = plan.num_slots * slot_bytes <= plan.num_pages * page_bytes
         assert states_have_no_more or plan.num_pages == plan.max_num_seqs * measured.pages_for(plan.max_model_len)

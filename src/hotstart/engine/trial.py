@@ -76,7 +76,8 @@ class Trial(NamedTuple):
     def lowered(self, wishes: Wishes, m: Measured) -> Self | None:
         """The next smaller set: tokens of a step, if a fair number of them is enough; else sequences; then tokens to
         that number, and from there on tokens or the length of a sequence, whichever is more."""
-        sizes = step_sizes(*wishes.max_num_batched_tokens)
+        # Every running sequence needs a token of each step.
+        sizes = [size for size in step_sizes(*wishes.max_num_batched_tokens) if size >= min(self.seqs, self.tokens)]
         can_shrink = self.tokens > sizes[-1]
         smaller = self._replace(tokens=sizes[sizes.index(self.tokens) + 1]) if can_shrink else self
         if self.lacks_room(m):  # fewer and shorter sequences leave the wish as large as it is
