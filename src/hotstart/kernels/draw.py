@@ -266,23 +266,9 @@ def sample(logits: Tensor, rows: SamplingRows, history: Tensor) -> Tensor:
     values = logits.new_empty(R, _BLOCK)
     ids = torch.empty(R, _BLOCK, dtype=torch.int32, device=logits.device)
     _launch(
-        (R,),
-        logits,
-        rows.temperature,
-        rows.top_k,
-        rows.top_p,
-        rows.min_p,
-        rows.seed,
-        rows.position,
-        values,
-        ids,
-        tokens,
-        V=V,
-        GUESS=_GUESS,
-        BITS=_KEY_BITS[logits.dtype],
-        BLOCK=_BLOCK,
-        num_warps=16,
-    )
+        (R,), logits, rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seed, rows.position, values, ids,
+        tokens, V=V, GUESS=_GUESS, BITS=_KEY_BITS[logits.dtype], BLOCK=_BLOCK, num_warps=16,
+    )  # fmt: skip
     return tokens
 
 

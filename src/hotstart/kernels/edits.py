@@ -221,20 +221,9 @@ def edit(logits: Tensor, edits: Edits, history: Tensor) -> Tensor:
     """See edit_torch."""
     x = logits.to(torch.float32, copy=True)
     _launch_edit(
-        (len(edits.host),),
-        x,
-        logits,
-        edits.table,
-        edits.penalties,
-        edits.ids,
-        edits.values,
-        history,
-        history.shape[1],
-        BANNED,
-        V=x.shape[1],
-        BLOCK=_BLOCK,
-        num_warps=4,
-    )
+        (len(edits.host),), x, logits, edits.table, edits.penalties, edits.ids, edits.values, history,
+        history.shape[1], BANNED, V=x.shape[1], BLOCK=_BLOCK, num_warps=4,
+    )  # fmt: skip
     if edits.allowed is not None:
         mask(x, edits.allowed)
     return x

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hotstart.kernels.gdn_conv import launch_conv
-from hotstart.kernels.gdn_norm import launch_norm
+from hotstart.kernels.gdn_norm import NORM_ROWS, launch_norm
 from hotstart.kernels.gdn_prep import launch_prep
 from hotstart.kernels.gdn_scan import launch_scan
 from hotstart.kernels.gdn_slabs import Slab, slabs
@@ -36,7 +36,6 @@ from hotstart.kernels.tiles import choices_made
 
 __all__ = ["CHOICES", "gated_delta_rule_chunked", "gdn_prefill", "warmup"]
 
-_NORM_ROWS = 16
 _LONG = 6  # chunks
 _DESCRIPTOR_BYTES = 5 * 128  # of a program of the scan
 _ENGINE_TYPES = (torch.bfloat16,)  # products take its tiles as they are
@@ -124,7 +123,7 @@ def _constants(dims: GdnDims, C: int, dtype: torch.dtype, gpu: Target, choices: 
         ),
         prep=launch_prep.bind(**chunk, **gates, num_stages=1, num_warps=tiles.prep.warps, maxnreg=tiles.prep.registers),
         cuts=Cuts(scan(*few, False), scan(*few, engine), scan(*many, False), scan(*many, engine)),
-        norm=launch_norm.bind(**rows, BLOCK_T=_NORM_ROWS, BLOCK_V=block_v, num_warps=4),
+        norm=launch_norm.bind(**rows, BLOCK_T=NORM_ROWS, BLOCK_V=block_v, num_warps=4),
     )
 
 
@@ -226,7 +225,7 @@ def _mixer(
         calls.append(Call(at.conv, pointers, (num_chunks * blocks,), scalars))
     on = f"{qk} {qk} out out", "packed packed A_log dt_bias"
     rule, work, scratch_bytes = _rule(at, C, lengths, num_rows, place, choose, *on)
-    grid = (num_chunks * (C // _NORM_ROWS) * dims.num_value_heads,)
+    grid = (num_chunks * (C // NORM_ROWS) * dims.num_value_heads,)
     norm = Call(at.norm, "packed norm_weight out chunks", grid, (dims.eps,))
     tensors = "packed out conv state conv_weight A_log dt_bias norm_weight chunks reads writes contexts ends cu_chunks"
     return Series(tensors, [*calls, *rule, norm], own | work, scratch_bytes), at.widths

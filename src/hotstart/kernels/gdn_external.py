@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hotstart.kernels.gdn_conv import keep_inputs
 from hotstart.kernels.gdn_math import L2_EPS, log_decay
-from hotstart.kernels.gdn_norm import launch_norm
+from hotstart.kernels.gdn_norm import NORM_ROWS, launch_norm
 from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
 from hotstart.kernels.ops import EXTERNAL, GdnDims, GdnWeights
 from hotstart.kernels.step import PrefillInputs
@@ -33,7 +33,6 @@ __all__ = ["gdn_prefill_fla", "gdn_prefill_flashinfer", "warmup"]
 
 # A library that tunes itself does so on the first prompts it sees: these, before the step's own short ones.
 _WARMUP_LENGTHS = (512,) * 4
-_NORM_ROWS = 16
 
 
 @triton.jit
@@ -224,44 +223,18 @@ def _gdn_prefill(
     v = packed.new_empty(P, HV, V)
     g, beta = (torch.empty(P, HV, dtype=torch.float32, device=packed.device) for _ in range(2))
     _launch_inputs(
-        (prefill.num_chunks * (2 * H + HV),),
-        packed,
-        conv,
-        weights.conv,
-        weights.A_log,
-        weights.dt_bias,
-        q,
-        k,
-        v,
-        g,
-        beta,
-        prefill.chunks,
-        prefill.read_slots,
-        prefill.write_slots,
-        prefill.context_lens,
-        prefill.cu_seqlens,
-        first,
-        **shape,
-        W=W,
-        BLOCK_D=triton.next_power_of_2(max(K, V)),
-        BLOCK_W=triton.next_power_of_2(W),
-        LINEAR=linear,
-    )
+        (prefill.num_chunks * (2 * H + HV),), packed, conv, weights.conv, weights.A_log, weights.dt_bias, q, k, v, g,
+        beta, prefill.chunks, prefill.read_slots, prefill.write_slots, prefill.context_lens, prefill.cu_seqlens, first,
+        **shape, W=W, BLOCK_D=triton.next_power_of_2(max(K, V)), BLOCK_W=triton.next_power_of_2(W), LINEAR=linear,
+    )  # fmt: skip
     states = _gather(state, prefill)
     o, states = core(q, k, v, g, beta, states, prefill.cu_seqlens - first, prefill.chunks[:, ::3].contiguous(), C)
     _scatter(state, states, prefill)
     out[first : first + P].copy_(o.flatten(1))
     launch_norm(
-        (prefill.num_chunks * (C // _NORM_ROWS) * HV,),
-        packed,
-        weights.norm,
-        out,
-        prefill.chunks,
-        dims.eps,
-        **shape,
-        BLOCK_T=_NORM_ROWS,
-        BLOCK_V=triton.next_power_of_2(V),
-    )
+        (prefill.num_chunks * (C // NORM_ROWS) * HV,), packed, weights.norm, out, prefill.chunks, dims.eps,
+        **shape, BLOCK_T=NORM_ROWS, BLOCK_V=triton.next_power_of_2(V),
+    )  # fmt: skip
 
 
 def _gather(state: Tensor, prefill: PrefillInputs) -> Tensor:

@@ -7,7 +7,9 @@ from hotstart.kernels.gdn_math import silu
 from hotstart.kernels.gdn_workspace import warmup
 from hotstart.kernels.launch import Launcher, kernel
 
-__all__ = ["launch_norm"]
+__all__ = ["NORM_ROWS", "launch_norm"]
+
+NORM_ROWS = 16  # of a program
 
 
 @kernel
