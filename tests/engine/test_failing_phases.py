@@ -1,8 +1,10 @@
 """Whatever part of a step fails, and however: its requests end, others get exact tokens, and the engine serves on."""
 
 import collections
+import gc
 import random
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -227,3 +229,34 @@ def test_a_mask_that_is_late_is_not_another_steps(engine, monkeypatch):
         while engine.has_work:
             events += engine.step()
     assert events[0].error is not None and events[1].token_ids == (7,)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(Runner, "_forward"), (Sampler, "run"), (_InPlace, "wait"), (Guides, "_fill")]
+)
+def test_an_error_that_is_kept_keeps_no_memory_of_its_step(owner, name, engine, monkeypatch):
+    """Without a collection of garbage: on a GPU the next step would not find what the failed one held."""
+    held = []
+
+    def failing(*_, **__):
+        rows = torch.empty(1000)
+        held.append(weakref.ref(rows))
+        try:
+            raise KeyError(len(rows))
+        except KeyError as cause:
+            logits = torch.empty(1000)
+            held.append(weakref.ref(logits))
+            raise RuntimeError("made up") from cause
+
+    monkeypatch.setattr(owner, name, failing)
+    gc.disable()
+    try:
+        wish = StructuredOutputsParams(regex="[0-9]+")
+        engine.add(Request("r", (5, 6), SamplingParams(max_tokens=2, structured_outputs=wish), 0.0))
+        events = []
+        while engine.has_work:
+            events += engine.step()
+        assert "made up" in str(events[-1].error)
+        assert held and {ref() for ref in held} == {None}
+    finally:
+        gc.enable()

@@ -276,10 +276,17 @@ def test_what_steps_need_is_held_again_after_there_was_no_memory(start_engine, m
     engine = start_engine(enforce_eager=True)
     engine.add(request("before", 30))
     expected, reserved, model = serve(engine)[0]["before"], engine.device.reserved_bytes(), engine._runner._model
-    monkeypatch.setattr(engine._runner, "_model", lambda *_: torch.empty(1 << 44, device="cuda"))
+    allocated = torch.cuda.memory_allocated()
+
+    def starving(*_):
+        rows = torch.empty(1 << 20, dtype=torch.uint8, device="cuda")
+        return torch.empty(1 << 44, device="cuda"), rows
+
+    monkeypatch.setattr(engine._runner, "_model", starving)
     engine.add(request("unlucky", 30))
-    engine.step()
+    (event,) = engine.step()
     assert engine.num_running == 0 and engine.device.reserved_bytes() == reserved
+    assert event.error is not None and torch.cuda.memory_allocated() < allocated + (1 << 19), "the error holds memory"
     monkeypatch.setattr(engine._runner, "_model", model)
     before = torch.cuda.memory_stats()["num_device_alloc"]
     engine.add(request("next", 30))

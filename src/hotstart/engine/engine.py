@@ -1,6 +1,7 @@
 """Engine: add a request, step, abort.  It is built by `startup.start` alone, and is sealed when you get it."""
 
 import time
+import traceback
 from collections import Counter, deque
 from dataclasses import dataclass
 from typing import Any
@@ -172,6 +173,7 @@ class Engine:
             self.waited_s += time.perf_counter() - start
             result = flight.wait()
         except Exception as error:  # whatever it was: it ends the step's own requests, and nobody else's
+            _let_go(error)
             landed = self._fail(flight.plan, error) if self.device.alive() else self._die(error)
         else:
             landed = self._scheduler.apply(flight.plan, result)
@@ -229,6 +231,7 @@ class Engine:
             self._watch.check(memory=not flight.is_replay)  # now, so that growth is of the step that grew
             self._flights[-1] = flight
         except Exception as error:
+            _let_go(error)
             self._flights[-1] = FailedFlight(plan, error)
 
     def _draw_oldest(self) -> None:
@@ -239,6 +242,7 @@ class Engine:
             if self._flights[0].finish():
                 self._watch.check()
         except Exception as error:
+            _let_go(error)
             self._flights[0] = FailedFlight(self._flights[0].plan, error)
 
     def _fail(self, plan: StepPlan, error: Exception) -> list[TokenEvent]:
@@ -293,3 +297,10 @@ class Engine:
             wrong = next(id for id in ids if not 0 <= id < limit)
             raise InvalidPrompt(f"the prompt holds token id {wrong}, ids must be in [0, {limit - 1}]")
         request.params.check_vocabulary(limit)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """The frames of an error keep what was in them: tensors of the failed step, for as long as anyone has the error."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
