@@ -238,14 +238,17 @@ def test_an_error_that_is_kept_keeps_no_memory_of_its_step(owner, name, engine, 
     """Without a collection of garbage: on a GPU the next step would not find what the failed one held."""
     held = []
 
+    def kernel():
+        logits = torch.empty(1000)
+        held.append(weakref.ref(logits))
+        raise KeyError("cause")
+
     def failing(*_, **__):
         rows = torch.empty(1000)
         held.append(weakref.ref(rows))
         try:
-            raise KeyError(len(rows))
+            kernel()
         except KeyError as cause:
-            logits = torch.empty(1000)
-            held.append(weakref.ref(logits))
             raise RuntimeError("made up") from cause
 
     monkeypatch.setattr(owner, name, failing)
