@@ -153,6 +153,8 @@ DOCUMENTS: dict[str, dict[str, Section]] = {
         "chunk_lengths": figures_gdn.chunk_lengths,
         "binaries": figures_gdn.binaries,
         "errors": figures_proofs.errors,
+        "roundings": figures_proofs.roundings,
+        "error_forms": figures_proofs.error_forms,
         "sanitizer": figures_proofs.sanitizer,
         "attention_of_prompts": figures_attention.prompts,
         "attention_forms": figures_attention.forms,

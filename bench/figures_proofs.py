@@ -1,10 +1,14 @@
 """Figures of what was proved where: errors of kernels, memory checkers, versions of Triton, GPUs that are not here."""
 
+from statistics import median
 from typing import Any
 
 from bench.figures_gpu import RESULTS, read
 
-__all__ = ["check_gpus", "errors", "logits", "sanitizer", "transcript", "tritons", "warm_up_seconds"]
+__all__ = [
+    *("check_gpus", "error_forms", "errors", "logits", "roundings", "sanitizer", "transcript", "tritons"),
+    "warm_up_seconds",
+]
 
 WORST = 1.2  # times the library's error, which ours must not exceed
 
@@ -24,6 +28,34 @@ def errors() -> list[str]:
         f"{record['gpu']}, torch {record['torch']}, Triton {record['triton']}, flash-linear-attention {record['fla']};"
         f" kernels of {record['commit']}; `{record['command']}`",
     ]
+
+
+def _in_thousandths(errors: list[float]) -> str:
+    return ", ".join(f"{value * 1e3:.1f}" for value in errors)
+
+
+def roundings() -> list[str]:
+    """Outputs and state, in parts in a thousand."""
+    record = read("gdn_roundings")
+    cases = record["rows"]
+    lines = [f"| rounded | {' | '.join(cases)} |", f"|---|{'---|' * len(cases)}"]
+    for name in next(iter(cases.values())):
+        lines.append(f"| {name} | {' | '.join(_in_thousandths(rows[name]) for rows in cases.values())} |")
+    return [*lines, "", f"Outputs, state, in parts in a thousand, on a CPU; `{record['command']}`"]
+
+
+def error_forms() -> list[str]:
+    record = read("gdn_forms_h200")
+    forms = record["forms"]
+    cases, shapes = next(iter(forms.values()))["errors"], ("1x8192", "1x32768", "8x1024")
+    names = [*(f"state, {case}" for case in cases), *(f"mixer, {shape.replace('x', ' x ')}" for shape in shapes)]
+    lines = [f"| form | {' | '.join(names)} |", f"|---|{'---:|' * len(names)}"]
+    for name, form in forms.items():
+        cells = [_in_thousandths(form["errors"][case][1:]) for case in cases]
+        cells += [f"{median(run[shape] for run in form['runs_us']):.0f}" for shape in shapes]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    where = f"{record['gpu']}, driver {record['driver']}, torch {record['torch']}, Triton {record['triton']}"
+    return [*lines, "", f"{where}; parts in a thousand, microseconds"]
 
 
 def sanitizer() -> list[str]:

@@ -21,23 +21,23 @@ from hotstart.kernels.gdn import gated_delta_rule_reference
 from hotstart.kernels.gdn_chunked import gated_delta_rule_chunked
 from hotstart.kernels.ops import GdnDims
 
-__all__ = ["CASES", "errors", "rule_in_float64"]
+__all__ = ["CASES", "errors", "inputs", "relative", "rule_in_float64"]
 
 DIMS = GdnDims(4, 8, 128, 128, conv_width=1, eps=0.0)
 TOKENS = 512
 
 
 def _decays(slowest: float, fastest: float) -> Tensor:
-    rates = torch.linspace(slowest, fastest, DIMS.num_value_heads, device="cuda")
-    return -rates * torch.rand(TOKENS, DIMS.num_value_heads, device="cuda")
+    rates = torch.linspace(slowest, fastest, DIMS.num_value_heads)
+    return -rates * torch.rand(TOKENS, DIMS.num_value_heads)
 
 
 def _models_decays() -> Tensor:
     """As the models have them: slow heads and fast ones."""
     HV = DIMS.num_value_heads
-    bias = torch.linspace(-6, 0, HV, device="cuda")
-    x = torch.randn(TOKENS, HV, device="cuda") + bias
-    return -torch.linspace(0.01, 16, HV, device="cuda") * torch.nn.functional.softplus(x)
+    bias = torch.linspace(-6, 0, HV)
+    x = torch.randn(TOKENS, HV) + bias
+    return -torch.linspace(0.01, 16, HV) * torch.nn.functional.softplus(x)
 
 
 def _alike(cosine: float) -> Tensor:
@@ -47,7 +47,7 @@ def _alike(cosine: float) -> Tensor:
 
 
 def _normal(*shape: int) -> Tensor:
-    return torch.randn(*shape, device="cuda")
+    return torch.randn(*shape)
 
 
 CASES = {
@@ -65,28 +65,34 @@ def rule_in_float64(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, st
     return gated_delta_rule_reference(q * k.shape[-1] ** -0.5, k, v, g, beta, state)
 
 
-def _relative(actual: Tensor, wanted: Tensor) -> float:
+def relative(actual: Tensor, wanted: Tensor) -> float:
     return float((actual.double() - wanted).norm() / wanted.norm())
+
+
+def inputs(case: str) -> tuple[Tensor, ...]:
+    """q, k, v, g, beta and a state, on the default device."""
+    HV, bfloat16 = DIMS.num_value_heads, torch.bfloat16
+    k, g = CASES[case]()
+    q, k, v = _normal(TOKENS, 4, 128).to(bfloat16), k.to(bfloat16), _normal(TOKENS, HV, 128).to(bfloat16)
+    return q, k, v, g, torch.sigmoid(_normal(TOKENS, HV)), _normal(HV, 128, 128)
 
 
 def errors(case: str, peer: Any, seed: int = 0) -> dict[str, Any]:
     """Of the outputs and of the state after the prompt; `peer` is flash-linear-attention's function, or None."""
     torch.manual_seed(seed)
-    HV, bfloat16 = DIMS.num_value_heads, torch.bfloat16
-    k, g = CASES[case]()
-    q, k, v = _normal(TOKENS, 4, 128).to(bfloat16), k.to(bfloat16), _normal(TOKENS, HV, 128).to(bfloat16)
-    beta, state = torch.sigmoid(_normal(TOKENS, HV)), _normal(HV, 128, 128)
+    with torch.device("cuda"):
+        q, k, v, g, beta, state = inputs(case)
     wanted = rule_in_float64(q, k, v, g, beta, state)
     step = prompts(1, TOKENS, GpuSizes.chunk_length, 0)
     out, pool = torch.empty_like(v), state[None].clone()
     gated_delta_rule_chunked(q, k, v, g, beta, pool, step, out)
-    row: dict[str, Any] = {"case": case, "ours": [_relative(out, wanted[0]), _relative(pool[0], wanted[1])]}
+    row: dict[str, Any] = {"case": case, "ours": [relative(out, wanted[0]), relative(pool[0], wanted[1])]}
     if peer is not None:
         theirs, after = peer(
             q[None], k[None], v[None], g=g[None], beta=beta[None], initial_state=state.mT[None].contiguous(),
             output_final_state=True, use_qk_l2norm_in_kernel=True,
         )  # fmt: skip
-        row["peer"] = [_relative(theirs[0], wanted[0]), _relative(after[0].mT, wanted[1])]
+        row["peer"] = [relative(theirs[0], wanted[0]), relative(after[0].mT, wanted[1])]
     return row
 
 
