@@ -4,7 +4,7 @@ Everything is rendered from bench/results/table, which bench.gpu_table writes; a
 """
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,19 @@ DASH = "-"
 
 
 def job(name: str) -> Record | None:
-    found: Record | None = read(f"table/{name}") if (RESULTS / "table" / f"{name}.json").exists() else None
+    if not (RESULTS / "table" / f"{name}.json").exists():
+        return None
+    found: Record = read(f"table/{name}")
+    assert not found["num_late"] and not list(_errors(found)), f"no speed: requests of table/{name} failed or waited"
     return found
+
+
+def _errors(found: Any) -> Iterator[str]:
+    """Of all suites of a record."""
+    if isinstance(found, dict):
+        yield from found.get("errors", ())
+        for part in found.values():
+            yield from _errors(part)
 
 
 @dataclass(frozen=True, slots=True)

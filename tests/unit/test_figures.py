@@ -1,12 +1,13 @@
 """The documents tell the figures of bench/results: whichever of them is changed, the check fails."""
 
+import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from bench import figures, figures_gpu, figures_proofs, figures_told
+from bench import figures, figures_gpu, figures_proofs, figures_table, figures_told
 
 SENTENCES = [("It takes {} us,\nand {} at most", lambda: ["1.5", "20"])]
 DOCUMENT = "Before. It takes 1.4 us, and 300\nat most. After: 1.4 us."
@@ -55,10 +56,25 @@ def places(name: str, text: str) -> list[int]:
     return found
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"num_late": 1}, {"throughput": {"64x512/128": {"errors": ["out of memory"]}}}], ids=str
+)
+def test_a_record_with_failures_is_no_record_of_speed(
+    wrong: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(figures_gpu.RESULTS / "table", tmp_path / "table")
+    for module in (figures_gpu, figures_table):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    path = tmp_path / "table" / "4b.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | wrong))
+    with pytest.raises(AssertionError, match="no speed: requests of table/4b failed"):
+        figures_table.targets()
+
+
 def test_a_record_that_changes_changes_the_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     results, before = tmp_path / "results", figures.everything()
     shutil.copytree(figures_gpu.RESULTS, results)
-    for module in (figures_gpu, figures_proofs, figures_told):
+    for module in (figures_gpu, figures_proofs, figures_table, figures_told):
         monkeypatch.setattr(module, "RESULTS", results)
     peers = results / "peers_h200.json"
     peers.write_text(peers.read_text().replace('"seconds": 33.5', '"seconds": 34.5'))
