@@ -67,7 +67,7 @@ def warm_up(checker: Checker) -> None:
     checker.warm_up()
     space = checker.space()
     for dtype in space.activation_dtypes:
-        weight = space.weight(space.hidden_size, dtype=dtype)
+        weight = space.empty(space.hidden_size, dtype=dtype)
         checker.ops.rms_norm(space.tokens(space.hidden_size, dtype), weight, space.eps)
 
 
