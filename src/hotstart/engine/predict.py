@@ -14,7 +14,6 @@ from hotstart.config.model import DTYPE_BYTES, ModelConfig
 from hotstart.engine.allocator import Segments
 from hotstart.engine.memory import Measured, MemoryPlan, as_count, as_size
 from hotstart.engine.predict_step import (
-    WORKSPACE_BYTES,
     GpuTraits,
     StepShapes,
     captured_bytes,
@@ -167,7 +166,7 @@ class _Predictor:
         tensors = weight_tensors(model, self.item, self.limits.max_model_len)
         self.weights, self.buffers = sum(tensors), sum(self._buffer_sizes())
         held = Segments()
-        for num_bytes in (WORKSPACE_BYTES, *tensors, *self._buffer_sizes()):
+        for num_bytes in (self.traits.workspace_bytes, *tensors, *self._buffer_sizes()):
             held.take(num_bytes)
         self.process = _Ends(*self.constants.process_bytes).plus(held.reserved - self.weights - self.buffers)
         self.graphs = self._graphs()
@@ -242,7 +241,8 @@ class _Predictor:
         prompts = tuple(rung for rung in prompts if wished is None or rung in wished)
         shapes = [plain(rung, 0, (rung,), samples=1) for rung in prompts[-1:]]
         shapes.append(plain(rungs[-1], rungs[-1], (), samples=rungs[-1]))
-        tensors = captured_bytes(self.model, self.dtype, at, self.traits, shapes) + WORKSPACE_BYTES
+        tensors = captured_bytes(self.model, self.dtype, at, self.traits, shapes)
+        tensors += self.traits.workspace_bytes
         # As graphs.py bounds them.
         each = max(LAYER_BYTES * self.model.num_hidden_layers, MIB)
         expected = tensors + self.constants.graph_bytes + each * (len(rungs) + len(prompts) - len(shapes))

@@ -28,7 +28,6 @@ __all__ = [
 ]
 
 SMALL_BYTES = 32 << 20  # of a step's block, for small tensors (cuda.py)
-WORKSPACE_BYTES = 32 << 20  # that cuBLAS takes of torch's allocator, once for each stream
 
 # Workspaces that kernels bound (gdn_workspace.py, gdn_slabs.py, attention_decode.py, moe_gemm.py, draw.py).
 _GDN_BYTES, _GDN_ALONE, _GDN_LONG, _GDN_APART = 104 << 20, 0.57, 130, 16 << 20
@@ -47,6 +46,11 @@ class GpuTraits:
     @classmethod
     def of(cls, arch: int, shared_bytes: int) -> "GpuTraits":
         return cls(arch, 90 <= arch < 120 and shared_bytes >= 160 << 10)
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Of cuBLAS, which torch takes of its allocator for each stream (PyTorch 2.11, CUDABlas's handle pool)."""
+        return 32 << 20 if self.arch >= 90 else 2 * (4096 << 10) + 8 * (16 << 10)
 
     def expert_columns(self, rows: float, itemsize: int) -> int:
         """Of a tile, for so many rows of an expert (kernels/moe_tiles.py)."""
