@@ -195,8 +195,7 @@ def attention_decode(
     group = H // Hkv
     parts = torch.empty(min(slab, num_rows), Hkv, MAX_PARTS, group, D, dtype=torch.float32, device=out.device)
     sums = torch.empty(min(slab, num_rows), Hkv, MAX_PARTS, group, dtype=torch.float32, device=out.device)
-    shape = packed.shape[1], keys.shape[1], keys.element_size(), MAX_PARTS, PART_TOKENS, _TILE_BYTES
-    attend, join = _bound(dims, *shape)
+    attend, join = _bound(dims, packed.shape[1], keys.shape[1], keys.element_size())
     table = decode.page_table
     for first in range(0, num_rows, slab):
         count = min(slab, num_rows - first)
@@ -208,19 +207,17 @@ def attention_decode(
 
 
 @cache
-def _bound(
-    dims: AttentionDims, row: int, page: int, itemsize: int, max_parts: int, part_tokens: int, tile_bytes: int
-) -> tuple[BoundLaunch, BoundLaunch]:  # fmt: skip
+def _bound(dims: AttentionDims, row: int, page: int, itemsize: int) -> tuple[BoundLaunch, BoundLaunch]:
     H, Hkv, D = dims.num_heads, dims.num_kv_heads, dims.head_dim
     block_d = max(16, int(triton.next_power_of_2(D)))
     both = {
-        "H": H, "HKV": Hkv, "D": D, "ROW": row, "MAX_PARTS": max_parts, "PART_TOKENS": part_tokens, "BLOCK_D": block_d,
+        "H": H, "HKV": Hkv, "D": D, "ROW": row, "MAX_PARTS": MAX_PARTS, "PART_TOKENS": PART_TOKENS, "BLOCK_D": block_d,
     }  # fmt: skip
     attend = _launch_attend.bind(
         **both,
         PAGE=page,
         BLOCK_G=max(16, triton.next_power_of_2(H // Hkv)),
-        BLOCK_N=min(64, max(16, tile_bytes // (block_d * itemsize))),
+        BLOCK_N=min(64, max(16, _TILE_BYTES // (block_d * itemsize))),
         num_warps=_WARPS,
         num_stages=_STAGES,
     )

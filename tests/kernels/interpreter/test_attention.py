@@ -31,8 +31,11 @@ def _small_tiles(monkeypatch):
     monkeypatch.setattr(attention_decode, "PART_TOKENS", 16)
     monkeypatch.setattr(attention_decode, "MAX_PARTS", 4)
     monkeypatch.setattr(attention_decode, "_TILE_BYTES", 16 * 64)
+    attention_decode._bound.cache_clear()
     for head_dim in (16, 24, 40):
         _tiles.use(Family(head_dim, "fp32"), Tiles(16, 16, 4, 1))
+    yield
+    attention_decode._bound.cache_clear()
 
 
 CASES = [(name, "six to a key head") for name in STEPS] + [
