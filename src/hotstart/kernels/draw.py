@@ -228,7 +228,8 @@ def _draw_kernel(
         token = place
         if few:
             token = tl.load(p_ids + place)
-    tl.store(tokens_ptr + i_r, token.to(tl.int64))
+    # Rows that hold NaN find no place; their token must be one all the same, or it would fault as an index.
+    tl.store(tokens_ptr + i_r, tl.minimum(tl.maximum(token, 0), V - 1).to(tl.int64))
 
 
 @triton.jit
