@@ -74,9 +74,9 @@ def test_everybody_is_answered_and_the_process_ends(
     flags = ("--device", device, *LONG, *FLAGS[device])
     server = start_server(*flags, python_path=str(tmp_path))
     server.wait_until(server.is_ready, "ready", 90)
-    answers = {"prompt": "Copy: a", "max_tokens": 3000, "ignore_eos": True}
-    # Two at a time: a GPU has answered the first before the last have come.
-    held = [post(server, {**answers, "stream": i % 2 == 0, "n": 1 + i % 3 // 2}) for i in range(12)]
+    # Much to do: a GPU is done with a few of these before anybody has looked.
+    answers = {"prompt": "Copy: a", "max_tokens": 3000, "ignore_eos": True, "n": 16}
+    held = [post(server, {**answers, "stream": i % 2 == 0}) for i in range(12)]
     server.wait_until(lambda: server.metric("vllm:num_requests_waiting") >= 2, "full")
     if draining:
         server.process.send_signal(signal.SIGTERM)
