@@ -5,7 +5,7 @@ import torch
 from hotstart.kernels.edits import Edits
 from hotstart.kernels.sampling import SamplingRows, candidates, sample_torch, uniform
 
-__all__ = ["HISTORY", "broken_logits", "disagreements", "make_edits", "make_rows"]
+__all__ = ["HISTORY", "disagreements", "make_edits", "make_rows"]
 
 HISTORY = torch.zeros(1, 4, dtype=torch.int32)  # nobody's tokens
 
@@ -79,16 +79,3 @@ def disagreements(logits, rows, tokens, slack=1e-5):
         if not edge and distance > slack:
             found.append((i, int(tokens[i]), int(wanted[i])))
     return found
-
-
-def broken_logits(settings, vocab, dtype):
-    """Every setting on rows that no model should make: full of NaN of either sign, with one, and infinite."""
-    plain = torch.randn(vocab, generator=torch.Generator().manual_seed(0))
-    kinds = [plain.new_full((vocab,), value) for value in (torch.nan, -torch.nan, torch.inf, -torch.inf)]
-    for value in (torch.nan, -torch.nan, torch.inf):
-        kinds.append(plain.clone())
-        kinds[-1][vocab // 2] = value
-        kinds.append(plain.new_full((vocab,), -torch.inf))
-        kinds[-1][3] = value
-    wishes = [setting | {"seed": i, "position": i} for i, setting in enumerate(settings) for _ in kinds]
-    return torch.stack(kinds).repeat(len(settings), 1).to(dtype), wishes

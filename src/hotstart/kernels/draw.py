@@ -228,8 +228,7 @@ def _draw_kernel(
         token = place
         if few:
             token = tl.load(p_ids + place)
-    # Rows that hold NaN find no place; their token must be one all the same, or it would fault as an index.
-    tl.store(tokens_ptr + i_r, tl.minimum(tl.maximum(token, 0), V - 1).to(tl.int64))
+    tl.store(tokens_ptr + i_r, token.to(tl.int64))
 
 
 @triton.jit
