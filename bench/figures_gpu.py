@@ -84,24 +84,34 @@ def foretold() -> list[str]:
 
 
 def gpu_tests() -> list[str]:
-    """Of `bench.gpu_tests`: what passed, at which commit."""
+    """Of `bench.gpu_tests`: what passed, at which commit; the first is the latest, and has most files."""
     record = read("gpu_tests")
     told = []
     for commit in dict.fromkeys(row["commit"] for row in record["rows"]):
         rows = [row for row in record["rows"] if row["commit"] == commit]
-        ran = [row for row in rows if "tests" in row]
-        missed = [name for row in rows for name in row.get("failed", []) + row.get("cut_off", [])]
-        skipped = sum(len(row["skipped"]) for row in ran)
-        passed = f"{sum(row['tests'] - len(row['failed']) for row in ran) - skipped} passed at {commit}"
-        passed += f" ({skipped} skipped, of a library that is not installed there)" if skipped else ""
-        passed += f", **not passed: {', '.join(missed)}**" if missed else ""
-        names = dict.fromkeys(row["what"].partition("::")[0].rpartition("/")[2] for row in rows)
-        told.append(passed if not told else f"{passed}, those of {' and '.join(f'`{name}`' for name in names)}")
+        notes = [
+            f"{sum(len(row.get(key, [])) for row in rows)} {words}"
+            for key, words in _NOT_RUN.items()
+            if _any(rows, key)
+        ]
+        passed = sum(row.get("tests", 0) - len(row.get("failed", [])) - len(row.get("skipped", [])) for row in rows)
+        line = f"{passed} passed at {commit}" + (f" ({', '.join(notes)})" if notes else "")
+        if missed := [name for row in rows for name in row.get("failed", [])]:
+            line += f", **not passed: {', '.join(missed)}**"
+        names = ", ".join(f"`{row['what'].rpartition('/')[2]}`" for row in rows)
+        told.append(line if not told else f"{line}, those of {names}")
     where = f"driver {record['driver']}, torch {record['torch']}, Triton {record['triton']}"
     return [
         f"On an {record['gpu']} ({where}), {record['rows'][0]['date']}: {'; '.join(told)}. `{record['command']}`, "
         "[each file](../bench/results/gpu_tests.json)."
     ]
+
+
+_NOT_RUN = {"skipped": "skipped, of a library that is not installed there", "cut_off": "had no time"}
+
+
+def _any(rows: list[dict[str, Any]], key: str) -> bool:
+    return any(row.get(key) for row in rows)
 
 
 def load() -> list[str]:
