@@ -170,6 +170,7 @@ class _Predictor:
             held.take(num_bytes)
         self.process = _Ends(*self.constants.process_bytes).plus(held.reserved - self.weights - self.buffers)
         self.graphs = self._graphs()
+        self.steps: dict[int, _Ends] = {}  # by their tokens, for every end of the plan
 
     def run(self, name: str) -> Prediction:
         plans: list[MemoryPlan | None] = []
@@ -227,8 +228,10 @@ class _Predictor:
 
     def _step(self, size: int) -> _Ends:
         """The worst steps of so many tokens."""
-        expected = worst_step_bytes(self.model, self.dtype, self.limits, self.traits, self.sizes, size)
-        return _Ends(int(expected * 0.9), expected, int(expected * 1.1))
+        if size not in self.steps:
+            expected = worst_step_bytes(self.model, self.dtype, self.limits, self.traits, self.sizes, size)
+            self.steps[size] = _Ends(int(expected * 0.9), expected, int(expected * 1.1))
+        return self.steps[size]
 
     def _graphs(self) -> _Ends:
         """As start-up bounds them: the memory of the largest, and the driver's for each."""
