@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hotstart.kernels.attention_prefill_hopper import attend_on_hopper, hopper_serves
+from hotstart.kernels.attention_prefill_hopper import OPTIONS, ROWS, hopper_serves, launch_on_hopper
 from hotstart.kernels.key import type_name
 from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
 from hotstart.kernels.ops import AttentionDims
@@ -26,7 +26,7 @@ from hotstart.kernels.step import Step
 from hotstart.kernels.target import Target
 from hotstart.kernels.tiles import Trial, Tunable
 
-__all__ = ["attention_prefill"]
+__all__ = ["attention_prefill", "warm_up"]
 
 LOG2E = tl.constexpr(1.4426950408889634)
 
@@ -183,28 +183,13 @@ def attention_prefill(
 
     queries: [T, H, D]; packed: [T, *], (query, gate) by head; keys, values: [pages, page_size, Hkv, D].
     """
-    if hopper_serves(dims, queries.dtype, keys.shape[1]):
-        attend_on_hopper(queries, packed, keys, values, step, dims, out)
-    else:
-        tiles = _tiles(Family(dims.head_dim, type_name(queries.dtype)))
-        _attend_prompts(queries, packed, keys, values, step, dims, out, tiles)
-
-
-def _attend_prompts(
-    queries: Tensor,
-    packed: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    step: Step,
-    dims: AttentionDims,
-    out: Tensor,
-    tiles: Tiles,
-) -> None:
+    tiles = None if hopper_serves(dims, queries.dtype, keys.shape[1]) else _tiles(_family(dims, queries.dtype))
+    rows = ROWS.value if tiles is None else tiles.rows
     prefill, T = step.prefill, out.shape[0]
     H, Hkv, D = dims.num_heads, dims.num_kv_heads, dims.head_dim
-    launch = _bound(dims, packed.shape[1], keys.shape[1], tiles)
     num_sequences, table_width = prefill.page_table.shape
-    num_blocks = (T - prefill.first_token) * (H // Hkv) // tiles.rows + num_sequences + 1
+    num_blocks = (T - prefill.first_token) * (H // Hkv) // rows + num_sequences + 1
+    launch = _bound(dims, packed.shape[1], keys.shape[1], tiles)
     launch(
         (num_blocks * Hkv,), queries, packed, keys, values, prefill.page_table, prefill.context_lens,
         prefill.cu_seqlens, out, D**-0.5 * LOG2E.value, prefill.first_token, T, num_sequences, num_blocks, table_width,
@@ -212,19 +197,23 @@ def _attend_prompts(
 
 
 @cache
-def _bound(dims: AttentionDims, row: int, page: int, tiles: Tiles) -> BoundLaunch:
+def _bound(dims: AttentionDims, row: int, page: int, tiles: Tiles | None) -> BoundLaunch:
+    """`tiles`: None for the kernel of Hopper, whose tiles are its own."""
+    shape = {"H": dims.num_heads, "HKV": dims.num_kv_heads, "D": dims.head_dim, "ROW": row, "PAGE": page}
+    if tiles is None:
+        return launch_on_hopper.bind(**shape, **OPTIONS)
     return _launch.bind(
-        H=dims.num_heads,
-        HKV=dims.num_kv_heads,
-        D=dims.head_dim,
-        ROW=row,
-        PAGE=page,
+        **shape,
         BLOCK_M=tiles.rows,
         BLOCK_N=tiles.keys,
         BLOCK_D=_block_d(dims.head_dim),
         num_warps=tiles.warps,
         num_stages=tiles.stages,
     )
+
+
+def _family(dims: AttentionDims, dtype: torch.dtype) -> Family:
+    return Family(dims.head_dim, type_name(dtype))
 
 
 def _block_d(head_dim: int) -> int:
@@ -271,18 +260,25 @@ def _families(space: LaunchSpace) -> tuple[Family, ...]:
         return ()
     dims, page = space.attention, space.page_size
     dtypes = (dtype for dtype in space.activation_dtypes if not hopper_serves(dims, dtype, page))
-    return tuple(Family(dims.head_dim, type_name(dtype)) for dtype in dtypes)
+    return tuple(_family(dims, dtype) for dtype in dtypes)
 
 
-def _warmup(space: LaunchSpace) -> None:
+def warm_up(space: LaunchSpace, *, on_hopper: bool) -> None:
+    """One of the two kernels, with the dtypes that it serves."""
     dims = space.attention
     if dims is None:
         return
     for dtype in space.activation_dtypes:
+        if hopper_serves(dims, dtype, space.page_size) != on_hopper:
+            continue
         packed, _, _, keys, values = space.attention_inputs(dims, dtype)
         queries = space.empty(space.num_tokens, dims.num_heads, dims.head_dim, dtype=dtype)
         out = space.tokens(dims.num_heads * dims.head_dim, dtype)
         attention_prefill(queries, packed, keys, values, space.step(space.device), dims, out)
+
+
+def _warmup(space: LaunchSpace) -> None:
+    warm_up(space, on_hopper=False)
 
 
 _launch = Launcher(_attention_prefill_kernel, warmup=_warmup)

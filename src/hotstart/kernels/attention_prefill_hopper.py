@@ -8,12 +8,9 @@ for the same reason.
 Source: Shah et al. 2024, arXiv:2407.08608.  In Gluon, whose names change from version to version of Triton.
 """
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -25,12 +22,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from hotstart.kernels.launch import BoundLaunch, Launcher, LaunchSpace, kernel
+from hotstart.kernels.launch import Launcher, LaunchSpace, kernel
 from hotstart.kernels.ops import AttentionDims
-from hotstart.kernels.step import Step
 from hotstart.kernels.target import current_target
 
-__all__ = ["attend_on_hopper", "hopper_serves"]
+__all__ = ["OPTIONS", "ROWS", "hopper_serves", "launch_on_hopper"]
 
 TRITONS = ("3.6", "3.7")  # that know these names
 PAGES = (16, 32, 64)  # tokens of a page
@@ -38,6 +34,7 @@ ROWS, KEYS = tl.constexpr(128), tl.constexpr(64)  # of a block, of a tile
 _KEY_STAGES, _VALUE_STAGES = tl.constexpr(3), tl.constexpr(2)  # as many tiles as there is room for
 _GROUP = tl.constexpr(64)  # rows of a group of warps
 _WARPS = tl.constexpr(4)  # of a group
+OPTIONS = {"num_warps": _WARPS.value}  # of a launch: the other groups and the copying warps are the kernel's own
 _MULTIPLY_REGISTERS, _COPY_REGISTERS = tl.constexpr(240), tl.constexpr(24)  # of a thread
 _TILES = tl.constexpr(gl.NVMMASharedLayout(128, 16, rank=2))  # columns of 64 apart, one after the other
 _COLUMNS = tl.constexpr(64)
@@ -329,44 +326,16 @@ def _stages(N: gl.constexpr, D: gl.constexpr, dtype: gl.constexpr):
 
 
 def hopper_serves(dims: AttentionDims, dtype: torch.dtype, page: int) -> bool:
-    """Whether attend_on_hopper is the way on the active GPU, for heads and pages like these."""
+    """Whether this kernel is the way on the active GPU, for heads and pages like these."""
     fits = dims.head_dim == 256 and page in PAGES and dtype.itemsize == 2
     return fits and triton.__version__.startswith(TRITONS) and current_target().arch == 90
 
 
-def attend_on_hopper(
-    queries: Tensor, packed: Tensor, keys: Tensor, values: Tensor, step: Step, dims: AttentionDims, out: Tensor
-) -> None:
-    """See attention_prefill."""
-    prefill, T, Hkv = step.prefill, out.shape[0], dims.num_kv_heads
-    num_sequences, table_width = prefill.page_table.shape
-    num_blocks = (T - prefill.first_token) * (dims.num_heads // Hkv) // ROWS.value + num_sequences + 1
-    launch = _bound(dims, packed.shape[1], keys.shape[1])
-    launch(
-        (num_blocks * Hkv,), queries, packed, keys, values, prefill.page_table,
-        prefill.context_lens, prefill.cu_seqlens, out, dims.head_dim**-0.5 * LOG2E.value, prefill.first_token, T,
-        num_sequences, num_blocks, table_width,
-    )  # fmt: skip
-
-
-@cache
-def _bound(dims: AttentionDims, row: int, page: int) -> BoundLaunch:
-    return _launch.bind(
-        H=dims.num_heads, HKV=dims.num_kv_heads, D=dims.head_dim, ROW=row, PAGE=page, num_warps=_WARPS.value
-    )
-
-
 def _warmup(space: LaunchSpace) -> None:
-    dims = space.attention
-    if dims is None:
-        return
-    for dtype in space.activation_dtypes:
-        if not hopper_serves(dims, dtype, space.page_size):
-            continue
-        packed, _, _, keys, values = space.attention_inputs(dims, dtype)
-        queries = space.empty(space.num_tokens, dims.num_heads, dims.head_dim, dtype=dtype)
-        out = space.tokens(dims.num_heads * dims.head_dim, dtype)
-        attend_on_hopper(queries, packed, keys, values, space.step(space.device), dims, out)
+    """By the op that launches it, which imports it."""
+    from hotstart.kernels import attention_prefill
+
+    attention_prefill.warm_up(space, on_hopper=True)
 
 
-_launch = Launcher(_attention_prefill_hopper_kernel, warmup=_warmup)
+launch_on_hopper = Launcher(_attention_prefill_hopper_kernel, warmup=_warmup)
