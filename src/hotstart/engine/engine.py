@@ -230,7 +230,7 @@ class Engine:
             flight = self._runner.launch(plan, is_alone=is_alone)
             self._watch.check(memory=not flight.is_replay)  # now, so that growth is of the step that grew
             self._flights[-1] = flight
-        except Exception as error:
+        except Exception as error:  # as in `step`, which raises it when the step's turn comes
             _let_go(error)
             self._flights[-1] = FailedFlight(plan, error)
 
@@ -241,7 +241,7 @@ class Engine:
         try:
             if self._flights[0].finish():
                 self._watch.check()
-        except Exception as error:
+        except Exception as error:  # likewise
             _let_go(error)
             self._flights[0] = FailedFlight(self._flights[0].plan, error)
 
