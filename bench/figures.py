@@ -22,6 +22,7 @@ from bench import (
     figures_table,
     figures_told,
 )
+from bench.figures_promise import target
 
 ROOT = Path(__file__).parents[1]
 MODELS = {"tiny": "shipped checkpoint", "0.8b": "Qwen3.5-0.8B shape, random weights"}
@@ -42,7 +43,7 @@ def against_transformers(record: dict[str, Any]) -> list[str]:
         batches = f" (static batches {row['static_batches']})" if "static_batches" in row else ""
         lines.append(
             f"| {MODELS[row['model']]} | {row['what']}{batches} | {row['hotstart_ms']:.2f} |"
-            f" {row['transformers_ms']:.2f} | {row['ratio']:.2f} | {_target(row['ratio'] >= row['target'])}"
+            f" {row['transformers_ms']:.2f} | {row['ratio']:.2f} | {target(row['ratio'] >= row['target'])}"
             f" {row['target']:g} |"
         )
     return [*lines, "", circumstances(record)]
@@ -53,7 +54,7 @@ def first_request(record: dict[str, Any]) -> list[str]:
     for row in record["rows"]:
         lines.append(
             f"| {MODELS[row['model']]} | {row['what']} | {row['first_ms']:.2f} | {row['later_ms']:.2f} |"
-            f" {row['ratio']:.2f} | {_target(row['ratio'] <= row['target'])} {row['target']:g} |"
+            f" {row['ratio']:.2f} | {target(row['ratio'] <= row['target'])} {row['target']:g} |"
         )
     return [*lines, "", circumstances(record)]
 
@@ -107,8 +108,8 @@ def shown(language: int) -> list[str]:
 def server_cpu(record: dict[str, Any]) -> list[str]:
     streams, start = record["rows"]
     tokens = f"{streams['offline_tokens_s']} | {streams['server_tokens_s']}"
-    met = f"{_target(streams['ratio'] >= streams['target'])} {streams['target']:g}"
-    soon = f"{_target(start['seconds'] <= start['target_s'])} {start['target_s']:g} s"
+    met = f"{target(streams['ratio'] >= streams['target'])} {streams['target']:g}"
+    soon = f"{target(start['seconds'] <= start['target_s'])} {start['target_s']:g} s"
     return [
         "| what | offline, tokens/s | server, tokens/s | ratio | target |",
         "|---|---:|---:|---:|---:|",
@@ -119,10 +120,6 @@ def server_cpu(record: dict[str, Any]) -> list[str]:
         "",
         circumstances(record),
     ]
-
-
-def _target(met: bool) -> str:
-    return "met:" if met else "**missed:**"
 
 
 Section = Callable[[], list[str]]

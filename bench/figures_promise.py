@@ -5,10 +5,11 @@ from collections import Counter
 
 from bench.figures_gpu import GIB, MIB, Record, read
 
-__all__ = ["first_requests", "picture", "promise", "usable_tokens"]
+__all__ = ["first_requests", "picture", "promise", "target", "usable_tokens"]
 
 
-def _target(met: bool) -> str:
+def target(met: bool) -> str:
+    """What stands before a figure that had one to reach."""
     return "met:" if met else "**missed:**"
 
 
@@ -28,32 +29,32 @@ def promise() -> list[str]:
             f"growth after ready: {traffic['requests']} random requests, then 1024 at once of 8 + 8 tokens",
             vllm["growth"],
             "torch 0 bytes, driver at most 32 MiB",
-            f"{_target(sealed)} {grown}",
+            f"{target(sealed)} {grown}",
         ),
         (
             "that burst with 97.5 % of the card in use, under `--strict`",
             vllm["tight_burst"],
             "served, no event",
-            f"{_target(served)} {burst['failed']} failed, {burst['num_late']} events",
+            f"{target(served)} {burst['failed']} failed, {burst['num_late']} events",
         ),
         (
             f"the burst again after another process took {beside['taken_bytes'] / GIB:.0f} GiB",
             "-",
             "no request fails",
-            f"{_target(not beside['failed'])} {beside['failed']} failed",
+            f"{target(not beside['failed'])} {beside['failed']} failed",
         ),
         _late_row(tight, pressed, vllm["late"]),
         (
             f"first request over the median of the next 20 of its length, {len(starts)} fresh starts: median (worst)",
             vllm["first_over_later"],
             "1.05",
-            f"{_target(statistics.median(ratios) <= 1.05)} {statistics.median(ratios):.3f} ({max(ratios):.3f})",
+            f"{target(statistics.median(ratios) <= 1.05)} {statistics.median(ratios):.3f} ({max(ratios):.3f})",
         ),
         (
             f"first over second request of a length never seen, {len(lengths['samples_ms'])} lengths: median / p95",
             vllm["new_length"],
             "1.05 / 1.15",
-            f"{_target(median <= 1.05 and p95 <= 1.15)} {median:.3f} / {p95:.3f}",
+            f"{target(median <= 1.05 and p95 <= 1.15)} {median:.3f} / {p95:.3f}",
         ),
         _started(
             f"caches cold / warm, up to 256 sequences (warm: the median of {len(starts) - 1})",
@@ -82,7 +83,7 @@ def _late_row(tight: Record, pressed: Record, theirs: str) -> tuple[str, str, st
     late, failed = tight["num_late"] + pressed["num_late"], sum(found["failed"] for found in both)
     told = f"{late}" + (f", {failed} requests failed" if failed else "")
     told += f"; without {', '.join(missing)}" if missing else ""
-    return what, theirs, "0", f"{_target(not late and not failed and not missing)} {told}"
+    return what, theirs, "0", f"{target(not late and not failed and not missing)} {told}"
 
 
 def _where(runs: dict[str, Record]) -> str:
@@ -95,7 +96,7 @@ def _where(runs: dict[str, Record]) -> str:
 
 
 def _started(how: str, cold: float, warm: float, theirs: str) -> tuple[str, str, str, str]:
-    reached = f"{_target(cold <= 40 and warm <= 12)} {cold:.1f} / {warm:.1f} s"
+    reached = f"{target(cold <= 40 and warm <= 12)} {cold:.1f} / {warm:.1f} s"
     return f"start of the process to ready, {how}", theirs, "40 / 12 s", reached
 
 
@@ -140,7 +141,7 @@ def _usable_row() -> tuple[str, str, str, str]:
     ours, theirs = (" / ".join(f"{pair[i]}" for pair in tokens.values()) for i in (0, 1))
     more = all(pair[0] > pair[1] for pair in tokens.values())
     what = f"usable tokens of 256 sequences from the same budget, {' / '.join(tokens)} ([the sums](MEMORY.md))"
-    return what, f"{theirs}, blocks of 528", "more", f"{_target(more)} {ours}"
+    return what, f"{theirs}, blocks of 528", "more", f"{target(more)} {ours}"
 
 
 def first_requests() -> list[str]:
